@@ -1,0 +1,1 @@
+"""Corral: a sandbox cloud for AI agents on any Linux machine."""

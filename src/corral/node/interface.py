@@ -1,0 +1,117 @@
+"""What the parts of a node promise each other, and what a node promises the control plane. No code, only shapes.
+
+    api, control ──► Node ──► Engine ──► holder, sentry, urpc, cgroup, pool
+                      │         └──────► Disks (writable layers), rootfs (overlay)
+                      └──► Guest ──► Link ──► wire ──► (socket) ──► agent in the sandbox
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from corral.schema.observe import Sample
+from corral.schema.sandbox import Reason
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """An image as the engine needs it. `layers` from the lowest up: directories, or ext4 images to be mounted read-only."""
+
+    id: str
+    name: str | None
+    layers: tuple[Path, ...]
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
+    user: str | None = None
+    workdir: str | None = None
+    command: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class BoxSpec:
+    """Everything the node needs to start one sandbox."""
+
+    id: str
+    image: ImageSpec
+    cpu: float
+    memory: int
+    disk: int
+    pids: int
+    env: Mapping[str, str]
+    user: str | None
+    workdir: str | None
+    hostname: str
+    sudo: bool = True
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A sandbox ended by itself (not because the node was asked to)."""
+
+    id: str
+    reason: Reason
+    detail: str | None
+    disk_kept: bool
+
+
+OnEnd = Callable[[Ended], Awaitable[None]]
+Timing = dict[str, float]
+"""Seconds by phase: claim, rootfs, start, ready, total; and `cold`: 1.0 when no warm member was there."""
+
+
+class Box(Protocol):
+    """One claimed, running sentry with its root mounted. Made by the engine."""
+
+    id: str
+    pid: int
+
+    @property
+    def control(self) -> socket.socket:
+        """The node's end of the agent's descriptor 0 (SOCK_SEQPACKET, non-blocking)."""
+        ...
+
+    def freeze(self) -> None: ...
+    def thaw(self) -> None: ...
+    def sample(self) -> Sample: ...
+
+
+class Engine(Protocol):
+    """Starts, finds again and ends sentries. Knows nothing of processes or files inside them."""
+
+    async def open(self, on_death: OnEnd) -> list[Box]:
+        """Ready the engine; returns the boxes of an earlier server that still live, adopted."""
+        ...
+
+    async def close(self) -> None:
+        """Leave: boxes go on living with the holder."""
+        ...
+
+    async def claim(self, spec: BoxSpec) -> tuple[Box, Timing]:
+        """A running sentry whose host-side root is mounted and whose agent is awake but not yet claimed (the caller sends `hello` and `claim`)."""
+        ...
+
+    async def kill(self, id: str) -> None:
+        """End the sentry and unmount; the disk is kept. Idempotent."""
+        ...
+
+    async def shutdown(self) -> None:
+        """End everything of this installation: boxes, pool, holder, mounts, cgroups."""
+        ...
+
+
+class Disks(Protocol):
+    """Writable layers. Each has a hard size and outlives its sentry."""
+
+    async def open(self) -> None: ...
+    async def attach(self, id: str, mib: int) -> Path:
+        """Create (or find) the disk of a sandbox and mount it; returns the directory that holds `u` (upper) and `w` (work)."""
+        ...
+
+    async def detach(self, id: str) -> None: ...
+    async def remove(self, id: str) -> None: ...
+    def used(self, id: str) -> int:
+        """Bytes written, as the host sees them."""
+        ...

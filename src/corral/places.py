@@ -1,0 +1,93 @@
+"""Where Corral keeps what: one home for what lasts, one directory under /run for what dies with the machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def default_home() -> Path:
+    """`CORRAL_HOME`, else /var/lib/corral for root, else `$XDG_DATA_HOME/corral`."""
+    if value := os.environ.get("CORRAL_HOME"):
+        return Path(value).absolute()
+    if os.geteuid() == 0:
+        return Path("/var/lib/corral")
+    data = os.environ.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "corral"
+
+
+@dataclass(frozen=True)
+class Places:
+    """The directories and files of one installation. Nothing is created by looking at a name."""
+
+    home: Path
+
+    @property
+    def tag(self) -> str:
+        """`corral-<8 hex digits of the home's hash>`: every cgroup, namespace, veth, nft table and mount of this installation carries it."""
+        return "corral-" + hashlib.sha256(os.fsencode(self.home.absolute())).hexdigest()[:8]
+
+    @property
+    def run(self) -> Path:
+        return Path("/run") / self.tag
+
+    @property
+    def database(self) -> Path:
+        return self.home / "corral.db"
+
+    @property
+    def keys(self) -> Path:
+        return self.home / "keys"
+
+    @property
+    def engines(self) -> Path:
+        return self.home / "engines"
+
+    @property
+    def pool_image(self) -> Path:
+        """The sparse loop file with the XFS pool."""
+        return self.home / "pool.xfs"
+
+    @property
+    def pool(self) -> Path:
+        """Where the pool is mounted (or, without a loop file, simply is)."""
+        return self.home / "pool"
+
+    @property
+    def disks(self) -> Path:
+        """Writable layers, one image file for each sandbox."""
+        return self.pool / "disks"
+
+    @property
+    def layers(self) -> Path:
+        """Unpacked, immutable layers of images."""
+        return self.home / "layers"
+
+    @property
+    def images(self) -> Path:
+        """One JSON document for each image: its layers and defaults."""
+        return self.home / "images"
+
+    @property
+    def spool(self) -> Path:
+        return self.home / "spool"
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def members(self) -> Path:
+        """Mount points of pool members and claimed sandboxes."""
+        return self.run / "members"
+
+    @property
+    def boxes(self) -> Path:
+        """One JSON record for each claimed sandbox, from which a new server adopts it."""
+        return self.run / "boxes"
+
+    @property
+    def holder_socket(self) -> Path:
+        return self.run / "holder.sock"

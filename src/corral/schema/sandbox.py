@@ -1,0 +1,128 @@
+"""A sandbox as the API shows it, and what can be asked of it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from corral.schema.model import Answer, Request
+
+Name = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
+Tags = Annotated[dict[Annotated[str, Field(min_length=1, max_length=128)], Annotated[str, Field(max_length=256)]], Field(max_length=64)]
+Env = Annotated[dict[Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^=\x00]+$")], Annotated[str, Field(max_length=131_072, pattern=r"^[^\x00]*$")]], Field(max_length=1024)]
+
+
+class State(StrEnum):
+    """Where a sandbox is in its life. `control/lifecycle.py` holds the table of transitions."""
+
+    CREATING = "creating"
+    RUNNING = "running"
+    FROZEN = "frozen"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    TERMINATED = "terminated"
+    FAILED = "failed"
+
+
+class Reason(StrEnum):
+    """Why a sandbox left a state."""
+
+    REQUESTED = "requested"
+    FINISHED = "finished"
+    TIMEOUT = "timeout"
+    IDLE = "idle"
+    OOM = "oom"
+    PIDS = "pids"
+    DISK = "disk"
+    KILLED = "killed"
+    CRASHED = "crashed"
+    AGENT_DIED = "agent_died"
+    AGENT_GARBAGE = "agent_garbage"
+    NODE_LOST = "node_lost"
+    IMAGE_ERROR = "image_error"
+    ENGINE_ERROR = "engine_error"
+
+
+class SandboxCreate(Request):
+    """POST /v1/sandboxes. Everything has a default."""
+
+    image: str = Field("base", min_length=1, max_length=512, description="name or id of an image on the node")
+    name: Name | None = Field(None, description="unique among the project's living sandboxes")
+    cpu: float = Field(1.0, gt=0, le=256, allow_inf_nan=False, description="cores; a fraction is a share of one")
+    memory: int = Field(512, ge=64, le=1_048_576, description="MiB")
+    disk: int = Field(4096, ge=64, le=4_194_304, description="MiB the sandbox may write")
+    pids: int = Field(1024, ge=16, le=65_536, description="processes at once")
+    timeout: float | None = Field(3600, gt=0, le=31_536_000, allow_inf_nan=False, description="seconds until `on_timeout`; null: never")
+    idle_timeout: float | None = Field(None, gt=0, le=31_536_000, allow_inf_nan=False, description="seconds without activity until `on_timeout`")
+    on_timeout: Literal["terminate", "stop"] = "terminate"
+    env: Env = Field(default_factory=dict)
+    tags: Tags = Field(default_factory=dict)
+    user: str | None = Field(None, max_length=256, description="default user of commands; null: the image's")
+    workdir: str | None = Field(None, max_length=4096, description="default directory of commands; null: the image's")
+    hostname: Name | None = None
+    egress: Literal["none"] = "none"
+    sudo: bool = Field(True, description="the image's user may become root inside the sandbox")
+    wait: float = Field(0, ge=0, le=600, description="seconds to wait for room when the node is full")
+
+
+class SandboxUpdate(Request):
+    """PATCH /v1/sandboxes/{id}: only the fields given are changed."""
+
+    name: Name | None = None
+    tags: Tags | None = None
+    timeout: float | None = Field(None, gt=0, le=31_536_000, allow_inf_nan=False, description="seconds from now")
+    idle_timeout: float | None = Field(None, gt=0, le=31_536_000, allow_inf_nan=False)
+    on_timeout: Literal["terminate", "stop"] | None = None
+
+
+class SandboxExtend(Request):
+    """POST /v1/sandboxes/{id}/extend: moves the deadline to at least `seconds` from now."""
+
+    seconds: float = Field(gt=0, le=31_536_000, allow_inf_nan=False)
+
+
+class NodeAccess(Answer):
+    """Where to reach the node that runs a sandbox, and the token for it. On one machine the server itself (`url` is null: the URL already in use)."""
+
+    url: str | None = None
+    token: str | None = None
+
+
+class Sandbox(Answer):
+    """One sandbox."""
+
+    id: str
+    name: str | None
+    project: str
+    image: str
+    state: State
+    reason: Reason | None = Field(None, description="why it left the running state")
+    detail: str | None = Field(None, description="one sentence more on the reason")
+    ended_by: str | None = Field(None, description="who asked: a key's id, `timeout`, `idle`, `guest` or `node`")
+    cpu: float
+    memory: int
+    disk: int
+    pids: int
+    env: dict[str, str]
+    tags: dict[str, str]
+    user: str | None
+    workdir: str | None
+    timeout: float | None
+    idle_timeout: float | None
+    on_timeout: Literal["terminate", "stop"]
+    created_at: datetime
+    started_at: datetime | None = None
+    deadline: datetime | None = None
+    ended_at: datetime | None = None
+    timing: dict[str, float] | None = Field(None, description="seconds of each phase of its start: queue, claim, rootfs, start, ready, total; `cold` is 1 without a warm pool member")
+    node: NodeAccess | None = None
+
+
+class SandboxPage(Answer):
+    """GET /v1/sandboxes, newest first."""
+
+    sandboxes: list[Sandbox]
+    next: str | None = Field(None, description="`cursor` of the next page")

@@ -1,0 +1,106 @@
+"""The one place that starts helper programs on the host: always waited for, always with a time-out, failures told in one form.
+
+Sentries are not started here but by the holder (`node/holder.py`), whose children they must be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from corral.errors import PlatformError
+
+
+class ProgramFailed(PlatformError):
+    """A helper program ended with a code other than 0, or ran out of time."""
+
+    code = "program_failed"
+
+
+@dataclass(frozen=True)
+class Completed:
+    argv: tuple[str, ...]
+    code: int
+    stdout: bytes
+    stderr: bytes
+
+    def check(self) -> Completed:
+        if self.code:
+            tail = (self.stderr or self.stdout).decode(errors="replace").strip()[-2000:]
+            raise ProgramFailed(f"`{shlex.join(self.argv)}` ended with {self.code}: {tail}")
+        return self
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    input: bytes | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    on_line: Callable[[str], None] | None = None,
+) -> Completed:
+    """Run a program to its end. With `on_line`, its merged output is given line by line as it comes and kept in `stdout`."""
+    merged = on_line is not None
+    with subprocess.Popen(
+        list(argv),
+        stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if merged else subprocess.PIPE,
+        env=env,
+        cwd=cwd,
+        start_new_session=True,
+    ) as process:
+        try:
+            if on_line is None:
+                out, err = process.communicate(input, timeout=timeout)
+            else:
+                out, err = _follow(process, timeout, on_line), b""
+        except subprocess.TimeoutExpired:
+            raise ProgramFailed(f"`{shlex.join(argv)}` did not end within {timeout:g} s and was killed") from None
+        finally:
+            if process.poll() is None:
+                _kill(process)
+    return Completed(tuple(argv), process.returncode, out, err)
+
+
+def _follow(process: subprocess.Popen[bytes], timeout: float, on_line: Callable[[str], None]) -> bytes:
+    import threading
+
+    assert process.stdout is not None
+    expired = threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        _kill(process)
+
+    timer = threading.Timer(timeout, expire)
+    timer.start()
+    kept: list[bytes] = []
+    try:
+        for line in process.stdout:
+            kept.append(line)
+            on_line(line.decode(errors="replace").rstrip("\n"))
+        process.wait()
+    finally:
+        timer.cancel()
+    if expired.is_set():
+        raise subprocess.TimeoutExpired(process.args, timeout)
+    return b"".join(kept)
+
+
+async def run_async(argv: Sequence[str], *, timeout: float, input: bytes | None = None, env: Mapping[str, str] | None = None) -> Completed:
+    """`run` in a worker thread, for callers on the event loop."""
+    return await asyncio.to_thread(run, argv, timeout=timeout, input=input, env=env)
