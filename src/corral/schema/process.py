@@ -75,6 +75,12 @@ class Process(Answer):
     stdin_offset: int = Field(0, description="bytes accepted so far")
 
 
+class Processes(Answer):
+    """GET /v1/sandboxes/{id}/processes."""
+
+    processes: list[Process]
+
+
 class Output(Answer):
     """`data` of the `output` events of GET …/processes/{id}/output (server-sent events). The event's id is `{stdout}:{stderr}`, the offsets after it."""
 
