@@ -49,6 +49,12 @@ class Paths(Answer):
     more: bool = False
 
 
+class Exists(Answer):
+    """POST …/files/exists."""
+
+    exists: bool
+
+
 class At(Request):
     """A request about one path: absolute, or relative to the sandbox's workdir. `path_b64` instead for names that are not UTF-8."""
 

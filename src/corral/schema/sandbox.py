@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from corral.schema.model import Answer, Request
 
@@ -82,6 +82,19 @@ class SandboxExtend(Request):
     """POST /v1/sandboxes/{id}/extend: moves the deadline to at least `seconds` from now."""
 
     seconds: float = Field(gt=0, le=31_536_000, allow_inf_nan=False)
+
+
+class SandboxDelete(Request):
+    """POST /v1/sandboxes/delete: ends many at once, those named or all with these tags. Answered with a `SandboxPage` of them."""
+
+    sandboxes: list[Annotated[str, Field(min_length=1, max_length=63)]] | None = Field(None, min_length=1, max_length=10_000)
+    tags: Tags | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_of(self) -> SandboxDelete:
+        if (self.sandboxes is None) == (self.tags is None):
+            raise ValueError("give either sandboxes or tags")
+        return self
 
 
 class NodeAccess(Answer):
