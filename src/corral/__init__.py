@@ -1,1 +1,52 @@
-"""Corral: a sandbox cloud for AI agents on any Linux machine."""
+"""Corral: a sandbox cloud for AI agents on any Linux machine.
+
+    from corral import Sandbox
+
+    with Sandbox.create() as sb:
+        print(sb.run("echo hello").stdout)
+
+`corral.aio` has the same names with await. Names are loaded when they are first used, so that `import corral` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from corral.version import __version__
+
+if TYPE_CHECKING:
+    from corral import aio, errors
+    from corral.errors import CommandFailed, CorralError, DeadlineExceeded
+    from corral.sdk._sync.client import Client
+    from corral.sdk._sync.files import Files
+    from corral.sdk._sync.process import Process
+    from corral.sdk._sync.sandbox import Sandbox
+    from corral.sdk.result import Result
+
+__all__ = ["Client", "CommandFailed", "CorralError", "DeadlineExceeded", "Files", "Process", "Result", "Sandbox", "__version__", "aio", "errors"]
+
+_PLACES = {
+    "Client": "corral.sdk._sync.client",
+    "CommandFailed": "corral.errors",
+    "CorralError": "corral.errors",
+    "DeadlineExceeded": "corral.errors",
+    "Files": "corral.sdk._sync.files",
+    "Process": "corral.sdk._sync.process",
+    "Result": "corral.sdk.result",
+    "Sandbox": "corral.sdk._sync.sandbox",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in ("aio", "errors"):
+        return import_module(f"corral.{name}")
+    if name not in _PLACES:
+        raise AttributeError(f"module 'corral' has no attribute {name!r}")
+    value = getattr(import_module(_PLACES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

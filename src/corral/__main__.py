@@ -1,0 +1,5 @@
+"""`python -m corral` is the program `corral`."""
+
+from corral.cli import main
+
+main()

@@ -1,0 +1,16 @@
+"""The names of `corral` with await.
+
+from corral.aio import Sandbox
+
+async with await Sandbox.create() as sb:
+    print((await sb.run("echo hello")).stdout)
+"""
+
+from corral.errors import CommandFailed, CorralError, DeadlineExceeded
+from corral.sdk._async.client import Client
+from corral.sdk._async.files import Files
+from corral.sdk._async.process import Process
+from corral.sdk._async.sandbox import Sandbox
+from corral.sdk.result import Result
+
+__all__ = ["Client", "CommandFailed", "CorralError", "DeadlineExceeded", "Files", "Process", "Result", "Sandbox"]

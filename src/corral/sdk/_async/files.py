@@ -1,0 +1,224 @@
+"""The files of one sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import stat
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
+from contextlib import aclosing
+from pathlib import Path as LocalPath
+from typing import IO, Any, TypeVar, cast
+
+from pydantic import BaseModel
+
+from corral.errors import InvalidArgument, NotADirectory
+from corral.schema import file as schema
+from corral.schema.file import Entry, Kind, WatchEvent
+from corral.sdk import faults, tree
+from corral.sdk._async import stream
+from corral.sdk._async.transport import Answer, Headers, Transport
+from corral.sdk.flavor import ASYNC
+from corral.sdk.place import Path, at, plain
+from corral.sdk.tree import PIECE
+
+M = TypeVar("M", bound=BaseModel)
+Content = str | bytes | IO[bytes] | IO[str] | Iterable[bytes] | AsyncIterable[bytes]
+
+
+class Files:
+    """Paths are absolute, or relative to the sandbox's workdir; text, or bytes when a name is not UTF-8.
+
+    Errors are the sandbox's own: `FileNotFound`, `IsADirectory`, `AccessDenied`, `DiskFull`, …, which also are Python's builtin ones.
+    """
+
+    def __init__(self, transport: Transport, sandbox: str) -> None:
+        self._transport = transport
+        self._path = sandbox + "/files"
+        self._tree = sandbox + "/tree"
+
+    async def read(self, path: Path, *, offset: int = 0, length: int | None = None) -> bytes:
+        """A file's bytes, or `length` of them from `offset`."""
+        return b"" if length == 0 else await (await self._open(path, offset, length)).read()
+
+    async def read_text(self, path: Path, *, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """A file as text."""
+        return (await self.read(path)).decode(encoding, errors)
+
+    async def pieces(self, path: Path, *, offset: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
+        """A file's bytes piece by piece, for what does not fit in memory."""
+        answer = await self._open(path, offset, length)
+        async with aclosing(answer.pieces()) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def write(
+        self,
+        path: Path,
+        data: Content,
+        *,
+        mode: int | None = None,
+        user: str | None = None,
+        parents: bool = True,
+        append: bool = False,
+        exclusive: bool = False,
+    ) -> Entry:
+        """Write a file whole, so that nobody sees half of it (or `append` to it; or only if it is not there: `exclusive`).
+
+        `data` is text, bytes, an open file, or an iterator of bytes. `mode` defaults to what it was, else 0o644.
+        """
+        query = {**at(path), "mode": mode, "user": user, "parents": parents, "append": append or None, "exclusive": exclusive or None}
+        if isinstance(data, str):
+            data = data.encode()
+        if isinstance(data, (bytes, bytearray, memoryview)):
+            body = await self._transport.call(
+                "PUT", self._path, query=query, body=bytes(data), content_type="application/octet-stream", safe=not append and not exclusive
+            )
+        else:
+            length = _length(data)
+            answer = await self._transport.stream("PUT", self._path, query=query, body=_pieces(data, length), length=length)
+            body = await answer.read()
+        return faults.decode(Entry, body)
+
+    async def list(self, path: Path = ".", *, depth: int = 1) -> list[Entry]:
+        """The entries of a directory, sorted by name; with `depth` those of directories below it too."""
+        entries: list[Entry] = []
+        after: str | None = None
+        while True:
+            page = await self._ask("list", schema.ListFiles, schema.Entries, **at(path), depth=depth, after=after)
+            entries += page.entries
+            if not page.more or not page.entries:
+                return entries
+            after = page.entries[-1].path
+
+    async def stat(self, path: Path) -> Entry:
+        """What is there; of a symbolic link the link itself."""
+        return await self._ask("stat", schema.At, Entry, **at(path))
+
+    async def exists(self, path: Path) -> bool:
+        return (await self._ask("exists", schema.At, schema.Exists, **at(path))).exists
+
+    async def mkdir(self, path: Path, *, mode: int = 0o755, parents: bool = True, user: str | None = None) -> None:
+        """Make a directory. With `parents` those above too, and it is no error if it is there."""
+        await self._do("mkdir", faults.build(schema.Mkdir, **at(path), mode=mode, parents=parents, user=user), safe=parents)
+
+    async def remove(self, path: Path, *, recursive: bool = False, missing_ok: bool = False) -> None:
+        """Remove a file, an empty directory, or with `recursive` a whole one."""
+        await self._do("remove", faults.build(schema.Remove, **at(path), recursive=recursive, missing_ok=missing_ok), safe=missing_ok)
+
+    async def move(self, source: Path, target: Path, *, overwrite: bool = False) -> None:
+        await self._do("move", faults.build(schema.Move, source=plain(source), target=plain(target), overwrite=overwrite))
+
+    async def copy(self, source: Path, target: Path, *, recursive: bool = True, overwrite: bool = False) -> None:
+        """Copy inside the sandbox, keeping modes, owners, times and links."""
+        await self._do("copy", faults.build(schema.Copy, source=plain(source), target=plain(target), recursive=recursive, overwrite=overwrite), safe=overwrite)
+
+    async def chmod(self, path: Path, mode: int, *, recursive: bool = False) -> None:
+        await self._do("chmod", faults.build(schema.Chmod, **at(path), mode=mode, recursive=recursive), safe=True)
+
+    async def chown(self, path: Path, user: str, *, recursive: bool = False) -> None:
+        """`user`, `user:group`, or numbers."""
+        await self._do("chown", faults.build(schema.Chown, **at(path), user=user, recursive=recursive), safe=True)
+
+    async def symlink(self, target: Path, path: Path) -> None:
+        """Make `path` a symbolic link to `target`."""
+        await self._do("symlink", faults.build(schema.Symlink, target=plain(target), path=plain(path)))
+
+    async def glob(self, pattern: str, *, limit: int = 10_000) -> list[str]:
+        """Paths that match; `**` goes through directories."""
+        return (await self._ask("glob", schema.Glob, schema.Paths, pattern=pattern, limit=limit)).paths
+
+    async def watch(self, path: Path = ".", *, recursive: bool = False) -> AsyncGenerator[WatchEvent, None]:
+        """Changes below a directory as they happen, without end. `overflow` says that some were too many to be told."""
+        query = {**at(path), "recursive": recursive}
+        async with aclosing(stream.follow(self._transport, self._path + "/watch", query)) as parts:
+            async for part in parts:
+                yield faults.decode(WatchEvent, part.data)
+
+    async def upload(self, local: str | os.PathLike[str], remote: Path, *, user: str | None = None) -> None:
+        """Copy a local file, or what is in a local directory, to `remote`."""
+        source = LocalPath(local)
+        if source.is_dir():
+            answer = await self._transport.stream("PUT", self._tree, query={**at(remote), "user": user}, body=_pieces(tree.pack(source)))
+            await answer.read()
+            return
+        with source.open("rb") as file:
+            await self.write(remote, file, mode=os.fstat(file.fileno()).st_mode & 0o777, user=user)
+
+    async def download(self, remote: Path, local: str | os.PathLike[str]) -> None:
+        """Copy a file, or what is in a directory, of the sandbox to `local`. Nothing is written outside of it, whatever the sandbox sends."""
+        target, entry = LocalPath(local), await self.stat(remote)
+        if entry.type is Kind.SYMLINK:
+            entry = entry if await self._is_file(remote) else entry.model_copy(update={"type": Kind.DIRECTORY})
+        if entry.type is Kind.DIRECTORY:
+            answer = await self._transport.stream("GET", self._tree, query=at(remote))
+            async with aclosing(answer.pieces()) as pieces:
+                if ASYNC:
+                    loop = asyncio.get_running_loop()
+                    await asyncio.to_thread(tree.unpack, lambda: asyncio.run_coroutine_threadsafe(anext(pieces, b""), loop).result(), target)
+                else:
+                    tree.unpack(lambda: next(cast("Iterator[bytes]", pieces), b""), target)
+            return
+        if target.is_dir():
+            target /= entry.name
+        partial = target.with_name(target.name + ".part")
+        try:
+            with partial.open("wb") as file:
+                async with aclosing(self.pieces(remote)) as pieces:
+                    async for piece in pieces:
+                        await asyncio.to_thread(file.write, piece)
+            partial.chmod(entry.mode & 0o777)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    async def _is_file(self, path: Path) -> bool:
+        """Whether a link leads to something else than a directory."""
+        try:
+            await self._ask("list", schema.ListFiles, schema.Entries, **at(path), limit=1)
+        except NotADirectory:
+            return True
+        return False
+
+    async def _open(self, path: Path, offset: int, length: int | None) -> Answer:
+        if offset < 0 or (length is not None and length < 0):
+            raise InvalidArgument("offset and length can't be negative")
+        headers: Headers = []
+        if offset or length is not None:
+            last = "" if length is None else str(offset + length - 1)
+            headers = [(b"range", f"bytes={offset}-{last}".encode())]
+        return await self._transport.stream("GET", self._path, query=at(path), headers=headers)
+
+    async def _ask(self, word: str, request: type[BaseModel], answer: type[M], **fields: Any) -> M:
+        body = faults.encode(faults.build(request, **{name: value for name, value in fields.items() if value is not None}))
+        return faults.decode(answer, await self._transport.call("POST", f"{self._path}/{word}", body=body, safe=True))
+
+    async def _do(self, word: str, request: BaseModel, *, safe: bool = False) -> None:
+        await self._transport.call("POST", f"{self._path}/{word}", body=faults.encode(request), safe=safe)
+
+
+def _length(data: object) -> int | None:
+    """Bytes left in a regular file; None when only reading tells."""
+    if not isinstance(data, (io.FileIO, io.BufferedReader, io.BufferedRandom)):
+        return None
+    status = os.fstat(data.fileno())
+    return max(0, status.st_size - data.tell()) if stat.S_ISREG(status.st_mode) else None
+
+
+async def _pieces(data: IO[bytes] | IO[str] | Iterable[bytes] | AsyncIterable[bytes], length: int | None = None) -> AsyncGenerator[bytes, None]:
+    """`length` bounds a file that grows while it is read."""
+    read: Callable[[int], str | bytes] | None = getattr(data, "read", None)
+    if read is not None:
+        while piece := await asyncio.to_thread(read, PIECE if length is None else min(PIECE, length)):
+            raw = piece.encode() if isinstance(piece, str) else piece
+            if length is not None:
+                length -= len(raw)
+            yield raw
+        return
+    if ASYNC and isinstance(data, AsyncIterable):
+        async for piece in data:
+            yield piece
+        return
+    for piece in cast("Iterable[bytes]", data):
+        yield piece

@@ -1,0 +1,294 @@
+"""A sandbox: create it, find it, run things in it, end it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, Self, overload
+
+from corral.errors import Unsupported
+from corral.schema.observe import Event, LogLine, Logs, Metrics, Sample
+from corral.schema.process import Process as ProcessInfo
+from corral.schema.process import Processes
+from corral.schema.sandbox import Reason, SandboxCreate, SandboxExtend, SandboxPage, SandboxUpdate, State
+from corral.schema.sandbox import Sandbox as SandboxInfo
+from corral.sdk import faults
+from corral.sdk._async import event
+from corral.sdk._async.files import Files
+from corral.sdk._async.process import Process
+from corral.sdk._async.run import Callback, Run, start_request
+from corral.sdk.result import Result
+
+if TYPE_CHECKING:
+    from corral.sdk._async.client import Client
+
+ROOM_SECONDS = 120.0
+"""How long a create may take beyond its `wait`."""
+
+
+class Sandbox:
+    """One isolated computer. As a context manager it deletes the sandbox at the end."""
+
+    def __init__(self, client: Client, info: SandboxInfo) -> None:
+        self.info = info
+        """What the server said last; `refresh()` asks again."""
+        self._client = client
+        self._transport = client.transport
+        self._path = f"/v1/sandboxes/{info.id}"
+        self._processes: list[Process[str] | Process[bytes]] = []
+        self.files = Files(self._transport, self._path)
+
+    @classmethod
+    async def create(
+        cls,
+        image: str | None = None,
+        *,
+        name: str | None = None,
+        cpu: float = 1,
+        memory: int = 512,
+        disk: int = 4096,
+        pids: int = 1024,
+        timeout: float | None = 3600,
+        idle_timeout: float | None = None,
+        on_timeout: Literal["terminate", "stop"] = "terminate",
+        env: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        user: str | None = None,
+        workdir: str | None = None,
+        hostname: str | None = None,
+        egress: str = "none",
+        sudo: bool = True,
+        wait: float = 0,
+        client: Client | None = None,
+    ) -> Self:
+        """A running sandbox.
+
+        `cpu` in cores, `memory` and `disk` in MiB, times in seconds; `timeout=None` never ends it; `wait` is for room on a full node.
+        Raises `ImageNotFound`, `InvalidArgument`, `QuotaExceeded`, `Unavailable` (no server, or no room), `Unsupported`.
+        """
+        if egress != "none":
+            raise Unsupported(f"egress {egress!r}: sandboxes of this version have no network", hint='leave egress out, or say egress="none"')
+        given = {"image": image, "name": name, "env": env and dict(env), "tags": tags and dict(tags), "user": user, "workdir": workdir, "hostname": hostname}
+        request = faults.build(
+            SandboxCreate,
+            cpu=cpu,
+            memory=memory,
+            disk=disk,
+            pids=pids,
+            timeout=timeout,
+            idle_timeout=idle_timeout,
+            on_timeout=on_timeout,
+            sudo=sudo,
+            wait=wait,
+            **{field: value for field, value in given.items() if value is not None},
+        )
+        client = client or await _default()
+        body = await client.transport.call("POST", "/v1/sandboxes", body=faults.encode(request), creates=True, seconds=wait + ROOM_SECONDS)
+        return cls(client, faults.decode(SandboxInfo, body))
+
+    @classmethod
+    async def get(cls, id_or_name: str, *, client: Client | None = None) -> Self:
+        """The sandbox of that id or name; `NotFound` when there is none."""
+        client = client or await _default()
+        return cls(client, faults.decode(SandboxInfo, await client.transport.call("GET", "/v1/sandboxes/" + faults.segment(id_or_name))))
+
+    @classmethod
+    async def list(
+        cls, *, tags: Mapping[str, str] | None = None, state: State | str | Sequence[State | str] | None = None, client: Client | None = None
+    ) -> AsyncGenerator[Self, None]:
+        """Sandboxes that have all these tags and are in one of these states (default: those not ended), newest first."""
+        client = client or await _default()
+        states = [str(state)] if isinstance(state, str) else [str(one) for one in state or ()]
+        query: dict[str, str | list[str] | None] = {"tag": [f"{key}={value}" for key, value in (tags or {}).items()], "state": states}
+        while True:
+            page = faults.decode(SandboxPage, await client.transport.call("GET", "/v1/sandboxes", query=query))
+            for info in page.sandboxes:
+                yield cls(client, info)
+            if page.next is None:
+                return
+            query["cursor"] = page.next
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.delete()
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self.id}{f' {self.name!r}' if self.name else ''} {self.state}>"
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    @property
+    def name(self) -> str | None:
+        return self.info.name
+
+    @property
+    def state(self) -> State:
+        """As of the last answer."""
+        return self.info.state
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why it left the running state."""
+        return self.info.reason
+
+    @property
+    def tags(self) -> dict[str, str]:
+        return self.info.tags
+
+    @property
+    def timing(self) -> dict[str, float]:
+        """Seconds of each phase of its start."""
+        return self.info.timing or {}
+
+    async def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        timeout: float | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        input: str | bytes | None = None,
+        on_stdout: Callback | None = None,
+        on_stderr: Callback | None = None,
+    ) -> Result:
+        """Run a command to its end: a text by the sandbox's shell, a sequence as it is. Never raises for an exit code; see `Result.check`.
+
+        After `timeout` seconds the command and all it started are killed and `DeadlineExceeded` (a `TimeoutError`) is raised, with the output
+        so far in `.partial`. Cancelling the call, or Ctrl-C, kills it too. The callbacks get text as it arrives. `SandboxEnded` when the
+        sandbox ends under it.
+        """
+        raw = input.encode() if isinstance(input, str) else input
+        start = start_request(command, timeout=timeout, cwd=cwd, env=dict(env or {}), user=user, stdin=input is not None)
+        return await Run(self._transport, self.id, start, on_stdout, on_stderr).finish(raw)
+
+    @overload
+    async def exec(
+        self,
+        *argv: str,
+        text: Literal[True] = True,
+        pty: bool | tuple[int, int] = False,
+        stdin: bool = True,
+        timeout: float | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        tag: str | None = None,
+    ) -> Process[str]: ...
+    @overload
+    async def exec(
+        self,
+        *argv: str,
+        text: Literal[False],
+        pty: bool | tuple[int, int] = False,
+        stdin: bool = True,
+        timeout: float | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        tag: str | None = None,
+    ) -> Process[bytes]: ...
+    async def exec(
+        self,
+        *argv: str,
+        text: bool = True,
+        pty: bool | tuple[int, int] = False,
+        stdin: bool = True,
+        timeout: float | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        tag: str | None = None,
+    ) -> Process[str] | Process[bytes]:
+        """Start a process and return at once, with a handle shaped like `subprocess.Popen`.
+
+        `pty` gives it a terminal (True: 24 rows, 80 columns, or a pair). Without `stdin` its input is empty. It outlives this handle
+        and this program, until it ends, is killed, or the sandbox ends; `process(id)` finds it again.
+        """
+        size = (24, 80) if pty is True else pty or None
+        start = start_request(argv, timeout=timeout, cwd=cwd, env=dict(env or {}), user=user, stdin=stdin, pty=size, tag=tag)
+        body = await self._transport.call("POST", self._path + "/processes", body=faults.encode(start), creates=True)
+        return self._handle(faults.decode(ProcessInfo, body), text=text)
+
+    @overload
+    async def process(self, id: str, *, text: Literal[True] = True) -> Process[str]: ...
+    @overload
+    async def process(self, id: str, *, text: Literal[False]) -> Process[bytes]: ...
+    async def process(self, id: str, *, text: bool = True) -> Process[str] | Process[bytes]:
+        """A process that was started earlier, by whomever; its output is given from the oldest byte still kept."""
+        body = await self._transport.call("GET", f"{self._path}/processes/{faults.segment(id)}")
+        return self._handle(faults.decode(ProcessInfo, body), text=text)
+
+    async def processes(self) -> list[ProcessInfo]:
+        """The processes started through the API, running and ended."""
+        return faults.decode(Processes, await self._transport.call("GET", self._path + "/processes")).processes
+
+    def _handle(self, info: ProcessInfo, *, text: bool) -> Process[str] | Process[bytes]:
+        handle = Process(self._transport, info, str) if text else Process(self._transport, info, bytes)
+        self._processes = [one for one in self._processes if one.returncode is None]
+        self._processes.append(handle)
+        return handle
+
+    async def refresh(self) -> Self:
+        """Ask the server how it is."""
+        self.info = faults.decode(SandboxInfo, await self._transport.call("GET", self._path))
+        return self
+
+    async def stop(self) -> None:
+        """End its processes and its memory; the disk is kept for `start`."""
+        await self._change("/stop")
+
+    async def start(self) -> None:
+        """Start it again with the same disk."""
+        await self._change("/start")
+
+    async def extend(self, seconds: float) -> None:
+        """Move its deadline to at least `seconds` from now."""
+        await self._change("/extend", faults.encode(faults.build(SandboxExtend, seconds=seconds)))
+
+    async def update(
+        self,
+        *,
+        name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        idle_timeout: float | None = None,
+        on_timeout: Literal["terminate", "stop"] | None = None,
+    ) -> None:
+        """Change what is given; `tags` replaces all tags, `timeout` counts from now."""
+        given = {"name": name, "tags": tags and dict(tags), "timeout": timeout, "idle_timeout": idle_timeout, "on_timeout": on_timeout}
+        request = faults.build(SandboxUpdate, **{field: value for field, value in given.items() if value is not None})
+        self.info = faults.decode(SandboxInfo, await self._transport.call("PATCH", self._path, body=faults.encode(request), safe=True))
+
+    async def delete(self) -> None:
+        """End it and remove its disk. Nothing happens when it has ended already."""
+        for process in self._processes:
+            await process.aclose()
+        self._processes.clear()
+        self.info = faults.decode(SandboxInfo, await self._transport.call("DELETE", self._path))
+
+    terminate = delete
+
+    async def metrics(self) -> list[Sample]:
+        """Its use of cpu, memory, disk and processes: a short history, the last one taken now."""
+        return faults.decode(Metrics, await self._transport.call("GET", self._path + "/metrics")).samples
+
+    async def logs(self) -> list[LogLine]:
+        """What the engine and the guest agent said about it."""
+        return faults.decode(Logs, await self._transport.call("GET", self._path + "/logs")).lines
+
+    def events(self, *, kind: str | None = None, after: int = 0, follow: bool = False) -> AsyncIterator[Event]:
+        """What happened to it, oldest first; with `follow` also what happens from now on, without end."""
+        return event.events(self._transport, sandbox=self.id, kind=kind, after=after, follow=follow)
+
+    async def _change(self, action: str, body: bytes = b"") -> None:
+        self.info = faults.decode(SandboxInfo, await self._transport.call("POST", self._path + action, body=body, safe=True))
+
+
+async def _default() -> Client:
+    from corral.sdk._async.client import default_client
+
+    return await default_client()

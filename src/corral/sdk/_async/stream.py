@@ -1,0 +1,83 @@
+"""Streams that survive their connection: server-sent events, taken up again at the last offset, without loss or duplicates."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from corral.errors import BY_CODE
+from corral.schema.error import ErrorBody
+from corral.schema.process import Output, Process
+from corral.sdk import faults
+from corral.sdk._async.transport import Answer, Headers, Query, Transport
+from corral.sdk.output import Chunk, Seen
+from corral.sdk.retry import Lost, delays
+from corral.sdk.sse import MEDIA_TYPE, Event, Parser
+
+ACCEPT: Headers = [(b"accept", MEDIA_TYPE.encode())]
+
+
+async def events(answer: Answer) -> AsyncGenerator[Event, None]:
+    """The events of one connection. Raises `Lost` at its end, since only the reader knows whether that was the stream's."""
+    parser = Parser()
+    async with aclosing(answer.pieces()) as pieces:
+        async for piece in pieces:
+            for event in parser.feed(piece):
+                if event.name == "error":
+                    raise faults.from_answer(_status(event.data), event.data)
+                yield event
+    raise Lost("the server ended a stream early", hint="is it being restarted?")
+
+
+async def follow(transport: Transport, path: str, query: Query, *, last_id: str = "") -> AsyncGenerator[Event, None]:
+    """The events of an endless stream; resumes after the last event's id."""
+    waits = delays()
+    while True:
+        try:
+            headers = [*ACCEPT, (b"last-event-id", last_id.encode())] if last_id else ACCEPT
+            answer = await transport.stream("GET", path, query=query, headers=headers)
+            async with aclosing(events(answer)) as parts:
+                async for event in parts:
+                    last_id, waits = event.id, delays()
+                    yield event
+        except Lost:
+            seconds = next(waits, None)
+            if seconds is None:
+                raise
+            await asyncio.sleep(seconds)
+
+
+async def output(transport: Transport, path: str, seen: Seen, first: AsyncGenerator[Event, None] | None = None) -> AsyncGenerator[Chunk | Process, None]:
+    """A process' output beyond `seen`, then the ended process. `path` is the process'; `first` a stream that is open already."""
+    waits = delays()
+    while True:
+        try:
+            if first is None:
+                first = events(await transport.stream("GET", path + "/output", query={**seen.query(), "follow": True}, headers=ACCEPT))
+            async with aclosing(first) as parts:
+                async for event in parts:
+                    match event.name:
+                        case "output":
+                            if chunk := seen.take_output(faults.decode(Output, event.data)):
+                                waits = delays()
+                                yield chunk
+                        case "exit":
+                            yield faults.decode(Process, event.data)
+                            return
+                        case _:  # a kind of event that this client does not know
+                            pass
+        except Lost:
+            seconds = next(waits, None)
+            if seconds is None:
+                raise
+            await asyncio.sleep(seconds)
+        first = None
+
+
+def _status(body: bytes) -> int:
+    """The HTTP status an error would have had, had the stream not begun."""
+    try:
+        return BY_CODE[faults.decode(ErrorBody, body).error.code].status
+    except KeyError:
+        return 500

@@ -1,0 +1,135 @@
+# Generated from sdk/_async/process.py by scripts/async_to_sync.py: edit that, not this.
+"""A process in a sandbox, shaped like `subprocess.Popen`. It lives at the server: this handle may come and go."""
+
+from __future__ import annotations
+
+import time
+from signal import SIGKILL, SIGTERM
+from typing import Generic, Literal, Self, TypeVar
+
+from corral.errors import DeadlineExceeded, InvalidState, SandboxEnded
+from corral.schema.process import Process as ProcessInfo
+from corral.schema.process import Signal, Stream, Terminal
+from corral.sdk import faults
+from corral.sdk._sync.channel import Channel
+from corral.sdk._sync.reader import Reader, Writer
+from corral.sdk._sync.transport import Transport
+
+Data = TypeVar("Data", str, bytes)
+
+_POLL_SECONDS = 30.0
+"""How long one request waits for the end of a process before the next one does."""
+
+
+class Process(Generic[Data]):
+    """A started command. `stdin` takes str or bytes; `stdout` and `stderr` give lines of text, or of bytes with `text=False`."""
+
+    def __init__(self, transport: Transport, info: ProcessInfo, kind: type[Data]) -> None:
+        self.info = info
+        self.path = f"/v1/sandboxes/{info.sandbox}/processes/{info.id}"
+        self._transport = transport
+        self._channel = Channel(transport, self.path, info)
+        self._stdin = Writer(self._channel) if info.stdin or info.pty else None
+        self.stdout: Reader[Data] = Reader(self._channel, Stream.STDOUT, kind)
+        self.stderr: Reader[Data] = Reader(self._channel, Stream.STDERR, kind)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Kills the process if it is still running."""
+        self.close()
+        if self.returncode is None:
+            self.kill()
+
+    def __repr__(self) -> str:
+        state = "running" if self.returncode is None else f"ended with {self.returncode}"
+        return f"<Process {self.info.id} {self.info.argv} {state}>"
+
+    @property
+    def id(self) -> str:
+        """`pr-…`, its identity for ever."""
+        return self.info.id
+
+    @property
+    def pid(self) -> int | None:
+        """Its number inside the sandbox; not an identity."""
+        return self.info.pid
+
+    @property
+    def args(self) -> list[str]:
+        return self.info.argv
+
+    @property
+    def stdin(self) -> Writer:
+        """Standard input; `InvalidState` when the process was started without."""
+        if self._stdin is None:
+            raise InvalidState("the process was started without standard input")
+        return self._stdin
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code as far as known here (see `poll`); 128 + number when a signal ended it."""
+        if self._channel.ended is not None:
+            self.info = self._channel.ended
+        return self.info.exit_code
+
+    def poll(self) -> int | None:
+        """Ask whether it has ended; its exit code or None."""
+        if self.returncode is None:
+            self.info = faults.decode(ProcessInfo, self._transport.call("GET", self.path))
+            self._check_lost()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end and return the exit code. `DeadlineExceeded` after `timeout` seconds; the process goes on then."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while (code := self.returncode) is None:
+            left = _POLL_SECONDS if end is None else min(_POLL_SECONDS, max(0.0, end - time.monotonic()))
+            answer = self._transport.call("GET", self.path + "/wait", query={"timeout": left}, seconds=left + 30)
+            self.info = faults.decode(ProcessInfo, answer)
+            self._check_lost()
+            if self.info.running and end is not None and time.monotonic() >= end:
+                raise DeadlineExceeded(f"the process {self.id} still runs after {timeout:g} s", hint="it was not killed; use kill(), or a longer timeout")
+        return code
+
+    def communicate(self, input: str | bytes = b"", timeout: float | None = None) -> tuple[Data, Data]:
+        """Write all input, close it, and read both streams to their ends; then `wait(timeout)`. A limit for the whole is `run`'s `timeout`."""
+        if self._stdin is not None and input:
+            self._stdin.write(input)
+        if self._stdin is not None:
+            self._stdin.close()
+        out, err = self.stdout.read(), self.stderr.read()
+        self.wait(timeout)
+        return out, err
+
+    def signal(self, number: int, *, to: Literal["process", "group", "tree"] = "group") -> None:
+        """Send a signal to the process, its group, or everything it started. Nothing happens when it has ended."""
+        request = faults.build(Signal, signal=int(number), to=to)
+        self._transport.call("POST", self.path + "/signal", body=faults.encode(request))
+
+    def terminate(self) -> None:
+        """SIGTERM to its group."""
+        self.signal(SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL to it and everything it started."""
+        self.signal(SIGKILL, to="tree")
+
+    def resize(self, rows: int, cols: int) -> None:
+        """Tell its terminal the new size, in characters."""
+        size = faults.build(Terminal, rows=rows, cols=cols)
+        self._transport.call("POST", self.path + "/resize", body=faults.encode(size), safe=True)
+
+    def delete(self) -> None:
+        """Kill it if it runs, and forget it and its output."""
+        self.close()
+        self._transport.call("DELETE", self.path)
+
+    def close(self) -> None:
+        """Hang up the connection of its streams; the process goes on."""
+        self._channel.close()
+
+    def _check_lost(self) -> None:
+        if self.info.lost:
+            raise SandboxEnded(f"the sandbox {self.info.sandbox} ended under the process {self.id}", details={"process": self.id})

@@ -1,0 +1,27 @@
+"""What `Sandbox.create` takes, as a type, for functions that pass it on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypedDict
+
+
+class CreateOptions(TypedDict, total=False):
+    """See `Sandbox.create` for meanings and defaults."""
+
+    name: str | None
+    cpu: float
+    memory: int
+    disk: int
+    pids: int
+    timeout: float | None
+    idle_timeout: float | None
+    on_timeout: Literal["terminate", "stop"]
+    env: Mapping[str, str] | None
+    tags: Mapping[str, str] | None
+    user: str | None
+    workdir: str | None
+    hostname: str | None
+    egress: str
+    sudo: bool
+    wait: float
