@@ -1,0 +1,338 @@
+"""The engine: in which order what is done. Each step is in the module named for it.
+
+    open      places → runsc → control groups → holder → adopt what lives → sweep what belongs to nobody → self-test → pool
+    claim     take a member → limits → record → wake → disk → root
+    end       kill → unmount root → detach disk → destroy the member → record
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from corral.errors import InternalError, InvalidState, SetupError
+from corral.node import death, holder_client, record, runsc
+from corral.node.box import RunscBox
+from corral.node.cgroup import Groups, Limits, find_hierarchies
+from corral.node.death import Evidence
+from corral.node.holder_client import HolderClient, HolderError
+from corral.node.interface import Box, BoxSpec, Disks, Ended, OnEnd, Timing
+from corral.node.members import Member, Members, runsc_root
+from corral.node.pool import Pool, default_size
+from corral.node.record import Record
+from corral.node.runsc import Runsc
+from corral.places import Places
+from corral.schema.sandbox import Reason
+
+SETTLE_TIMEOUT = 60.0
+"""Seconds for ends that are under way when the server leaves."""
+SENTRY_MEMORY = 64
+"""MiB on top of a sandbox's memory for its sentry, gofer and page tables (measured: 25 idle) …"""
+SENTRY_MEMORY_SHARE = 8
+"""… or this fraction of it, if that is more."""
+SENTRY_TASKS = 256
+"""Tasks of the host on top of those that the guest's processes need: threads of sentry and gofer …"""
+TASKS_PER_PROCESS = 4
+"""… and at most so many for each process of the guest, so that the guest's own limit is met first."""
+SENTRY_GRACE = 0.5
+"""Seconds a sentry may outlive its gofer before that counts as the cause."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What can be chosen. `pool` is the number of ready members; None: few, by the memory there is."""
+
+    agent: Path
+    runsc: Path | None = None
+    pool: int | None = None
+    platform: str = "systrap"
+
+
+class Rootfs(Protocol):
+    """How a sandbox's root is put together: `corral.node.rootfs`."""
+
+    def mount_root(self, member_root: Path, layers: tuple[Path, ...], writable: Path) -> None: ...
+    def unmount_root(self, member_root: Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What there is once the engine is open."""
+
+    runsc: Runsc
+    groups: Groups
+    members: Members
+    pool: Pool
+
+
+class RunscEngine:
+    """Implements `interface.Engine` with gVisor. One for each installation at a time: the holder takes only one server."""
+
+    def __init__(self, places: Places, *, settings: EngineSettings, disks: Disks, rootfs: Rootfs) -> None:
+        self._places = places
+        self._settings = settings
+        self._disks = disks
+        self._rootfs = rootfs
+        self._holder = HolderClient(on_lost=self._holder_lost)
+        self._boxes: dict[str, RunscBox] = {}
+        self._claiming: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._on_death: OnEnd | None = None
+        self._leaving = False
+        self._parts: Parts | None = None
+
+    # Opening and leaving
+
+    async def open(self, on_death: OnEnd) -> list[Box]:
+        """Ready the engine. Boxes of an earlier server that still live are returned; `on_death` is told of those that ended meanwhile.
+
+        Raises `SetupError` when something the engine needs is missing.
+        """
+        self._on_death = on_death
+        for directory in (self._places.run, self._places.members, self._places.boxes, runsc_root(self._places), self._places.logs):
+            # 0700: runsc's control sockets have no other guard.
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self._settings.agent.is_file():
+            raise SetupError(f"the guest agent {self._settings.agent} is missing", hint="install Corral again: its build makes it")
+        found = await asyncio.to_thread(runsc.find, self._places, self._settings.runsc)
+        groups = Groups(find_hierarchies(), self._places.tag)
+        groups.open()
+        await self._connect()
+        members = Members(self._places, runsc=found, agent=self._settings.agent, platform=self._settings.platform, groups=groups, holder=self._holder)
+        await self._adopt(members)
+        await self._sweep(members)
+        size = default_size() if self._settings.pool is None else self._settings.pool
+        pool = Pool(members, self._holder, size=size, sleep=found.burns_when_idle)
+        # The first member is the self-test of the whole way.
+        first = await members.make(background=False, check=True)
+        if size:
+            pool.add(first)
+        else:
+            await members.destroy(first)
+        pool.start()
+        self._parts = Parts(found, groups, members, pool)
+        return list(self._boxes.values())
+
+    @property
+    def _open(self) -> Parts:
+        if self._parts is None:
+            raise InternalError("the engine is not open")
+        return self._parts
+
+    async def close(self) -> None:
+        """Leave. Claimed boxes go on living with the holder, for the next server; waiting members end."""
+        self._leaving = True
+        await self._settle()
+        for box in self._boxes.values():
+            box.detach()
+            box.member.release()
+        self._boxes.clear()
+        self._holder.close()
+
+    async def shutdown(self) -> None:
+        """End everything of this installation but its disks: boxes, pool, holder, groups, run-time files."""
+        self._leaving = True
+        await self._settle()
+        await asyncio.gather(*(self.kill(id) for id in list(self._boxes)))
+        await self._sweep(self._open.members)
+        await self._holder.shutdown()
+        if not self._open.groups.remove():
+            raise InternalError(f"the control groups {self._places.tag} are still in use", hint="look into their cgroup.procs")
+        for directory in (self._places.members, self._places.boxes, runsc_root(self._places)):
+            directory.rmdir()
+
+    async def _settle(self) -> None:
+        """End the pool, and wait for what is under way."""
+        await self._open.pool.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=SETTLE_TIMEOUT)
+
+    async def _connect(self) -> None:
+        path = self._places.holder_socket
+        try:
+            await self._holder.connect(path)
+        except (FileNotFoundError, ConnectionError):
+            await holder_client.start(path, self._places.logs / "holder.log")
+            await self._holder.connect(path)
+
+    def _holder_lost(self) -> None:
+        if not self._leaving:
+            log.error("the holder went away; starting another")
+            self._run(self._replace_holder())
+
+    async def _replace_holder(self) -> None:
+        """Boxes live on without their parent. Give a new holder their descriptors, and have it watch them as strangers."""
+        await self._connect()
+        for member in [*(box.member for box in self._boxes.values()), *self._open.pool.waiting()]:
+            await self._holder.keep(member.id, member.descriptors)
+            await member.sentry.watch()
+
+    # Finding again
+
+    async def _adopt(self, members: Members) -> None:
+        try:
+            records = list(record.read_all(self._places.boxes))
+        except (ValueError, KeyError, TypeError) as error:
+            raise SetupError(f"a record in {self._places.boxes} can't be understood: {error}", hint="start the version of Corral that wrote it, or remove it") from error
+        for found in records:
+            try:
+                member = await members.adopt(found.member, found.identity)
+            except ProcessLookupError:
+                await self._bury(members, found)
+            except HolderError as error:
+                await self._bury(members, found, lost=str(error))
+            else:
+                await self._disks.attach(found.spec.id, found.spec.disk)
+                self._enter(RunscBox(found.spec, member, disk_used=self._disks.used))
+
+    async def _bury(self, members: Members, found: Record, *, lost: str | None = None) -> None:
+        """A box that ended while no server was there or, with `lost`, can't be reached any more."""
+        places = members.places(found.member)
+        if lost is not None:
+            reason, detail = Reason.ENGINE_ERROR, f"its sockets went with an earlier holder: {lost}"
+        else:
+            status = self._holder.exit_of(found.identity.pid)
+            oom_kills = members.group(found.member).oom_kills()
+            reason, detail = death.explain(Evidence(status.result() if status.done() else None, oom_kills, places.tail(places.panic_log)))
+        await members.kill_stranger(found.member)
+        await self._holder.forget([found.identity.pid, found.identity.gofer])
+        await self._clear_away(members, found.member, found.spec.id)
+        await self._tell(Ended(found.spec.id, reason, detail, disk_kept=True))
+
+    async def _sweep(self, members: Members) -> None:
+        """Remove what belongs to nobody: members without a record, made or half made by an earlier server."""
+        held = (await self._holder.list()).names
+        ours = {box.member.id for box in self._boxes.values()}
+        for id in sorted((members.known() | held) - ours):
+            log.warning("removing a member that belongs to nobody", member=id)
+            await members.kill_stranger(id)
+            await self._clear_away(members, id, None)
+
+    # Claiming
+
+    async def claim(self, spec: BoxSpec) -> tuple[Box, Timing]:
+        """A running sentry with the sandbox's root mounted, its agent awake but not yet claimed. Undoes everything when it fails."""
+        if spec.id in self._boxes or spec.id in self._claiming:
+            raise InvalidState(f"sandbox {spec.id} is running already")
+        began = time.perf_counter()
+        self._claiming.add(spec.id)
+        try:
+            member = self._open.pool.take()
+            cold = member is None
+            if member is None:
+                member = await self._open.pool.make()
+            made = time.perf_counter()
+            try:
+                member.group.limit(limits(spec))
+                record.write(self._places.boxes, Record(member.id, member.sentry.identity, spec, time.time()))
+                # Awake before the mounts: it comes to itself on another processor meanwhile, and looks at nothing before it is told to.
+                member.sentry.wake()
+                ready = time.perf_counter()
+                writable = await self._disks.attach(spec.id, spec.disk)
+                self._rootfs.mount_root(member.places.root, spec.image.layers, writable)
+            except BaseException:
+                await asyncio.shield(self._abandon(member, spec.id))
+                raise
+            box = RunscBox(spec, member, disk_used=self._disks.used)
+            self._enter(box)
+        finally:
+            self._claiming.discard(spec.id)
+        mounted = time.perf_counter()
+        timing = {"start": made - began if cold else 0.0, "claim": ready - made + (0.0 if cold else made - began), "rootfs": mounted - ready, "cold": float(cold)}
+        return box, timing
+
+    async def _abandon(self, member: Member, id: str) -> None:
+        await member.sentry.kill()
+        await self._clear_away(self._open.members, member.id, id)
+        await self._open.members.destroy(member)
+
+    def _enter(self, box: RunscBox) -> None:
+        """From here on its end is noticed."""
+        self._boxes[box.id] = box
+        identity = box.member.sentry.identity
+        self._holder.exit_of(identity.pid).add_done_callback(lambda _: self._ended_by_itself(box, gofer=False))
+        if identity.gofer:
+            self._holder.exit_of(identity.gofer).add_done_callback(lambda _: self._ended_by_itself(box, gofer=True))
+
+    # Ending
+
+    async def kill(self, id: str) -> None:
+        """End a box; its disk is kept. One that is not there, or ends already, is no error."""
+        box = self._boxes.get(id)
+        if box is None:
+            return
+        if box.ending is None:
+            box.ending = self._run(self._take_apart(box))
+        await asyncio.shield(box.ending)
+
+    def _ended_by_itself(self, box: RunscBox, *, gofer: bool) -> None:
+        if box.ending is None and self._boxes.get(box.id) is box:
+            box.ending = self._run(self._mourn(box, gofer=gofer))
+
+    async def _mourn(self, box: RunscBox, *, gofer: bool) -> None:
+        sentry_exit = self._holder.exit_of(box.pid)
+        gofer_first = False
+        if gofer:
+            # A gofer leaves when its sentry dies, and may be reaped first.
+            done, _ = await asyncio.wait([sentry_exit], timeout=SENTRY_GRACE)
+            gofer_first = not done
+        places = box.member.places
+        evidence = Evidence(
+            status=sentry_exit.result() if sentry_exit.done() else None,
+            oom_kills=box.group.oom_kills(),
+            panic=places.tail(places.panic_log),
+            gofer_first=gofer_first,
+        )
+        reason, detail = death.explain(evidence)
+        log.warning("sandbox ended by itself", sandbox=box.id, reason=reason.value, detail=detail, status=evidence.status)
+        await self._take_apart(box)
+        await self._tell(Ended(box.id, reason, detail, disk_kept=True))
+
+    async def _take_apart(self, box: RunscBox) -> None:
+        await box.member.sentry.kill()
+        box.detach()
+        await self._clear_away(self._open.members, box.member.id, box.id)
+        box.member.release()
+        await self._holder.forget(box.member.sentry.pids)
+        del self._boxes[box.id]
+
+    async def _clear_away(self, members: Members, member: str, box: str | None) -> None:
+        """Everything a dead member leaves, and a box' root and record. Order matters: the overlay lies on the disk and in the member's root."""
+        await asyncio.to_thread(self._rootfs.unmount_root, members.places(member).root)
+        if box is not None:
+            await self._disks.detach(box)
+        await members.remove(member)
+        if box is not None:
+            record.remove(self._places.boxes, box)
+
+    async def _tell(self, ended: Ended) -> None:
+        if self._on_death is not None:
+            await self._on_death(ended)
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("work in the background failed", error=repr(error), exc_info=error)
+
+
+def limits(spec: BoxSpec) -> Limits:
+    """The host's limits for a box: its own, and what its sentry needs on top."""
+    return Limits(
+        memory=spec.memory + max(SENTRY_MEMORY, spec.memory // SENTRY_MEMORY_SHARE),
+        pids=SENTRY_TASKS + TASKS_PER_PROCESS * spec.pids,
+        cpu=spec.cpu,
+    )

@@ -1,0 +1,264 @@
+"""Making members and taking them apart: the order of the steps, each with a time-out.
+
+    make     places → group → links → runsc create (by the holder) → loopback → start → hello → sockets kept by the holder
+    destroy  kill → exits → sockets dropped → runsc's files → group → places
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from corral.errors import CorralError, InternalError, PlatformError
+from corral.node import hello, runsc, sentry, urpc
+from corral.node.cgroup import Group, Groups, Limits
+from corral.node.holder_client import HolderClient, Spawn
+from corral.node.member import MemberPlaces
+from corral.node.runsc import Runsc
+from corral.node.sentry import Identity, Sentry
+from corral.places import Places
+
+CREATE_TIMEOUT = 60.0
+"""Seconds for `runsc create`: 0.1 on an idle machine, more in a burst."""
+HELLO_TIMEOUT = 20.0
+OOM_SCORE_ADJ = 500
+"""When the whole host is short of memory, its kernel takes sandboxes before anything of ours or the user's."""
+BIRTH_MEMORY = 512
+"""MiB for a member that is being made: runsc itself runs in the group."""
+BIRTH_PIDS = 512
+LOW_WEIGHT = 20
+"""Share of a busy machine for members made in the background, of 100."""
+
+log = structlog.get_logger(__name__)
+
+
+class CreateFailed(PlatformError):
+    """`runsc create` failed or hung."""
+
+    code = "create_failed"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A started sentry with its agent awake or stopped, and everything that is to be undone."""
+
+    places: MemberPlaces
+    group: Group
+    sentry: Sentry
+    control: socket.socket
+    relay: socket.socket
+    log: int
+    """Read end of the agent's log pipe, non-blocking."""
+
+    @property
+    def id(self) -> str:
+        return self.places.id
+
+    @property
+    def descriptors(self) -> list[int]:
+        """What the holder keeps of it, in this order."""
+        return [self.control.fileno(), self.relay.fileno(), self.log]
+
+    def release(self) -> None:
+        """Close our descriptors. The holder has its own."""
+        _close(self.control, self.relay, self.log)
+        self.sentry.release()
+
+
+class Members:
+    """Makes, finds again and destroys the members of one installation."""
+
+    def __init__(self, places: Places, *, runsc: Runsc, agent: Path, platform: str, groups: Groups, holder: HolderClient) -> None:
+        self._places = places
+        self._runsc = runsc
+        self._agent = agent
+        self._platform = platform
+        self._groups = groups
+        self._holder = holder
+        self._dialect = urpc.Dialect.CREATE_LINKS
+
+    @property
+    def runsc_root(self) -> Path:
+        return runsc_root(self._places)
+
+    async def make(self, *, background: bool, check: bool = False) -> Member:
+        """A new member, awake, its agent greeted. `background`: others go first. `check`: the sentry's protocol is tried as well."""
+        id = "m-" + secrets.token_hex(6)
+        places = self.places(id)
+        group = self._groups.group(id)
+        undo: list[Callable[[], Awaitable[None]]] = []
+        try:
+            places.make(self._agent)
+            undo.append(self._in_thread(places.remove))
+            group.create()
+            undo.append(lambda: _remove_group(group))
+            group.limit(Limits(memory=BIRTH_MEMORY, pids=BIRTH_PIDS, weight=LOW_WEIGHT if background else 100))
+            control, control_theirs = hello.link()
+            relay, relay_theirs = hello.link()
+            log_read, log_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            undo.append(self._in_thread(lambda: _close(control, relay, log_read)))
+            try:
+                await self._create(id, places, group, (control_theirs.fileno(), relay_theirs.fileno(), log_write))
+            finally:
+                _close(control_theirs, relay_theirs, log_write)
+                undo.append(self._in_thread(lambda: self._unlink(id)))
+                undo.append(lambda: self._kill_group(group))
+            identity, address = sentry.control_socket(self.runsc_root, id)
+            found = Sentry(identity, self._holder)
+            undo.append(self._in_thread(found.release))
+            undo.append(lambda: self._forget(id, found.pids))
+            await found.watch()
+            await self._start(id, address, check=check)
+            await hello.greet(control, timeout=HELLO_TIMEOUT)
+            member = Member(places, group, found, control, relay, log_read)
+            await self._holder.keep(id, member.descriptors)
+        except BaseException as error:
+            log.warning("member failed", member=id, error=str(error), runsc=places.tail(places.runsc_log), panic=places.tail(places.panic_log))
+            await asyncio.shield(_undo(undo))
+            raise
+        return member
+
+    async def _create(self, id: str, places: MemberPlaces, group: Group, fds: tuple[int, int, int]) -> None:
+        argv = self._runsc.create(root=self.runsc_root, bundle=places.directory, id=id, platform=self._platform)
+        spawn = Spawn(
+            argv,
+            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+            fds=dict(enumerate(fds)),
+            join=group.procs,
+            rlimits={"RLIMIT_NOFILE": 1_048_576, "RLIMIT_CORE": 0},
+            oom_score_adj=OOM_SCORE_ADJ,
+        )
+        pid = await self._holder.spawn(spawn)
+        try:
+            async with asyncio.timeout(CREATE_TIMEOUT):
+                status = await asyncio.shield(self._holder.exit_of(pid))
+        except TimeoutError:
+            await self._holder.kill(pid, signal.SIGKILL)
+            raise CreateFailed(f"`runsc create` did not end within {CREATE_TIMEOUT:g} s and was killed") from None
+        await self._holder.forget([pid])
+        if status != 0:
+            raise CreateFailed(f"`runsc create` ended with status {status}: {places.tail(places.runsc_log) or 'it wrote no log'}")
+
+    async def _start(self, id: str, address: str, *, check: bool) -> None:
+        connection = await urpc.Connection.open(address, timeout=10)
+        try:
+            control = urpc.Sentry(connection, id, self._dialect)
+            await control.set_up_loopback()
+            self._dialect = control.dialect
+            await control.start()
+            if check:
+                await urpc.self_test(control, self._runsc.path)
+        finally:
+            connection.close()
+
+    async def adopt(self, id: str, identity: Identity) -> Member:
+        """A member of an earlier server. Raises `ProcessLookupError` when its sentry is gone, `HolderError` when its sockets are."""
+        found = Sentry(identity, self._holder)
+        try:
+            control_fd, relay_fd, log_fd = await self._holder.take(id)
+            await found.watch()
+        except BaseException:
+            found.release()
+            raise
+        control, relay = socket.socket(fileno=control_fd), socket.socket(fileno=relay_fd)
+        control.setblocking(False)
+        relay.setblocking(False)
+        return Member(self.places(id), self._groups.group(id), found, control, relay, log_fd)
+
+    async def destroy(self, member: Member) -> None:
+        """End a member and leave nothing of it. A root mounted in it is unmounted too; do it before, to be sure that it is written out."""
+        await member.sentry.kill()
+        member.release()
+        await self.remove(member.id)
+        await self._holder.forget(member.sentry.pids)
+
+    async def kill_stranger(self, id: str) -> None:
+        """End every process of a member nobody has hold of."""
+        await self._kill_group(self._groups.group(id))
+
+    async def remove(self, id: str) -> None:
+        """Remove what a dead member leaves: its descriptors in the holder, runsc's files, group, mounts, files. What is missing already is no error."""
+        await self._holder.drop([id])
+        self._unlink(id)
+        await _remove_group(self._groups.group(id))
+        await asyncio.to_thread(self.places(id).remove)
+
+    def places(self, id: str) -> MemberPlaces:
+        return MemberPlaces(self._places.members / id)
+
+    def group(self, id: str) -> Group:
+        return self._groups.group(id)
+
+    def known(self) -> set[str]:
+        """Every member there is a trace of."""
+        directories = {entry.name for entry in self._places.members.iterdir()}
+        states = {path.name.partition("_sandbox:")[0] for path in self.runsc_root.glob("*_sandbox:*")}
+        return directories | states | self._groups.names()
+
+    async def _forget(self, id: str, pids: list[int]) -> None:
+        await self._holder.drop([id])
+        await self._holder.forget(pids)
+
+    def _unlink(self, id: str) -> None:
+        for file in runsc.state_files(self.runsc_root, id):
+            file.unlink(missing_ok=True)
+
+    async def _kill_group(self, group: Group) -> None:
+        """Kill everything in a group. Only for members that failed or belong to nobody: nothing tells when they are gone, so this looks again and again."""
+        for delay in _delays():
+            pids = group.members()
+            if not pids:
+                return
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            await asyncio.sleep(delay)
+        raise InternalError(f"processes can't be killed: {sorted(group.members())}")
+
+    @staticmethod
+    def _in_thread(function: Callable[[], None]) -> Callable[[], Awaitable[None]]:
+        return lambda: asyncio.to_thread(function)
+
+
+def runsc_root(places: Places) -> Path:
+    """runsc's own directory: state files and control sockets. Whoever can read it controls the sentries."""
+    return places.run / "runsc"
+
+
+async def _remove_group(group: Group) -> None:
+    # A task leaves its group a moment before its parent can reap it, but the kernel counts it out a moment later.
+    for delay in _delays():
+        if group.remove():
+            return
+        await asyncio.sleep(delay)
+    raise InternalError(f"a control group can't be removed: {sorted(group.members())} are in it")
+
+
+def _delays() -> list[float]:
+    return [0.001 * 1.5**n for n in range(20)]
+
+
+async def _undo(steps: list[Callable[[], Awaitable[None]]]) -> None:
+    for step in reversed(steps):
+        try:
+            await step()
+        except (CorralError, OSError) as error:
+            log.error("a failed member was not wholly removed", error=str(error))
+
+
+def _close(*things: socket.socket | int) -> None:
+    for thing in things:
+        if isinstance(thing, int):
+            os.close(thing)
+        else:
+            thing.close()
+

@@ -1,0 +1,155 @@
+"""Started members waiting for a claim, asleep, refilled in the background.
+
+Taking one is a `popleft`. Members are made one after the other, by processes with a small share of the processors, with a pause as long as each took: claims go first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections import deque
+from pathlib import Path
+
+import structlog
+
+from corral.errors import CorralError
+from corral.node.cgroup import MIB
+from corral.node.holder_client import HolderClient
+from corral.node.members import Member, Members
+
+MEMBER_MIB = 16
+"""What a sleeping member costs the machine (research: 12 to 14, and some for what is shared)."""
+SMALL = 16
+FLOOR = 0.10
+"""Share of the machine's memory that must stay available: below it no member is made."""
+RETRY = (0.5, 30.0)
+"""Seconds to wait after a failure: the first time, and at most."""
+
+log = structlog.get_logger(__name__)
+
+
+def default_size() -> int:
+    """A small pool: at most 2 % of the memory available now, 2 to 16 members."""
+    return max(2, min(SMALL, available() * 2 // 100 // (MEMBER_MIB * MIB)))
+
+
+def available() -> int:
+    """Bytes the machine could give to new programs without swapping (MemAvailable)."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/meminfo does not tell MemAvailable")
+
+
+def total() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+class Pool:
+    """Up to `size` ready members. `sleep`: whether waiting members are stopped, which costs a millisecond at the claim."""
+
+    def __init__(self, members: Members, holder: HolderClient, *, size: int, sleep: bool) -> None:
+        self.size = size
+        self._members = members
+        self._holder = holder
+        self._sleep = sleep
+        self._ready: deque[Member] = deque()
+        self._wanted = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._full = asyncio.Event()
+        # More at once than there are processors only makes all of them late.
+        self._cold = asyncio.Semaphore(max(2, os.cpu_count() or 2))
+        self._funerals: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    def waiting(self) -> list[Member]:
+        return list(self._ready)
+
+    def start(self) -> None:
+        self._wanted.set()
+        self._task = asyncio.create_task(self._refill(), name="pool refill")
+
+    async def close(self) -> None:
+        """Stop refilling and end the members that wait."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+        await self.resize(0)
+        if self._funerals:
+            await asyncio.wait(self._funerals)
+
+    async def resize(self, size: int) -> None:
+        """Another number of members; what is too many is ended now."""
+        self.size = size
+        surplus = [self._ready.pop() for _ in range(len(self._ready) - size)]
+        await asyncio.gather(*(self._members.destroy(member) for member in surplus))
+        self._wanted.set()
+
+    async def renew(self) -> None:
+        """End the members that wait and make new ones: the agent's program has changed."""
+        size = self.size
+        await self.resize(0)
+        await self.resize(size)
+
+    async def filled(self) -> None:
+        """Until the pool is as full as it will be."""
+        await self._full.wait()
+
+    def take(self) -> Member | None:
+        """A ready member, asleep, or None. Does not wait."""
+        self._full.clear()
+        self._wanted.set()
+        return self._ready.popleft() if self._ready else None
+
+    async def make(self) -> Member:
+        """A member for a claim that found none. Waits for its turn: first come, first served."""
+        async with self._cold:
+            # While it waited, the pool may have got one.
+            return self.take() or await self._members.make(background=False)
+
+    def add(self, member: Member) -> None:
+        """Put a fresh member in."""
+        if self._sleep:
+            member.sentry.stop()
+        self._ready.append(member)
+        for pid in member.sentry.pids:
+            self._holder.exit_of(pid).add_done_callback(lambda _: self._bury(member))
+
+    def _bury(self, member: Member) -> None:
+        """A member has died while it waited (or since; then it is no longer ours)."""
+        if member not in self._ready:
+            return
+        self._ready.remove(member)
+        log.warning("a waiting member ended", member=member.id)
+        task = asyncio.create_task(self._members.destroy(member))
+        self._funerals.add(task)
+        task.add_done_callback(self._funerals.discard)
+        self._wanted.set()
+
+    async def _refill(self) -> None:
+        delay = RETRY[0]
+        while True:
+            if len(self._ready) >= self.size or available() < FLOOR * total():
+                self._full.set()
+                self._wanted.clear()
+                await self._wanted.wait()
+                continue
+            began = time.monotonic()
+            try:
+                member = await self._members.make(background=True)
+            except (CorralError, OSError) as error:
+                log.error("the pool could not make a member", error=str(error), retry_in=delay)
+                self._full.set()
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, RETRY[1])
+                continue
+            delay = RETRY[0]
+            self.add(member)
+            if len(self._ready) < self.size:
+                await asyncio.sleep(time.monotonic() - began)

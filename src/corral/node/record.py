@@ -1,0 +1,64 @@
+"""What a new server must know to adopt a running sandbox: one JSON document for each, on the tmpfs of /run, gone with the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from corral.node.interface import BoxSpec, ImageSpec
+from corral.node.sentry import Identity
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """A claimed sandbox: which member it is, its processes, what it was asked to be."""
+
+    member: str
+    identity: Identity
+    spec: BoxSpec
+    claimed_at: float
+    """Seconds since the epoch."""
+    version: int = VERSION
+
+
+def write(directory: Path, record: Record) -> None:
+    """Whole or not at all, by renaming. No fsync: it lives as long as the machine's memory."""
+    target = directory / f"{record.spec.id}.json"
+    fresh = directory / f".{record.spec.id}.new"
+    fresh.write_text(json.dumps(asdict(record), default=_plain))
+    os.rename(fresh, target)
+
+
+def remove(directory: Path, id: str) -> None:
+    (directory / f"{id}.json").unlink(missing_ok=True)
+
+
+def read_all(directory: Path) -> Iterator[Record]:
+    """Every record. Raises `ValueError` for one that can't be understood, which a later version may have written."""
+    for path in sorted(directory.glob("*.json")):
+        yield parse(json.loads(path.read_bytes()))
+
+
+def parse(document: dict[str, Any]) -> Record:
+    if document.get("version") != VERSION:
+        raise ValueError(f"record of version {document.get('version')}, this server knows {VERSION}")
+    spec = dict(document["spec"])
+    image = dict(spec.pop("image"))
+    layers = tuple(Path(layer) for layer in image.pop("layers"))
+    command = image.pop("command")
+    whole = ImageSpec(**image, layers=layers, command=tuple(command) if command is not None else None)
+    return Record(document["member"], Identity(**document["identity"]), BoxSpec(**spec, image=whole), float(document["claimed_at"]))
+
+
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no place in a record")

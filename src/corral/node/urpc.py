@@ -1,0 +1,193 @@
+"""URPC: the sentry's control protocol, and the only module that knows it.
+
+Sources: gVisor `pkg/urpc/urpc.go`, `pkg/control/server`, `runsc/boot/controller.go`, of release-20240729 and of 2026-08. A stream socket without framing: a request is the JSON object
+`{"method", "arg"}` with descriptors riding on its first byte, an answer is `{"success", "err", "result"}`. Requests on one connection are answered in order; Go's decoder ignores fields it does not know.
+It is an internal interface without a promise, so what differs between versions is found out by doing (`Dialect`) and everything used is tried once at start (`self_test`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, cast
+
+from corral.errors import PlatformError, SetupError
+
+ANSWER = 4 << 20
+"""Bytes in an answer at most: a sentry may have been taken over by its guest."""
+CHUNK = 65536
+SUN_PATH = 107
+"""Bytes in the path of a unix socket at most (sockaddr_un.sun_path, less its end)."""
+LOOPBACK = {"LoopbackLinks": [{"Name": "lo", "Addresses": [{"Address": "127.0.0.1", "PrefixLen": 8}], "Routes": [{"Destination": {"IP": "127.0.0.0", "Mask": "/wAAAA=="}}]}]}
+
+
+class UrpcError(PlatformError):
+    """The sentry refused a call, broke off, or did not answer in time."""
+
+    code = "urpc"
+
+
+class UnknownMethod(UrpcError):
+    """The sentry has no such method: another version of runsc."""
+
+
+class Dialect(StrEnum):
+    """What differs between versions: the call that sets up the network."""
+
+    CREATE_LINKS = "Network.CreateLinksAndRoutes"
+    """Up to 2024."""
+    SET_NETWORK_ARGS = "containerManager.SetNetworkArgs"
+    """Later ones keep the arguments until the start."""
+
+
+class Answers:
+    """Cuts a byte stream into JSON objects. Pure: `feed` bytes, get whole answers."""
+
+    def __init__(self, limit: int = ANSWER) -> None:
+        self._limit = limit
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[dict[str, Any]]:
+        """Raises `UrpcError` for what is too long or no JSON object."""
+        self._buffer += data
+        if len(self._buffer) > self._limit:
+            raise UrpcError(f"an answer of the sentry is longer than {self._limit} bytes")
+        answers: list[dict[str, Any]] = []
+        # An object ends with a brace, so anything else can't complete one and is not parsed again and again.
+        while self._buffer and b"}" in data:
+            try:
+                text = self._buffer.decode().lstrip()
+                value, end = json.JSONDecoder().raw_decode(text)
+            except UnicodeDecodeError as error:
+                if error.end < len(self._buffer):
+                    raise UrpcError("an answer of the sentry is not UTF-8") from None
+                break
+            except json.JSONDecodeError:
+                break
+            except RecursionError:
+                raise UrpcError("an answer of the sentry is nested too deeply") from None
+            if not isinstance(value, dict):
+                raise UrpcError("an answer of the sentry is not an object")
+            answers.append(cast("dict[str, Any]", value))
+            self._buffer = bytearray(text[end:].lstrip().encode())
+        return answers
+
+
+class Connection:
+    """One connection to a sentry. Calls on it wait for each other."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._answers = Answers()
+        self._turn = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, path: str, *, timeout: float) -> Connection:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.setblocking(False)
+        directory = -1
+        try:
+            address = path
+            if len(os.fsencode(path)) > SUN_PATH:
+                directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)
+                address = f"/proc/self/fd/{directory}/{os.path.basename(path)}"
+            async with asyncio.timeout(timeout):
+                await asyncio.get_running_loop().sock_connect(connection, address)
+        except OSError as error:
+            connection.close()
+            raise UrpcError(f"the sentry's control socket {path} can't be reached: {error}") from error
+        except BaseException:
+            connection.close()
+            raise
+        finally:
+            if directory >= 0:
+                os.close(directory)
+        return cls(connection)
+
+    async def call(self, method: str, arg: Any = None, *, fds: Sequence[int] = (), timeout: float) -> Any:
+        """Call and wait. After a time-out or a break the connection is of no more use and closed."""
+        data = json.dumps({"method": method, "arg": arg}).encode()
+        async with self._turn:
+            try:
+                async with asyncio.timeout(timeout):
+                    answer = await self._exchange(data, fds)
+            except TimeoutError:
+                self.close()
+                raise UrpcError(f"{method} was not answered within {timeout:g} s") from None
+            except OSError as error:
+                self.close()
+                raise UrpcError(f"{method}: {error}") from error
+            except BaseException:
+                self.close()
+                raise
+        if answer.get("success") is True:
+            return answer.get("result")
+        reason = str(answer.get("err", "no reason given"))[:2000]
+        if "unknown method" in reason:
+            raise UnknownMethod(f"{method}: {reason}")
+        raise UrpcError(f"{method}: {reason}")
+
+    async def _exchange(self, data: bytes, fds: Sequence[int]) -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        # The buffer of an idle connection takes at least the first bytes at once, and the descriptors ride on them.
+        sent = socket.send_fds(self._socket, [data], list(fds)) if fds else self._socket.send(data)
+        if sent < len(data):
+            await loop.sock_sendall(self._socket, data[sent:])
+        while True:
+            chunk = await loop.sock_recv(self._socket, CHUNK)
+            if not chunk:
+                raise ConnectionResetError("the sentry closed the connection")
+            if answers := self._answers.feed(chunk):
+                return answers[0]
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@dataclass
+class Sentry:
+    """The calls Corral makes, by what they mean. `cid` is the root container's id."""
+
+    connection: Connection
+    cid: str
+    dialect: Dialect = Dialect.CREATE_LINKS
+
+    async def set_up_loopback(self) -> None:
+        """Give the sandbox its `lo`; before `start` only. Learns the dialect."""
+        for dialect in (self.dialect, *(other for other in Dialect if other is not self.dialect)):
+            try:
+                await self.connection.call(dialect, LOOPBACK, timeout=10)
+            except UnknownMethod:
+                continue
+            self.dialect = dialect
+            return
+        raise UnknownMethod("the sentry knows no call to set up its network", hint="use a runsc between 20240729 and the newest Corral was tested with")
+
+    async def start(self) -> None:
+        """Start the root container: its program runs."""
+        await self.connection.call("containerManager.StartRoot", self.cid, timeout=20)
+
+    async def state(self) -> int:
+        """The container's state as the sentry sees it; the cheapest sign of life."""
+        return int(await self.connection.call("containerManager.ContainerRuntimeState", self.cid, timeout=5))
+
+    async def processes(self) -> list[Any]:
+        """All processes of the container: uid, pid, ppid, cmd, … as the sandbox kernel sees them."""
+        return list(await self.connection.call("containerManager.Processes", self.cid, timeout=10))
+
+
+async def self_test(sentry: Sentry, program: Path) -> None:
+    """Whether a started sentry answers as this module understands it. Raises `SetupError`."""
+    try:
+        await sentry.state()
+        shown = any(process["pid"] == 1 for process in await sentry.processes())
+    except (UrpcError, TypeError, ValueError, KeyError) as error:
+        raise SetupError(f"{program} does not speak URPC as Corral knows it: {error}", hint="use a runsc between 20240729 and the newest tested") from error
+    if not shown:
+        raise SetupError(f"{program} does not show the sandbox's first process", hint="use a runsc between 20240729 and the newest tested")
