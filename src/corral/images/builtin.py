@@ -1,0 +1,107 @@
+"""The images that ship with Corral, made on the machine that needs them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from corral.errors import ImageNotFound
+from corral.ids import new_id
+from corral.images import base, tiny
+from corral.images.catalog import Catalog, StoredImage
+from corral.images.recipe import OnLine, Recipe
+from corral.node import mounts
+from corral.node.interface import ImageSpec
+from corral.places import Places
+
+RECIPES: dict[str, Recipe] = {"base": base, "tiny": tiny}
+
+
+def ensure(places: Places, names: Sequence[str] = ("base", "tiny"), *, on_line: OnLine, host_mirrors: bool = False) -> list[StoredImage]:
+    """See that these built-in images exist and were made by today's recipes; builds those that don't.
+
+    Costs milliseconds when nothing is to be done. Needs root for a build. A killed build leaves nothing that counts as an image, and what it leaves is
+    cleared away by the next call. Raises `ImageNotFound` for a name that is not built in, else as `Recipe.build`.
+    """
+    for name in names:
+        if name not in RECIPES:
+            raise ImageNotFound(f"Corral has no built-in image {name!r}", hint=f"built in: {', '.join(sorted(RECIPES))}")
+    catalog = Catalog(places)
+    with _only_builder(places):
+        _clear_leftovers(places)
+        return [_ensure_one(places, catalog, name, on_line=on_line, host_mirrors=host_mirrors) for name in names]
+
+
+def _ensure_one(places: Places, catalog: Catalog, name: str, *, on_line: OnLine, host_mirrors: bool) -> StoredImage:
+    recipe = RECIPES[name]
+    key = recipe.key(host_mirrors=host_mirrors)
+    for image in catalog.list():
+        if image.spec.name == name and image.recipe == key and all(layer.exists() for layer in image.spec.layers):
+            return image
+    began = time.monotonic()
+    on_line(f"image {name}: building")
+    identity = new_id("im")
+    building = places.layers / f".building-{identity}"
+    building.mkdir(mode=0o755)
+    try:
+        cache = places.home / "cache"
+        cache.mkdir(mode=0o755, exist_ok=True)
+        defaults = recipe.build(building, cache=cache, on_line=on_line, host_mirrors=host_mirrors)
+        building.chmod(0o755)
+        size = _size(building)
+        layer = building.rename(places.layers / identity)
+    except BaseException:
+        _clear(building)
+        raise
+    spec = ImageSpec(identity, name, (layer,), env=defaults.env, user=defaults.user, workdir=defaults.workdir, command=defaults.command)
+    image = StoredImage(spec, datetime.now(UTC), size, key)
+    catalog.add(image)
+    on_line(f"image {name}: ready, {size / 1e6:.0f} MB in {time.monotonic() - began:.0f} s")
+    return image
+
+
+@contextmanager
+def _only_builder(places: Places) -> Generator[None]:
+    """One builder at a time in one installation. The lock goes with its process, so a killed build blocks nobody."""
+    places.layers.mkdir(parents=True, exist_ok=True)
+    # Layers hold set-user-id programs that get no security updates: no user of the host may reach them.
+    places.layers.chmod(0o700)
+    lock = os.open(places.layers / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _clear_leftovers(places: Places) -> None:
+    for path in places.layers.glob(".building-*"):
+        _clear(path)
+    for path in places.layers.glob(".removed-*"):
+        _clear(path)
+
+
+def _clear(path: Path) -> None:
+    # A build that was killed may have left the host's /dev or /proc mounted inside: deleting through those would be a disaster.
+    mounts.sweep(path)
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def _size(root: Path) -> int:
+    """Bytes that the files below take on disk, hard links counted once."""
+    seen: set[int] = set()
+    total = 0
+    for directory, _, files in os.walk(root):
+        for name in files:
+            status = Path(directory, name).lstat()
+            if status.st_nlink == 1 or status.st_ino not in seen:
+                total += status.st_blocks * 512
+                seen.add(status.st_ino)
+    return total

@@ -1,0 +1,86 @@
+"""Which distribution the host runs and where it gets its packages: images are made of the same, since the host can reach that and trusts its keys."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from dataclasses import dataclass
+
+from corral import spawn
+from corral.errors import SetupError
+
+
+@dataclass(frozen=True)
+class Source:
+    """One package source: `suite` such as `bookworm-security`."""
+
+    uri: str
+    suite: str
+    components: tuple[str, ...]
+
+    def line(self, keyring: str) -> str:
+        return f"deb [signed-by={keyring}] {self.uri} {self.suite} {' '.join(self.components)}"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release of Debian or Ubuntu. `official` are the sources everybody can reach, `host` those that this machine uses."""
+
+    distribution: str
+    codename: str
+    keyring: str
+    official: tuple[Source, ...]
+    host: tuple[Source, ...]
+
+
+def host_release() -> Release:
+    """The host's release. Raises `SetupError` on anything but Debian and Ubuntu."""
+    facts = platform.freedesktop_os_release()
+    distribution, codename = facts.get("ID", "linux"), facts.get("VERSION_CODENAME")
+    if distribution not in ("debian", "ubuntu") or not codename or not shutil.which("apt-get"):
+        raise SetupError(
+            f"images can be built on Debian and Ubuntu, not on {facts.get('PRETTY_NAME', distribution)}",
+            hint="build them on a Debian 12 machine and copy its `images` and `layers` directories into this CORRAL_HOME",
+        )
+    keyring = f"/usr/share/keyrings/{distribution}-archive-keyring.gpg"
+    official = _debian(codename) if distribution == "debian" else _ubuntu(codename)
+    return Release(distribution, codename, keyring, official, _used_by_host(official))
+
+
+def _debian(codename: str) -> tuple[Source, ...]:
+    mirror = "http://deb.debian.org/debian"
+    return (
+        Source(mirror, codename, ("main",)),
+        Source(mirror, f"{codename}-updates", ("main",)),
+        Source("http://deb.debian.org/debian-security", f"{codename}-security", ("main",)),
+    )
+
+
+def _ubuntu(codename: str) -> tuple[Source, ...]:
+    x86 = platform.machine() == "x86_64"
+    mirror = "http://archive.ubuntu.com/ubuntu" if x86 else "http://ports.ubuntu.com/ubuntu-ports"
+    security = "http://security.ubuntu.com/ubuntu" if x86 else mirror
+    return (
+        Source(mirror, codename, ("main", "universe")),
+        Source(mirror, f"{codename}-updates", ("main", "universe")),
+        Source(security, f"{codename}-security", ("main", "universe")),
+    )
+
+
+def _used_by_host(official: tuple[Source, ...]) -> tuple[Source, ...]:
+    """For each official source the host's own place of that suite, where it has one (a mirror, a snapshot, a company's proxy)."""
+    argv = ["apt-get", "indextargets", "--format", "$(SITE)|$(RELEASE)|$(COMPONENT)", "Created-By: Packages"]
+    answer = spawn.run(argv, timeout=60)
+    if answer.code:
+        return official
+    targets = {tuple(line.split("|")) for line in answer.stdout.decode(errors="replace").splitlines()}
+    chosen: list[Source] = []
+    for source in official:
+        sites = sorted({site for site, suite, component in targets if suite == source.suite and component == "main" and _is_archive(site, source)})
+        chosen.append(Source(sites[0], source.suite, source.components) if sites else source)
+    return tuple(chosen)
+
+
+def _is_archive(site: str, source: Source) -> bool:
+    """Whether a site holds the distribution itself: other vendors' sites may use its suites' names, but not its last path words."""
+    return site.rstrip("/").rpartition("/")[2] == source.uri.rpartition("/")[2] or site == source.uri
