@@ -1,0 +1,137 @@
+#!/usr/bin/env python3
+"""`./corral test`: every check of this repository, in the order in which a failure is cheapest to see.
+
+Without arguments: lint, types, import contracts, the generated SDK, the guest agent, then unit, contract, system and security tests on the machine's
+runsc, and the system and security tests once more on a recent one built from its Go module (scripts/runsc), where that can be had. What could not be tested is said, not skipped.
+With arguments: only pytest, with these arguments, after the machine has been set up (`./corral test tests/unit`, `./corral test -m "not slow" -k files`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sysconfig.get_path("scripts"))
+CACHE = Path(os.environ.get("CORRAL_TEST_CACHE", "/var/cache/corral/test"))
+"""What runs share: runsc, images. Made once; tests get homes of their own."""
+
+
+@dataclass
+class Report:
+    """What was done, for the closing lines."""
+
+    failed: list[str] = field(default_factory=list[str])
+    untested: list[str] = field(default_factory=list[str])
+    engines: list[str] = field(default_factory=list[str])
+
+    def step(self, name: str, do: Callable[[], bool]) -> bool:
+        print(f"\n── {name}", flush=True)
+        began = time.monotonic()
+        ok = do()
+        print(f"── {name}: {'ok' if ok else 'FAILED'} in {time.monotonic() - began:.1f} s", flush=True)
+        if not ok:
+            self.failed.append(name)
+        return ok
+
+
+def run(*argv: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> bool:
+    return subprocess.run([str(word) for word in argv], cwd=cwd, env={**os.environ, **(env or {})}, check=False).returncode == 0
+
+
+def setup() -> bool:
+    """Ready the machine, and the runsc and images that all test runs share."""
+    return run(BIN / "corral", "setup", env={"CORRAL_HOME": str(CACHE / "home")})
+
+
+def pytest(arguments: Sequence[str], *, runsc: Path | None = None) -> bool:
+    env = {"CORRAL_TEST_CACHE": str(CACHE)}
+    if runsc is not None:
+        env["CORRAL_TEST_RUNSC"] = str(runsc)
+    return run(sys.executable, "-m", "pytest", *arguments, env=env)
+
+
+def agent() -> bool:
+    """vet and the tests of the guest agent, without a network."""
+    go = shutil.which("go", path=str(BIN)) or "go"
+    env = {"GOPROXY": "off", "GOTOOLCHAIN": "local", "GOFLAGS": "-buildvcs=false", "CGO_ENABLED": "0"}
+    return run(go, "vet", "./...", cwd=ROOT / "agent", env=env) and run(go, "test", "./...", cwd=ROOT / "agent", env=env)
+
+
+def recent_runsc(report: Report) -> Path | None:
+    """The recent runsc, or None with the reason said."""
+    directory = CACHE / "recent"
+    go = shutil.which("go", path=str(BIN)) or "go"
+    built = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/build_runsc.py"), str(directory), "--go", go],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if built.returncode == 0:
+        return Path(built.stdout.strip())
+    why = built.stderr.strip().splitlines()[-1:] or ["no reason given"]
+    report.untested.append(f"a recent runsc: {why[0]}")
+    if built.returncode != 3:
+        report.failed.append("build of the recent runsc")
+    return None
+
+
+def version(runsc: Path) -> str:
+    done = subprocess.run([str(runsc), "--version"], capture_output=True, text=True, check=False)
+    return f"{done.stdout.splitlines()[0] if done.stdout else 'unknown'} ({runsc})"
+
+
+def machine_runsc() -> Path:
+    """The one that `corral setup` found or installed."""
+    from corral.node import runsc
+    from corral.places import Places
+
+    return runsc.find(Places(CACHE / "home")).path
+
+
+def everything() -> int:
+    report = Report()
+    report.step("ruff check", lambda: run(BIN / "ruff", "check"))
+    report.step("ruff format", lambda: run(BIN / "ruff", "format", "--check"))
+    report.step("pyright", lambda: run(BIN / "pyright", "--pythonpath", sys.executable))
+    report.step("import contracts", lambda: run(BIN / "lint-imports"))
+    report.step("generated SDK", lambda: run(sys.executable, "scripts/async_to_sync.py", "--check"))
+    report.step("guest agent", agent)
+    if not report.step("setup", setup):
+        return close(report)
+    found = machine_runsc()
+    report.step(f"tests on {found}", lambda: pytest([], runsc=found))
+    report.engines.append(version(found))
+    recent = recent_runsc(report)
+    if recent is not None and recent != found:
+        report.step(f"system and security tests on {recent}", lambda: pytest(["tests/system", "tests/security"], runsc=recent))
+        report.engines.append(version(recent))
+    return close(report)
+
+
+def close(report: Report) -> int:
+    print()
+    for engine in report.engines:
+        print(f"tested: {engine}")
+    for thing in report.untested:
+        print(f"untested: {thing}")
+    print(f"failed: {', '.join(report.failed)}" if report.failed else "all checks passed")
+    return 1 if report.failed else 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    if not arguments:
+        return everything()
+    return 0 if setup() and pytest(arguments, runsc=machine_runsc()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
