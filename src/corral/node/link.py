@@ -1,0 +1,345 @@
+"""The node's end of a guest agent's socket: frames in and out, requests and their answers, channels and whose turn it is to send.
+
+Everything happens in two callbacks of the event loop; there is no task for each frame or link. Reading is bounded for each turn of the loop so that a
+flooding guest delays others by about a millisecond. The guest is hostile: whatever it sends is decoded by `corral.wire`, counted when it is garbage, and
+after `GARBAGE_LIMIT` such frames `on_garbage` is called once and nothing more is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import secrets
+import select
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import structlog
+
+from corral.errors import CorralError, QuotaExceeded, SandboxEnded, TooLarge, Unavailable
+from corral.wire import frame as wire
+from corral.wire import messages
+from corral.wire.channel import Segment
+from corral.wire.frame import Frame, ProtocolError, Type
+from corral.wire.messages import Event, Problem
+from corral.wire.requests import Request, encode
+
+T = TypeVar("T")
+
+GARBAGE_LIMIT = 16
+"""Protocol errors after which a guest agent is held to be hostile or broken."""
+PENDING_LIMIT = 1024
+REQUEST_TIMEOUT = 30.0
+_SOCKET_BUFFER = 4 << 20
+_FRAMES_A_TURN = 64
+_BYTES_A_TURN = 1 << 20
+_OUT_OF_MEMORY_PAUSE = 0.02
+_SO_SNDBUFFORCE = 32
+_SO_RCVBUFFORCE = 33
+
+log = structlog.get_logger(__name__)
+
+
+class RequestFailed(Exception):
+    """The agent answered a request with an error; `files` and `process` turn it into one of `corral.errors`."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(f"{problem.code}: {problem.message}")
+        self.problem = problem
+
+
+class Port(Protocol):
+    """What a link knows of a channel: who takes its frames and what it has to send."""
+
+    number: int
+
+    def on_data(self, frame: Frame) -> None: ...
+    def on_ack(self, frame: Frame) -> None: ...
+    def on_event(self, event: Event) -> None: ...
+    def on_end(self, error: CorralError) -> None: ...
+    def peek(self, limit: int) -> Segment | None: ...
+    def commit(self, segment: Segment) -> None: ...
+
+
+class Link:
+    """One link. It borrows the socket: `close` stops using it and leaves it open."""
+
+    def __init__(self, sock: socket.socket, on_garbage: Callable[[str], None] | None = None) -> None:
+        sock.settimeout(0)
+        self._socket = sock
+        self._fd = sock.fileno()
+        self._loop = asyncio.get_running_loop()
+        self._limit = _widen(sock)
+        self._buffer = memoryview(bytearray(wire.MAX_FRAME + 1))
+        self._ports: dict[int, Port] = {}
+        self._pending: dict[int, asyncio.Future[bytes]] = {}
+        # Answers to requests of an earlier server may still be in the socket: a random start makes meeting their numbers improbable.
+        self._number = secrets.randbits(32)
+        self._out: deque[bytes] = deque()
+        self._acks: dict[tuple[int, int], bytes] = {}
+        self._ready: deque[Port] = deque()
+        self._waiting_ready: set[int] = set()
+        self._blocked = False
+        self._garbage = 0
+        self._on_garbage = on_garbage
+        self.error: CorralError | None = None
+        self.on_activity: Callable[[], None] = lambda: None
+        self.on_event: Callable[[Event], None] = lambda _: None
+        self.on_end: Callable[[CorralError], None] = lambda _: None
+        self._loop.add_reader(self._fd, self._read)
+
+    # ── requests ──
+
+    async def request(self, request: Request, answer: type[T] = messages.Done, *, timeout: float = REQUEST_TIMEOUT) -> T:
+        """Ask and wait for the answer. Raises `RequestFailed` when the agent refuses, `Unavailable` after `timeout` seconds, `SandboxEnded` when the link ends."""
+        self.check()
+        if len(self._pending) >= PENDING_LIMIT:
+            raise QuotaExceeded(f"{PENDING_LIMIT} requests are under way in this sandbox", hint="wait for some of them to be answered")
+        self.on_activity()
+        number = self._take_number()
+        reply: asyncio.Future[bytes] = self._loop.create_future()
+        self._pending[number] = reply
+        try:
+            self._post(number, request)
+            async with asyncio.timeout(timeout):
+                payload = await reply
+        except TimeoutError:
+            raise Unavailable(
+                f"the guest agent did not answer `{_name(request)}` within {timeout:g} s", hint="the sandbox may be overloaded; try again"
+            ) from None
+        finally:
+            self._pending.pop(number, None)
+        try:
+            if problem := messages.verdict(payload):
+                raise RequestFailed(problem)
+            return messages.answer(payload, answer)
+        except ProtocolError as error:
+            self._count_garbage(error)
+            raise Unavailable(
+                f"the guest agent's answer to `{_name(request)}` makes no sense", hint="its guest agent may have been tampered with; use another sandbox"
+            ) from error
+
+    def post(self, request: Request) -> None:
+        """Ask without waiting for the answer; nothing happens when the link has ended."""
+        if self.error is None:
+            self._post(self._take_number(), request)
+
+    def _take_number(self) -> int:
+        while True:
+            self._number = (self._number + 1) & 0xFFFF_FFFF
+            if self._number not in self._pending:
+                return self._number
+
+    def _post(self, number: int, request: Request) -> None:
+        payload = encode(request)
+        if len(payload) + wire.HEADER_SIZE > self._limit:
+            raise TooLarge(
+                f"the request `{_name(request)}` takes {len(payload)} bytes, more than the {self._limit - wire.HEADER_SIZE} that fit",
+                hint="pass large arguments in a file",
+            )
+        self._out.append(wire.message(Type.REQUEST, number, payload))
+        self._flush()
+
+    # ── channels ──
+
+    def attach(self, port: Port) -> None:
+        """Frames for this channel go to `port` from now on."""
+        self._ports[port.number] = port
+
+    def detach(self, number: int) -> None:
+        """Frames for this channel are dropped from now on."""
+        self._ports.pop(number, None)
+        for stream in range(wire.STREAMS):
+            self._acks.pop((number, stream), None)
+
+    def ready(self, port: Port) -> None:
+        """The channel has something to send."""
+        if port.number not in self._waiting_ready:
+            self._waiting_ready.add(port.number)
+            self._ready.append(port)
+        if not self._blocked:
+            self._flush()
+
+    def ack(self, channel: int, stream: int, offset: int, window: int) -> None:
+        """Acknowledge a stream. Of acks that the agent does not read only the newest is kept."""
+        if self.error is None:
+            self._acks[channel, stream] = wire.ack(channel, stream, offset, window)
+            if not self._blocked:
+                self._flush()
+
+    # ── writing ──
+
+    def _flush(self) -> None:
+        """Send until there is nothing to send, the socket is full, or the turn is over."""
+        if self.error is not None:
+            return
+        budget = _BYTES_A_TURN
+        try:
+            while budget > 0:
+                sent = self._send_one()
+                if not sent:
+                    self._unblock()
+                    return
+                budget -= sent
+        except BlockingIOError:
+            pass
+        except ConnectionError:
+            # The peer is gone. What it sent before is still to be read; the end is found there.
+            self._out.clear()
+            self._acks.clear()
+            self._ready.clear()
+            self._waiting_ready.clear()
+            self._unblock()
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOBUFS, errno.ENOMEM):
+                raise
+            # The host is so short of memory that no buffer for one packet was found; the socket stays "writable" meanwhile.
+            self._unblock()
+            self._loop.call_later(_OUT_OF_MEMORY_PAUSE, self._flush)
+            return
+        if not self._blocked:
+            self._blocked = True
+            self._loop.add_writer(self._fd, self._flush)
+
+    def _unblock(self) -> None:
+        if self._blocked:
+            self._blocked = False
+            self._loop.remove_writer(self._fd)
+
+    def _send_one(self) -> int:
+        if self._out:
+            size = self._socket.send(self._out[0])
+            self._out.popleft()
+            return size
+        if self._acks:
+            key = next(iter(self._acks))
+            size = self._socket.send(self._acks[key])
+            del self._acks[key]
+            return size
+        while self._ready:
+            port = self._ready[0]
+            if segment := port.peek(self._limit - wire.HEADER_SIZE):
+                self._socket.sendmsg([wire.data_header(port.number, 0, segment.offset, fin=segment.fin), *segment.buffers])
+                # Round robin: the next frame is another channel's.
+                self._ready.rotate(-1)
+                port.commit(segment)
+                return wire.HEADER_SIZE + segment.size
+            self._ready.popleft()
+            self._waiting_ready.discard(port.number)
+        return 0
+
+    # ── reading ──
+
+    def _read(self) -> None:
+        """Take what has arrived, up to a bound."""
+        buffer = self._buffer
+        budget = _BYTES_A_TURN
+        for _ in range(_FRAMES_A_TURN):
+            try:
+                size = self._socket.recv_into(buffer)
+            except BlockingIOError:
+                break
+            except ConnectionResetError:
+                continue  # told once, when the peer closed with bytes of ours unread; its own last frames are still there
+            except OSError as error:
+                self._fail(SandboxEnded(f"the link to the guest agent broke: {error}"))
+                return
+            if not size and self._hung_up():
+                self._fail(SandboxEnded("the sandbox ended", hint="create another one"))
+                return
+            self._take(buffer[:size])
+            if self.error is not None:
+                return
+            budget -= size
+            if budget <= 0:
+                break
+
+    def _hung_up(self) -> bool:
+        # A packet may be empty, so 0 bytes alone are not the end.
+        poll = select.poll()
+        poll.register(self._fd, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    def _take(self, packet: memoryview) -> None:
+        try:
+            frame = wire.decode(packet)
+            match frame.type:
+                case Type.DATA:
+                    self.on_activity()
+                    if port := self._ports.get(frame.channel):
+                        port.on_data(frame)
+                case Type.ACK:
+                    if port := self._ports.get(frame.channel):
+                        port.on_ack(frame)
+                case Type.EVENT:
+                    event = messages.event(frame.payload)
+                    self.on_activity()
+                    if frame.channel == 0:
+                        self.on_event(event)
+                    elif port := self._ports.get(frame.channel):
+                        port.on_event(event)
+                case Type.RESPONSE:
+                    reply = self._pending.get(frame.channel)
+                    if reply is not None and not reply.done():
+                        reply.set_result(bytes(frame.payload))
+                case Type.REQUEST:
+                    raise ProtocolError("the guest agent may not make requests")
+        except ProtocolError as error:
+            self._count_garbage(error)
+
+    def _count_garbage(self, error: ProtocolError) -> None:
+        self._garbage += 1
+        log.warning("guest_agent_garbage", error=str(error), count=self._garbage)
+        if self._garbage == GARBAGE_LIMIT:
+            self._fail(SandboxEnded("the guest agent sent garbage", hint="create another sandbox", details={"reason": "agent_garbage"}))
+            if self._on_garbage is not None:
+                self._on_garbage(str(error))
+
+    # ── the end ──
+
+    def check(self) -> None:
+        """Raise what ended the link, if it has ended."""
+        if self.error is not None:
+            raise again(self.error)
+
+    def close(self) -> None:
+        """Leave the link; the sandbox lives on and another server may take the socket."""
+        self._fail(Unavailable("the server is stopping", hint="try again"), quiet=True)
+
+    def _fail(self, error: CorralError, *, quiet: bool = False) -> None:
+        if self.error is not None:
+            return
+        self.error = error
+        self._loop.remove_reader(self._fd)
+        self._unblock()
+        for reply in self._pending.values():
+            if not reply.done():
+                reply.set_exception(again(error))
+        ports, self._ports = list(self._ports.values()), {}
+        for port in ports:
+            port.on_end(error)
+        if not quiet:
+            self.on_end(error)
+
+
+def again(error: CorralError) -> CorralError:
+    """A fresh copy of an error that many callers are told: each raise adds to an exception's traceback."""
+    return type(error)(error.message, hint=error.hint, details=dict(error.details))
+
+
+def _name(request: Request) -> str:
+    return str(request.__struct_config__.tag)
+
+
+def _widen(sock: socket.socket) -> int:
+    """Make the socket's buffers large enough for the largest frames; returns the largest packet it can send."""
+    for forced, plain in ((_SO_SNDBUFFORCE, socket.SO_SNDBUF), (_SO_RCVBUFFORCE, socket.SO_RCVBUF)):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, forced, _SOCKET_BUFFER)
+        except PermissionError:
+            sock.setsockopt(socket.SOL_SOCKET, plain, _SOCKET_BUFFER)
+    # unix(7) does not say it, af_unix.c does: a packet may have 32 bytes fewer than the send buffer.
+    return min(wire.MAX_FRAME, sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - 32)

@@ -1,0 +1,414 @@
+"""The processes of one sandbox, dead and alive: started once, found again by the next server, kept for a while after their end."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import posixpath
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from corral.errors import CorralError, InvalidArgument, InvalidState, NotFound
+from corral.ids import is_id, new_id
+from corral.node.journal import Asked, Closed, Exited, Fact, Forgotten, Journal, Opened, TimedOut
+from corral.node.link import Link, RequestFailed
+from corral.node.process import CHUNK, Chunk, Process
+from corral.node.refusals import start_refusal
+from corral.node.spool import BOUND
+from corral.schema import process as schema
+from corral.wire import requests
+from corral.wire.frame import MAX_CHANNEL
+from corral.wire.messages import Greeting, Held, Started
+
+_CHANNELS_A_TIME = 4096
+_JOURNAL_SLACK = 1 << 20
+_END_TIMEOUT = 10.0
+
+log = structlog.get_logger(__name__)
+
+OnEvent = Callable[[str, Mapping[str, Any]], None]
+"""Told of `process.started`, `process.exited`, `port.opened` and `port.closed`, with what is known of them."""
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a process gets unless it is asked for otherwise."""
+
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
+    user: str | None = None
+    workdir: str | None = None
+    shell: tuple[str, ...] = ("/bin/sh", "-c")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What is kept: bytes of each stream, bytes of all streams of a sandbox together, finished processes."""
+
+    stream: int = BOUND
+    sandbox: int = 512 << 20
+    finished: int = 1000
+
+
+class ProcessBook:
+    """All processes of a sandbox. Without a link (a stopped sandbox) it can be read; what needs the guest raises `InvalidState`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        sandbox: str,
+        *,
+        defaults: Defaults | None = None,
+        bounds: Bounds | None = None,
+        on_event: OnEvent | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """Read what an earlier server wrote into `directory` (`spool/<sandbox>`)."""
+        self.sandbox = sandbox
+        self.now = now
+        self._directory = directory
+        self._defaults = defaults or Defaults()
+        self._bounds = bounds or Bounds()
+        self._on_event: OnEvent = on_event or (lambda _kind, _data: None)
+        self._journal = Journal(directory / "processes.jsonl")
+        self._link: Link | None = None
+        self._processes: dict[str, Process] = {}
+        self._finished: dict[str, None] = {}
+        self._epoch = 0
+        self._channel = 0
+        self._channels_reserved = 0
+        self._used = 0
+        self._compact_at = _JOURNAL_SLACK
+        self._load()
+
+    # ── what an earlier server left ──
+
+    def _load(self) -> None:
+        for fact in self._journal.read():
+            match fact:
+                case Opened():
+                    self._epoch = fact.epoch
+                    self._channel = self._channels_reserved = fact.channels
+                case Asked():
+                    self._processes[fact.id] = self._process(fact, fresh=False)
+                case TimedOut() if process := self._processes.get(fact.id):
+                    process.timed_out = True
+                case Exited() if process := self._processes.get(fact.id):
+                    process.exited, process.pid, process.closed = fact, fact.pid, fact.closed
+                    self._finished[fact.id] = None
+                case Closed() if process := self._processes.get(fact.id):
+                    process.closed = True
+                case Forgotten():
+                    self._processes.pop(fact.id, None)
+                    self._finished.pop(fact.id, None)
+                case _:
+                    log.warning("journal_fact_about_nothing", sandbox=self.sandbox, fact=repr(fact)[:200])
+
+    def _process(self, asked: Asked, *, fresh: bool) -> Process:
+        return Process(asked, self, self._directory / asked.id, bound=self._bounds.stream, fresh=fresh)
+
+    def hello(self) -> requests.Hello:
+        """The request that takes the link."""
+        self._epoch += 1
+        self._reserve()
+        have = [
+            requests.Have(process.asked.channel, {str(stream): process.spool(stream).end for stream in ((1,) if process.asked.pty else (1, 2))})
+            for process in self._processes.values()
+            if not process.closed
+        ]
+        return requests.Hello(epoch=self._epoch, channels=have)
+
+    def adopt(self, link: Link, greeting: Greeting) -> None:
+        """Go on with the processes that the agent still has; the others are lost."""
+        self._link = link
+        held = {each.channel: each for each in greeting.channels}
+        for process in [each for each in self._processes.values() if not each.closed]:
+            one = held.pop(process.asked.channel, None)
+            if one is not None and one.kind == "process" and one.id == process.asked.id:
+                self._resume(process, link, one)
+            elif process.running:
+                # Also when the agent was still starting it while it greeted us.
+                link.post(requests.Close(channel=process.asked.channel))
+                process.lose()
+            else:
+                self.closed(process)
+        for stranger in held.values():
+            # A transfer whose reader or writer died with the earlier server, or a process nobody can name.
+            link.post(requests.Close(channel=stranger.channel))
+
+    def _resume(self, process: Process, link: Link, held: Held) -> None:
+        process.pid = held.pid or process.pid
+        process.connect(link, stdin=held.received.get("0", 0))
+        if held.ended is not None:
+            process.on_event(held.ended)
+        process.arm()
+
+    def next_channel(self) -> int:
+        """A channel number that was never used in this sandbox."""
+        if self._channel + 1 >= self._channels_reserved:
+            self._reserve()
+        self._channel += 1
+        return self._channel
+
+    def _reserve(self) -> None:
+        self._channels_reserved = self._channel + _CHANNELS_A_TIME
+        if self._channels_reserved > MAX_CHANNEL:
+            raise InvalidState("this sandbox has opened two thousand million channels", hint="create another one")
+        self._journal.append(Opened(epoch=self._epoch, channels=self._channels_reserved))
+
+    # ── processes ──
+
+    async def start(self, request: schema.ProcessStart, *, id: str | None = None) -> schema.Process:
+        """Start a process. With an `id` it is started once, however often it is asked for.
+
+        Without one, a caller that is cancelled leaves no process behind. Raises `NotExecutable`, `FileNotFound` (of the cwd), `InvalidArgument`
+        (unknown user), `QuotaExceeded`, `TooLarge`.
+        """
+        if id is not None and not is_id(id, "pr"):
+            raise InvalidArgument(f"`{id}` is not a process id")
+        process = self._processes.get(id) if id is not None else None
+        if process is None:
+            process = self._begin(request, id or new_id("pr"))
+        starting = process.starting
+        if starting is not None:
+            try:
+                await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                if id is None:
+                    self._forget(process)
+                raise
+        return process.describe()
+
+    def _begin(self, request: schema.ProcessStart, id: str) -> Process:
+        link = self._use()
+        argv = [*self._defaults.shell, request.command] if request.command is not None else request.argv or []
+        cwd = self._defaults.workdir if request.cwd is None else posixpath.join(self._defaults.workdir or "/", request.cwd)
+        asked = Asked(
+            id=id,
+            channel=self.next_channel(),
+            argv=[encoded(arg) for arg in argv],
+            cwd=None if cwd is None else encoded(cwd),
+            user=self._defaults.user if request.user is None else request.user,
+            tag=request.tag,
+            pty=request.pty is not None,
+            stdin=request.stdin or request.pty is not None,
+            at=self.now(),
+            timeout=request.timeout,
+        )
+        start = requests.Start(
+            channel=asked.channel,
+            id=asked.id,
+            argv=asked.argv,
+            env=[encoded(f"{name}={value}") for name, value in request.env.items()],
+            cwd=asked.cwd,
+            user=asked.user,
+            pty=None if request.pty is None else requests.Size(request.pty.rows, request.pty.cols),
+            stdin=asked.stdin,
+        )
+        # Written before the agent knows: a process that runs is always in the journal.
+        self._journal.append(asked)
+        process = self._processes[id] = self._process(asked, fresh=True)
+        process.connect(link)
+        process.starting = asyncio.get_running_loop().create_task(self._start(process, link, start))
+        # Whoever asked may have gone; the failure is then nobody's.
+        process.starting.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return process
+
+    async def _start(self, process: Process, link: Link, start: requests.Start) -> None:
+        try:
+            started = await link.request(start, Started)
+        except RequestFailed as error:
+            self._forget(process)
+            raise start_refusal(error.problem, start.argv[0], start.cwd) from error
+        except CorralError:
+            self._forget(process)
+            raise
+        process.starting = None
+        if process.forgotten:
+            return
+        process.pid = started.pid
+        process.arm()
+        self._on_event("process.started", {"process": process.asked.id, "pid": started.pid})
+
+    def get(self, id: str) -> schema.Process:
+        return self._find(id).describe()
+
+    def list(self) -> list[schema.Process]:
+        """All that are kept, oldest first."""
+        return [process.describe() for process in self._processes.values()]
+
+    @property
+    def running(self) -> int:
+        """How many run."""
+        return len(self._processes) - len(self._finished)
+
+    async def raw_output(
+        self, id: str, stdout: int | None = 0, stderr: int | None = 0, *, follow: bool = True, limit: int = CHUNK
+    ) -> AsyncIterator[Chunk | schema.Process]:
+        """Output from these offsets on (None: not that stream), and at last the process.
+
+        Following, that is when the process has ended and everything it wrote until then was given; else as soon as what is there was given.
+        """
+        process = self._find(id)
+        async for chunk in process.output(stdout, stderr, follow=follow, limit=limit):
+            self._activity()
+            yield chunk
+        yield process.describe()
+
+    async def output(self, id: str, stdout: int | None = 0, stderr: int | None = 0, *, follow: bool = True) -> AsyncIterator[schema.Output | schema.Process]:
+        """`raw_output` in the form of the API."""
+        async for item in self.raw_output(id, stdout, stderr, follow=follow):
+            if isinstance(item, Chunk):
+                yield schema.Output(stream=item.stream, offset=item.offset, data=base64.b64encode(item.data).decode(), dropped=item.dropped)
+            else:
+                yield item
+
+    async def write_stdin(self, id: str, data: bytes | memoryview, *, offset: int | None = None, eof: bool = False) -> int:
+        """Returns the offset of the next byte, when the guest's window has taken these; raises `Conflict` when `offset` would leave a gap."""
+        return await (await self._started(id)).write_stdin(data, offset, eof=eof)
+
+    async def signal(self, id: str, signal: schema.Signal) -> None:
+        """Raises `InvalidState` when it has ended."""
+        await (await self._started(id)).signal(signal)
+
+    async def resize(self, id: str, size: schema.Terminal) -> None:
+        await (await self._started(id)).resize(size)
+
+    async def wait(self, id: str, timeout: float | None = None) -> schema.Process:
+        """The process when it has ended and its output is complete, or as it is after `timeout` seconds."""
+        process = self._find(id)
+        try:
+            async with asyncio.timeout(timeout):
+                await process.wait()
+        except TimeoutError:
+            pass
+        return process.describe()
+
+    async def forget(self, id: str) -> None:
+        """Kill it, with all it started, and remove what is kept of it."""
+        process = await self._started(id)
+        if process.running and process.open:
+            try:
+                await process.signal(schema.Signal(signal=9, to="tree"))
+                async with asyncio.timeout(_END_TIMEOUT):
+                    await process.wait()
+            except InvalidState:
+                pass  # it ended meanwhile
+            except TimeoutError:
+                log.warning("killed_process_stays", sandbox=self.sandbox, process=id)
+        self._forget(process)
+
+    async def _started(self, id: str) -> Process:
+        process = self._find(id)
+        if process.starting is not None:
+            await asyncio.shield(process.starting)
+        self._activity()
+        return process
+
+    def _find(self, id: str) -> Process:
+        if (process := self._processes.get(id)) is None:
+            raise NotFound(f"there is no process {id} in this sandbox", hint="finished processes are kept for a while only")
+        return process
+
+    def _use(self) -> Link:
+        if self._link is None:
+            raise InvalidState(f"sandbox {self.sandbox} is not running", hint="start it first")
+        self._link.check()
+        return self._link
+
+    def _activity(self) -> None:
+        if self._link is not None and self._link.error is None:
+            self._link.on_activity()
+
+    # ── told by processes ──
+
+    def use_changed(self, size: int) -> None:
+        self._used += size
+
+    def wrote(self, process: Process) -> None:
+        """Keep the sandbox within its bound: first the output of what has ended goes, then the oldest of what grows."""
+        if self._used <= self._bounds.sandbox:
+            return
+        for finished in self._finished:
+            if not (other := self._processes[finished]).open and other.give_up_output() and self._used <= self._bounds.sandbox:
+                return
+        for stream in (1, 2):
+            spool = process.spool(stream)
+            if spool.size and self._used > self._bounds.sandbox:
+                spool.skip(spool.end)
+
+    def timing_out(self, process: Process) -> None:
+        self._append(TimedOut(process.asked.id))
+
+    def exited(self, process: Process) -> None:
+        exited = process.exited
+        assert exited is not None
+        self._append(exited)
+        self._finished[exited.id] = None
+        self._on_event(
+            "process.exited", {"process": exited.id, "code": exited.code, "signal": exited.signal, "timed_out": exited.timed_out, "lost": exited.lost}
+        )
+        if len(self._finished) > self._bounds.finished:
+            oldest = next((each for each in self._finished if not self._processes[each].open and each != exited.id), None)
+            if oldest is not None:
+                self._forget(self._processes[oldest])
+
+    def closed(self, process: Process) -> None:
+        process.closed = True
+        self._append(Closed(process.asked.id))
+
+    # ── the end ──
+
+    def lose(self) -> None:
+        """The sandbox has ended: so has every process in it, without a status if it has none yet."""
+        self._link = None
+        for process in list(self._processes.values()):
+            process.lose()
+
+    def close(self) -> None:
+        """Leave everything as it is for the next server."""
+        self._link = None
+        for process in self._processes.values():
+            process.disconnect()
+        self._journal.close()
+
+    def _forget(self, process: Process) -> None:
+        if self._processes.pop(process.asked.id, None) is None:
+            return
+        self._finished.pop(process.asked.id, None)
+        process.forget()
+        self._append(Forgotten(process.asked.id))
+        if self._journal.size > self._compact_at:
+            self._compact()
+
+    def _compact(self) -> None:
+        facts: list[Fact] = [Opened(epoch=self._epoch, channels=self._channels_reserved)]
+        for process in self._processes.values():
+            facts.append(process.asked)
+            if process.timed_out:
+                facts.append(TimedOut(process.asked.id))
+            if process.exited is not None:
+                facts.append(process.exited)
+                if process.closed and not process.exited.closed:
+                    facts.append(Closed(process.asked.id))
+        self._journal.rewrite(facts)
+        self._compact_at = 2 * self._journal.size + _JOURNAL_SLACK
+
+    def _append(self, fact: Fact) -> None:
+        # Called where nobody could be told of a full disk; the fact is still known to this server.
+        try:
+            self._journal.append(fact)
+        except OSError as error:
+            log.error("journal_write_failed", sandbox=self.sandbox, fact=type(fact).__name__, error=str(error))
+
+
+def encoded(text: str) -> bytes:
+    """The bytes a guest sees: UTF-8, and odd bytes that Python keeps as lone surrogates as they were."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise InvalidArgument("text with lone surrogates is not text", hint="pass bytes as Python's os.fsdecode gives them") from None
