@@ -194,7 +194,7 @@ class Group:
             return _fields(self._v2 / "memory.events").get("oom_kill", 0)
         return 0
 
-    def pids_refused(self) -> int:
+    def tasks_refused(self) -> int:
         """How often a fork was refused by the limit of tasks."""
         with contextlib.suppress(FileNotFoundError):
             directory = self._v1.get("pids") or self._v2

@@ -17,10 +17,12 @@ class Evidence:
     """Wait status of the sentry; None when it was not our child to wait for."""
     oom_kills: int
     """Processes of its group the kernel killed for want of memory, since it was claimed."""
+    tasks_refused: int
+    """How often the host refused it another task. The margin is wide, but when it is met the sentry panics."""
     panic: str
     """What the sentry wrote to its panic log."""
     gofer_first: bool = False
-    """The gofer ended while the sentry was alive."""
+    """The gofer did not end because its sentry did. A sentry of 20240729 kills its guest when it loses its gofer, and exits with 137."""
 
 
 def explain(evidence: Evidence) -> tuple[Reason, str]:
@@ -28,12 +30,14 @@ def explain(evidence: Evidence) -> tuple[Reason, str]:
     if evidence.oom_kills:
         return Reason.OOM, "the sandbox used more memory than its limit"
     if evidence.gofer_first:
-        return Reason.CRASHED, "the sandbox's file server (gofer) ended"
+        return Reason.KILLED, "the sandbox's file server (gofer) was ended from outside"
     status = evidence.status
     if evidence.panic:
-        return Reason.CRASHED, f"the sandbox kernel panicked: {_first_line(evidence.panic)}"
+        if evidence.tasks_refused:
+            return Reason.PIDS, "the sandbox's processes needed more tasks of the host than its limit"
+        return Reason.CRASHED, f"the sandbox kernel panicked: {_cause(evidence.panic)}"
     if status is None:
-        return Reason.CRASHED, "the sandbox kernel ended while no server was running and left no status"
+        return Reason.CRASHED, "the sandbox kernel ended and left no status"
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
@@ -43,5 +47,8 @@ def explain(evidence: Evidence) -> tuple[Reason, str]:
     return Reason.AGENT_DIED, f"the agent, the sandbox's first process, ended with {os.WEXITSTATUS(status)}"
 
 
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")[:300]
+def _cause(panic: str) -> str:
+    """The line of a Go panic that says what happened."""
+    lines = [line.strip() for line in panic.splitlines() if line.strip()]
+    telling = (line for line in lines if line.startswith(("panic:", "fatal error:", "runtime:", "SIG", "unexpected fault")))
+    return next(telling, lines[0])[:300]

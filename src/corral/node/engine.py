@@ -1,15 +1,16 @@
 """The engine: in which order what is done. Each step is in the module named for it.
 
-    open      places → runsc → control groups → holder → adopt what lives → sweep what belongs to nobody → self-test → pool
-    claim     take a member → limits → record → wake → disk → root
-    end       kill → unmount root → detach disk → destroy the member → record
+open      places → runsc → control groups → holder → adopt what lives → sweep what belongs to nobody → self-test → pool
+claim     take a member → limits → record → wake → disk → root
+end       kill → unmount root → detach disk → destroy the member → record
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,10 +20,11 @@ import structlog
 from corral.errors import InternalError, InvalidState, SetupError
 from corral.node import death, holder_client, record, runsc
 from corral.node.box import RunscBox
-from corral.node.cgroup import Groups, Limits, find_hierarchies
+from corral.node.cgroup import Group, Groups, Limits, find_hierarchies
 from corral.node.death import Evidence
 from corral.node.holder_client import HolderClient, HolderError
 from corral.node.interface import Box, BoxSpec, Disks, Ended, OnEnd, Timing
+from corral.node.member import MemberPlaces
 from corral.node.members import Member, Members, runsc_root
 from corral.node.pool import Pool, default_size
 from corral.node.record import Record
@@ -41,7 +43,7 @@ SENTRY_TASKS = 256
 TASKS_PER_PROCESS = 4
 """… and at most so many for each process of the guest, so that the guest's own limit is met first."""
 SENTRY_GRACE = 0.5
-"""Seconds a sentry may outlive its gofer before that counts as the cause."""
+"""Seconds a sentry and its gofer may end apart; a sentry that lives on longer without one is ended."""
 
 log = structlog.get_logger(__name__)
 
@@ -141,12 +143,13 @@ class RunscEngine:
         """End everything of this installation but its disks: boxes, pool, holder, groups, run-time files."""
         self._leaving = True
         await self._settle()
-        await asyncio.gather(*(self.kill(id) for id in list(self._boxes)))
+        await asyncio.gather(*(self.kill(box) for box in list(self._boxes)))
         await self._sweep(self._open.members)
         await self._holder.shutdown()
         if not self._open.groups.remove():
             raise InternalError(f"the control groups {self._places.tag} are still in use", hint="look into their cgroup.procs")
-        for directory in (self._places.members, self._places.boxes, runsc_root(self._places)):
+        self._open.members.remove_root()
+        for directory in (self._places.members, self._places.boxes):
             directory.rmdir()
 
     async def _settle(self) -> None:
@@ -181,7 +184,9 @@ class RunscEngine:
         try:
             records = list(record.read_all(self._places.boxes))
         except (ValueError, KeyError, TypeError) as error:
-            raise SetupError(f"a record in {self._places.boxes} can't be understood: {error}", hint="start the version of Corral that wrote it, or remove it") from error
+            raise SetupError(
+                f"a record in {self._places.boxes} can't be understood: {error}", hint="start the version of Corral that wrote it, or remove it"
+            ) from error
         for found in records:
             try:
                 member = await members.adopt(found.member, found.identity)
@@ -199,9 +204,8 @@ class RunscEngine:
         if lost is not None:
             reason, detail = Reason.ENGINE_ERROR, f"its sockets went with an earlier holder: {lost}"
         else:
-            status = self._holder.exit_of(found.identity.pid)
-            oom_kills = members.group(found.member).oom_kills()
-            reason, detail = death.explain(Evidence(status.result() if status.done() else None, oom_kills, places.tail(places.panic_log)))
+            exits = [self._holder.exit_of(found.identity.pid)]
+            reason, detail = death.explain(_evidence(exits, members.group(found.member), places))
         await members.kill_stranger(found.member)
         await self._holder.forget([found.identity.pid, found.identity.gofer])
         await self._clear_away(members, found.member, found.spec.id)
@@ -211,10 +215,10 @@ class RunscEngine:
         """Remove what belongs to nobody: members without a record, made or half made by an earlier server."""
         held = (await self._holder.list()).names
         ours = {box.member.id for box in self._boxes.values()}
-        for id in sorted((members.known() | held) - ours):
-            log.warning("removing a member that belongs to nobody", member=id)
-            await members.kill_stranger(id)
-            await self._clear_away(members, id, None)
+        for stranger in sorted((members.known() | held) - ours):
+            log.warning("removing a member that belongs to nobody", member=stranger)
+            await members.kill_stranger(stranger)
+            await self._clear_away(members, stranger, None)
 
     # Claiming
 
@@ -246,7 +250,12 @@ class RunscEngine:
         finally:
             self._claiming.discard(spec.id)
         mounted = time.perf_counter()
-        timing = {"start": made - began if cold else 0.0, "claim": ready - made + (0.0 if cold else made - began), "rootfs": mounted - ready, "cold": float(cold)}
+        timing = {
+            "start": made - began if cold else 0.0,
+            "claim": ready - made + (0.0 if cold else made - began),
+            "rootfs": mounted - ready,
+            "cold": float(cold),
+        }
         return box, timing
 
     async def _abandon(self, member: Member, id: str) -> None:
@@ -257,10 +266,8 @@ class RunscEngine:
     def _enter(self, box: RunscBox) -> None:
         """From here on its end is noticed."""
         self._boxes[box.id] = box
-        identity = box.member.sentry.identity
-        self._holder.exit_of(identity.pid).add_done_callback(lambda _: self._ended_by_itself(box, gofer=False))
-        if identity.gofer:
-            self._holder.exit_of(identity.gofer).add_done_callback(lambda _: self._ended_by_itself(box, gofer=True))
+        for pid in box.member.sentry.pids:
+            self._holder.exit_of(pid).add_done_callback(lambda _: self._ended_by_itself(box))
 
     # Ending
 
@@ -273,24 +280,15 @@ class RunscEngine:
             box.ending = self._run(self._take_apart(box))
         await asyncio.shield(box.ending)
 
-    def _ended_by_itself(self, box: RunscBox, *, gofer: bool) -> None:
+    def _ended_by_itself(self, box: RunscBox) -> None:
         if box.ending is None and self._boxes.get(box.id) is box:
-            box.ending = self._run(self._mourn(box, gofer=gofer))
+            box.ending = self._run(self._mourn(box))
 
-    async def _mourn(self, box: RunscBox, *, gofer: bool) -> None:
-        sentry_exit = self._holder.exit_of(box.pid)
-        gofer_first = False
-        if gofer:
-            # A gofer leaves when its sentry dies, and may be reaped first.
-            done, _ = await asyncio.wait([sentry_exit], timeout=SENTRY_GRACE)
-            gofer_first = not done
-        places = box.member.places
-        evidence = Evidence(
-            status=sentry_exit.result() if sentry_exit.done() else None,
-            oom_kills=box.group.oom_kills(),
-            panic=places.tail(places.panic_log),
-            gofer_first=gofer_first,
-        )
+    async def _mourn(self, box: RunscBox) -> None:
+        exits = [self._holder.exit_of(pid) for pid in box.member.sentry.pids]
+        # A gofer leaves when its sentry dies, and a sentry when its gofer does; how each of them ended tells which was first.
+        await asyncio.wait(exits, timeout=SENTRY_GRACE)
+        evidence = _evidence(exits, box.group, box.member.places)
         reason, detail = death.explain(evidence)
         log.warning("sandbox ended by itself", sandbox=box.id, reason=reason.value, detail=detail, status=evidence.status)
         await self._take_apart(box)
@@ -327,6 +325,18 @@ class RunscEngine:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("work in the background failed", error=repr(error), exc_info=error)
+
+
+def _evidence(exits: Sequence[asyncio.Future[int | None]], group: Group, places: MemberPlaces) -> Evidence:
+    """What is known of a sentry that has ended, before its places are cleared away. `exits`: its own and, when there was one to wait for, its gofer's."""
+    status, gofer = (*(end.result() if end.done() else None for end in exits), None)[:2]
+    return Evidence(
+        status=status,
+        oom_kills=group.oom_kills(),
+        tasks_refused=group.tasks_refused(),
+        panic=places.excerpt(places.panic_log),
+        gofer_first=gofer is not None and os.WIFSIGNALED(gofer) and not (status is not None and os.WIFSIGNALED(status)),
+    )
 
 
 def limits(spec: BoxSpec) -> Limits:

@@ -29,7 +29,7 @@ class AgentSilent(PlatformError):
 def link() -> tuple[socket.socket, socket.socket]:
     """A pair of sockets for one of the agent's descriptors: ours, non-blocking, and the agent's. Both hold whole frames."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setblocking(False)
+    ours.settimeout(0)
     for end in (ours, theirs):
         for option, forced in ((socket.SO_SNDBUF, _SO_SNDBUFFORCE), (socket.SO_RCVBUF, _SO_RCVBUFFORCE)):
             try:

@@ -1,3 +1,5 @@
+# Paths are plain strings here, since pathlib would cost a third of its memory; starting programs is its work.
+# ruff: noqa: PTH108, PTH123, S606, T201
 """The holder: parent of every sentry, keeper of their sockets, so that the server may be killed and started again.
 
 One for each installation. Standard library only, one thread, no state but what it can list; run as `python -I -S holder.py SOCKET LOG`. The starter waits until
@@ -95,7 +97,7 @@ class Holder:
         self.server = connection
         self.server_pid = int.from_bytes(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
         # A server that stops reading must not stop the holder: a full buffer counts as a dead server.
-        connection.setblocking(False)
+        connection.settimeout(0)
         self.poll.register(connection.fileno(), select.EPOLLIN)
         self.send({"holder": VERSION, "pid": os.getpid()})
 

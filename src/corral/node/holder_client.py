@@ -82,7 +82,7 @@ class HolderClient:
     async def connect(self, path: Path) -> None:
         """Raises `ConnectionError` when no holder listens, `SetupError` when another server has it."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection.setblocking(False)
+        connection.settimeout(0)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CALL_TIMEOUT):

@@ -49,10 +49,11 @@ class MemberPlaces:
         return self.directory / "runsc.log"
 
     @staticmethod
-    def tail(file: Path) -> str:
-        """The end of one of the logs; empty when there is none."""
+    def excerpt(file: Path) -> str:
+        """The beginning of one of the logs, where the cause is; empty when there is none."""
         try:
-            return file.read_bytes()[-2000:].decode(errors="replace").strip()
+            with file.open("rb") as log:
+                return log.read(8192).decode(errors="replace").strip()
         except FileNotFoundError:
             return ""
 

@@ -1,7 +1,7 @@
 """Making members and taking them apart: the order of the steps, each with a time-out.
 
-    make     places → group → links → runsc create (by the holder) → loopback → start → hello → sockets kept by the holder
-    destroy  kill → exits → sockets dropped → runsc's files → group → places
+make     places → group → links → runsc create (by the holder) → loopback → start → hello → sockets kept by the holder
+destroy  kill → exits → sockets dropped → runsc's files → group → places
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import structlog
 
 from corral.errors import CorralError, InternalError, PlatformError
-from corral.node import hello, runsc, sentry, urpc
+from corral.node import hello, mounts, runsc, sentry, urpc
 from corral.node.cgroup import Group, Groups, Limits
 from corral.node.holder_client import HolderClient, Spawn
 from corral.node.member import MemberPlaces
@@ -92,9 +92,9 @@ class Members:
 
     async def make(self, *, background: bool, check: bool = False) -> Member:
         """A new member, awake, its agent greeted. `background`: others go first. `check`: the sentry's protocol is tried as well."""
-        id = "m-" + secrets.token_hex(6)
-        places = self.places(id)
-        group = self._groups.group(id)
+        name = "m-" + secrets.token_hex(6)
+        places = self.places(name)
+        group = self._groups.group(name)
         undo: list[Callable[[], Awaitable[None]]] = []
         try:
             places.make(self._agent)
@@ -107,22 +107,23 @@ class Members:
             log_read, log_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             undo.append(self._in_thread(lambda: _close(control, relay, log_read)))
             try:
-                await self._create(id, places, group, (control_theirs.fileno(), relay_theirs.fileno(), log_write))
+                await self._create(name, places, group, (control_theirs.fileno(), relay_theirs.fileno(), log_write))
             finally:
                 _close(control_theirs, relay_theirs, log_write)
-                undo.append(self._in_thread(lambda: self._unlink(id)))
+                undo.append(self._in_thread(lambda: self._unlink(name)))
                 undo.append(lambda: self._kill_group(group))
-            identity, address = sentry.control_socket(self.runsc_root, id)
+            identity, address = sentry.control_socket(self.runsc_root, name)
             found = Sentry(identity, self._holder)
             undo.append(self._in_thread(found.release))
-            undo.append(lambda: self._forget(id, found.pids))
+            undo.append(lambda: self._forget(name, found.pids))
             await found.watch()
-            await self._start(id, address, check=check)
+            await self._start(name, address, check=check)
             await hello.greet(control, timeout=HELLO_TIMEOUT)
             member = Member(places, group, found, control, relay, log_read)
-            await self._holder.keep(id, member.descriptors)
+            await self._holder.keep(name, member.descriptors)
         except BaseException as error:
-            log.warning("member failed", member=id, error=str(error), runsc=places.tail(places.runsc_log), panic=places.tail(places.panic_log))
+            if not isinstance(error, asyncio.CancelledError):
+                log.warning("member failed", member=name, error=str(error), runsc=places.excerpt(places.runsc_log), panic=places.excerpt(places.panic_log))
             await asyncio.shield(_undo(undo))
             raise
         return member
@@ -146,7 +147,7 @@ class Members:
             raise CreateFailed(f"`runsc create` did not end within {CREATE_TIMEOUT:g} s and was killed") from None
         await self._holder.forget([pid])
         if status != 0:
-            raise CreateFailed(f"`runsc create` ended with status {status}: {places.tail(places.runsc_log) or 'it wrote no log'}")
+            raise CreateFailed(f"`runsc create` ended with status {status}: {places.excerpt(places.runsc_log) or 'it wrote no log'}")
 
     async def _start(self, id: str, address: str, *, check: bool) -> None:
         connection = await urpc.Connection.open(address, timeout=10)
@@ -170,8 +171,8 @@ class Members:
             found.release()
             raise
         control, relay = socket.socket(fileno=control_fd), socket.socket(fileno=relay_fd)
-        control.setblocking(False)
-        relay.setblocking(False)
+        control.settimeout(0)
+        relay.settimeout(0)
         return Member(self.places(id), self._groups.group(id), found, control, relay, log_fd)
 
     async def destroy(self, member: Member) -> None:
@@ -203,6 +204,15 @@ class Members:
         directories = {entry.name for entry in self._places.members.iterdir()}
         states = {path.name.partition("_sandbox:")[0] for path in self.runsc_root.glob("*_sandbox:*")}
         return directories | states | self._groups.names()
+
+    def remove_root(self) -> None:
+        """Remove runsc's directory, when no member is left, with what newer versions keep in it for all sandboxes (a network namespace, mounted on a file)."""
+        if not self.runsc_root.is_dir():
+            return
+        mounts.sweep(self.runsc_root)
+        for file in self.runsc_root.iterdir():
+            file.unlink()
+        self.runsc_root.rmdir()
 
     async def _forget(self, id: str, pids: list[int]) -> None:
         await self._holder.drop([id])
@@ -261,4 +271,3 @@ def _close(*things: socket.socket | int) -> None:
             os.close(thing)
         else:
             thing.close()
-

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ def write(directory: Path, record: Record) -> None:
     target = directory / f"{record.spec.id}.json"
     fresh = directory / f".{record.spec.id}.new"
     fresh.write_text(json.dumps(asdict(record), default=_plain))
-    os.rename(fresh, target)
+    fresh.rename(target)
 
 
 def remove(directory: Path, id: str) -> None:
@@ -54,8 +53,6 @@ def parse(document: dict[str, Any]) -> Record:
     command = image.pop("command")
     whole = ImageSpec(**image, layers=layers, command=tuple(command) if command is not None else None)
     return Record(document["member"], Identity(**document["identity"]), BoxSpec(**spec, image=whole), float(document["claimed_at"]))
-
-
 
 
 def _plain(value: object) -> object:

@@ -66,7 +66,7 @@ def member(*, root: Path, volumes: Path, hostname: str) -> dict[str, Any]:
             {"destination": "/proc", "type": "proc", "source": "proc"},
             {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
             {"destination": "/sys", "type": "sysfs", "source": "sysfs"},
-            {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"},
+            {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"},  # noqa: S108  the member's, not the host's
             {"destination": "/vol", "type": "bind", "source": str(volumes), "options": ["rbind", "rw"]},
         ],
         "linux": {"namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "network")]},

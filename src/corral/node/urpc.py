@@ -24,7 +24,11 @@ ANSWER = 4 << 20
 CHUNK = 65536
 SUN_PATH = 107
 """Bytes in the path of a unix socket at most (sockaddr_un.sun_path, less its end)."""
-LOOPBACK = {"LoopbackLinks": [{"Name": "lo", "Addresses": [{"Address": "127.0.0.1", "PrefixLen": 8}], "Routes": [{"Destination": {"IP": "127.0.0.0", "Mask": "/wAAAA=="}}]}]}
+LOOPBACK = {
+    "LoopbackLinks": [
+        {"Name": "lo", "Addresses": [{"Address": "127.0.0.1", "PrefixLen": 8}], "Routes": [{"Destination": {"IP": "127.0.0.0", "Mask": "/wAAAA=="}}]}
+    ]
+}
 
 
 class UrpcError(PlatformError):
@@ -90,13 +94,13 @@ class Connection:
     @classmethod
     async def open(cls, path: str, *, timeout: float) -> Connection:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.setblocking(False)
+        connection.settimeout(0)
         directory = -1
         try:
             address = path
             if len(os.fsencode(path)) > SUN_PATH:
-                directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)
-                address = f"/proc/self/fd/{directory}/{os.path.basename(path)}"
+                directory = os.open(Path(path).parent, os.O_PATH | os.O_DIRECTORY)
+                address = f"/proc/self/fd/{directory}/{Path(path).name}"
             async with asyncio.timeout(timeout):
                 await asyncio.get_running_loop().sock_connect(connection, address)
         except OSError as error:
