@@ -1,0 +1,55 @@
+package main
+
+import (
+	"os"
+	"syscall"
+)
+
+// Places of the agent inside the sandbox, all on the guest's own /dev, which is memory.
+const (
+	corralDir = "/dev/.corral"
+	agentCopy = corralDir + "/sudo" // the agent's binary, run as sudo
+	volumeDir = "/dev/.vol"         // where the volumes of the host appear
+)
+
+// prepare does ahead of the claim whatever doesn't need to know it. The agent is born in a member of the pool, whose root holds nothing but the
+// agent, and waits there frozen: time spent here costs nobody anything. It must not look at /rootfs: a name looked up before the host has
+// mounted the sandbox's root there stays empty for ever.
+func prepare() error {
+	for _, m := range []struct{ probe, kind, target string }{
+		{"/proc/self", "proc", "/proc"},
+		{"/sys/devices", "sysfs", "/sys"},
+	} {
+		if _, err := os.Lstat(m.probe); err == nil {
+			continue
+		}
+		if err := syscall.Mount(m.kind, m.target, m.kind, 0, ""); err != nil {
+			return failed(err, m.target)
+		}
+	}
+	for _, dir := range []string{corralDir, volumeDir} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := bindFile("/proc/self/exe", agentCopy); err != nil {
+		return err
+	}
+	if err := syscall.Mount("/vol", volumeDir, "", syscall.MS_BIND, ""); err != nil && err != syscall.ENOENT {
+		return failed(err, "/vol")
+	}
+	if err := prepareGroups(); err != nil {
+		return err
+	}
+	return prepareLimits()
+}
+
+// bindFile makes source, a file, appear as target, which is made.
+func bindFile(source, target string) error {
+	f, err := os.OpenFile(target, os.O_CREATE|os.O_WRONLY, 0o755)
+	if err != nil {
+		return err
+	}
+	f.Close()
+	return failed(syscall.Mount(source, target, "", syscall.MS_BIND, ""), target)
+}

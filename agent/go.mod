@@ -1,0 +1,3 @@
+module corral.dev/agent
+
+go 1.21

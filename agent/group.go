@@ -1,0 +1,175 @@
+package main
+
+import (
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+)
+
+// Two control group hierarchies of the guest's kernel, which has cgroup v1. They exist through the descriptors alone: their mounts are taken
+// away again, so the guest doesn't see them. In each of them the sandbox has a group `box` without the agent.
+var (
+	box      = -1 // of the controller pids: limits and counts tasks; -1 where the kernel has no such thing
+	tree     = -1 // of the controller cpuacct: has a group for each process that was started, with all that it started
+	boxUsage = -1 // CPU time of everything in `tree`, ns
+)
+
+func prepareGroups() (err error) {
+	if box, err = boxOf("pids"); err != nil {
+		return err
+	}
+	for _, s := range spawners {
+		s.do(func() { err = writeAt(box, "tasks", "0") }) // 0 is the thread that writes
+		if err != nil {
+			return failed(err, "pids/tasks")
+		}
+	}
+	if tree, err = boxOf("cpuacct"); err != nil {
+		return err
+	}
+	boxUsage, err = syscall.Openat(tree, "cpuacct.usage", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	return failed(err, "cpuacct.usage")
+}
+
+// boxOf makes the group `box` of a controller and returns its directory.
+func boxOf(controller string) (int, error) {
+	root, err := detachedMount(controller)
+	if err != nil {
+		return -1, err
+	}
+	defer syscall.Close(root)
+	if err := syscall.Mkdirat(root, "box", 0o755); err != nil {
+		return -1, failed(err, controller)
+	}
+	fd, err := syscall.Openat(root, "box", syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
+	return fd, failed(err, controller)
+}
+
+func detachedMount(options string) (int, error) {
+	dir := corralDir + "/group"
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return -1, err
+	}
+	defer os.Remove(dir)
+	if err := syscall.Mount("cgroup", dir, "cgroup", 0, options); err != nil {
+		return -1, failed(err, "cgroup "+options)
+	}
+	fd, err := syscall.Open(dir, syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
+	if e := syscall.Unmount(dir, syscall.MNT_DETACH); e != nil {
+		logf("%s: %v", dir, e)
+	}
+	return fd, failed(err, dir)
+}
+
+func writeAt(dir int, name, text string) error {
+	fd, err := syscall.Openat(dir, name, syscall.O_WRONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(fd)
+	_, err = syscall.Write(fd, []byte(text))
+	return err
+}
+
+func readAt(dir int, name string) (string, error) {
+	fd, err := syscall.Openat(dir, name, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	text, err := io.ReadAll(f)
+	return string(text), err
+}
+
+// limitPids sets how many tasks the processes of the sandbox may be together, 0 for any number.
+func limitPids(n int) error {
+	if n <= 0 {
+		return nil
+	}
+	return failed(writeAt(box, "pids.max", strconv.Itoa(n+len(spawners))), "pids.max") // the spawners are in it too
+}
+
+// taskCount is the number of tasks (threads) in the sandbox but the agent's.
+func taskCount() (int, error) {
+	text, err := readAt(box, "pids.current")
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(text))
+	return n - len(spawners), err
+}
+
+// treeGroup is a group of `tree` that holds a started process and all it starts. Emptied ones are used again.
+type treeGroup struct {
+	dir   int
+	tasks int // descriptor that moves the writing thread into the group
+}
+
+var (
+	spareGroupsMu sync.Mutex
+	spareGroups   []*treeGroup
+	groupsMade    int
+)
+
+// newTreeGroup returns nil where the kernel has no such groups.
+func newTreeGroup() (*treeGroup, error) {
+	if tree < 0 {
+		return nil, nil
+	}
+	spareGroupsMu.Lock()
+	defer spareGroupsMu.Unlock()
+	if n := len(spareGroups); n > 0 {
+		g := spareGroups[n-1]
+		spareGroups = spareGroups[:n-1]
+		return g, nil
+	}
+	groupsMade++
+	name := strconv.Itoa(groupsMade)
+	if err := syscall.Mkdirat(tree, name, 0o755); err != nil {
+		return nil, failed(err, name)
+	}
+	dir, err := syscall.Openat(tree, name, syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, failed(err, name)
+	}
+	tasks, err := syscall.Openat(dir, "tasks", syscall.O_WRONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		syscall.Close(dir)
+		return nil, failed(err, name)
+	}
+	return &treeGroup{dir, tasks}, nil
+}
+
+// enter moves the calling thread, and with it what it forks, into the group.
+func (g *treeGroup) enter() error {
+	if g == nil {
+		return nil
+	}
+	_, err := syscall.Pwrite(g.tasks, []byte("0"), 0)
+	return err
+}
+
+// pids lists the processes of the group.
+func (g *treeGroup) pids() (pids []int) {
+	text, err := readAt(g.dir, "cgroup.procs")
+	if err != nil {
+		logf("cgroup.procs: %v", err)
+	}
+	for _, line := range strings.Fields(text) {
+		if pid, err := strconv.Atoi(line); err == nil && pid != selfPID {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// free gives the group back. It must be empty but for spawners, which stay in the group they entered last.
+func (g *treeGroup) free() {
+	spareGroupsMu.Lock()
+	spareGroups = append(spareGroups, g)
+	spareGroupsMu.Unlock()
+}

@@ -1,0 +1,262 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"path"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// process is a command that a channel started, and what is known of it until the channel is closed.
+type process struct {
+	channel *channel
+	id      string
+	pid     int
+	alive   bool // guarded by the reaper
+	started time.Time
+	group   *treeGroup
+
+	input    *os.File // stdin or terminal, when stream 0 exists
+	terminal *os.File // the master side, or nil
+
+	mu      sync.Mutex
+	sources []*source
+	pending int // what the exit event waits for: the end, and each source drained
+	end     *end
+	seconds float64
+}
+
+type terminalSize struct {
+	Rows uint16 `json:"rows"`
+	Cols uint16 `json:"cols"`
+}
+
+type startArgs struct {
+	named
+	Channel uint32        `json:"channel"`
+	ID      string        `json:"id"`
+	Argv    [][]byte      `json:"argv"`
+	Env     [][]byte      `json:"env"`
+	Cwd     []byte        `json:"cwd"`
+	User    *string       `json:"user"`
+	Pty     *terminalSize `json:"pty"`
+	Stdin   bool          `json:"stdin"`
+	Window  int           `json:"window"`
+}
+
+type startAnswer struct {
+	PID int `json:"pid"`
+}
+
+// exitEvent is how a process ended. Below the two offsets lies everything that could be read when it did.
+type exitEvent struct {
+	Event   string  `json:"event"`
+	Code    *int    `json:"code"`
+	Signal  *int    `json:"signal"`
+	Core    bool    `json:"core"`
+	Stdout  uint64  `json:"stdout"`
+	Stderr  uint64  `json:"stderr"`
+	Seconds float64 `json:"seconds"`
+	CPU     float64 `json:"cpu"`
+}
+
+// start answers the request of that name.
+func start(l *link, args *startArgs) (any, error) {
+	outs := []uint16{streamOut, streamErr}
+	if args.Pty != nil {
+		outs = outs[:1]
+	}
+	return l.openChannel(args.Channel, "process", withStreams(args.Window, args.Stdin, outs...), func(c *channel) (any, error) {
+		c.process = &process{channel: c, id: args.ID, pending: 1 + len(outs)}
+		if err := c.process.start(args); err != nil {
+			return nil, err
+		}
+		c.onClose(c.process.abandon)
+		return startAnswer{c.process.pid}, nil
+	})
+}
+
+// command is a program ready to be started: everything a start needs but its descriptors.
+type command struct {
+	who     *account
+	program string
+	argv    []string
+	env     []string
+	cwd     string
+}
+
+// newCommand checks the arguments of a start and resolves user, directory, environment and program.
+func newCommand(args *startArgs) (*command, error) {
+	if len(args.Argv) == 0 || len(args.Argv[0]) == 0 {
+		return nil, protocol("argv is empty")
+	}
+	c := &command{cwd: "/"}
+	for _, a := range args.Argv {
+		c.argv = append(c.argv, string(a))
+	}
+	user := ""
+	if args.User != nil {
+		user = *args.User
+	}
+	var err error
+	if c.who, err = lookUser(user); err != nil {
+		return nil, err
+	}
+	if c.env, err = environ(c.who, args.Pty != nil, defaultEnv(), args.Env); err != nil {
+		return nil, err
+	}
+	if args.Cwd != nil {
+		c.cwd = string(args.Cwd)
+	}
+	if !path.IsAbs(c.cwd) {
+		return nil, protocol("cwd %q is not absolute", c.cwd)
+	}
+	c.program, err = findProgram(c.argv[0], variable(c.env, "PATH"), c.cwd, c.who)
+	return c, err
+}
+
+// spawn starts the command with these descriptors as 0, 1, 2. Descriptor 0 becomes its terminal if asked.
+func (c *command) spawn(g *treeGroup, files [3]uintptr, terminal bool) (int, error) {
+	pid, err := spawnerFor(c.who.uid).spawn(g, c.program, c.argv, &syscall.ProcAttr{
+		Dir:   c.cwd,
+		Env:   c.env,
+		Files: files[:],
+		Sys: &syscall.SysProcAttr{
+			Setsid:     true,
+			Setctty:    terminal,
+			Credential: &syscall.Credential{Uid: c.who.uid, Gid: c.who.gid, Groups: c.who.groups},
+		},
+	})
+	return pid, c.explain(err)
+}
+
+// explain says whether the directory or the program was at fault: a failed start tells only an errno.
+func (c *command) explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	var st syscall.Stat_t
+	if e := syscall.Stat(c.cwd, &st); e != nil {
+		return failed(e, c.cwd)
+	}
+	if st.Mode&syscall.S_IFMT != syscall.S_IFDIR {
+		return failed(syscall.ENOTDIR, c.cwd)
+	}
+	if errors.Is(err, syscall.EACCES) && !c.who.may(&st, 1) {
+		return failed(err, c.cwd)
+	}
+	if errors.Is(err, syscall.EINVAL) { // a NUL in argv
+		return protocol("argv or cwd has a NUL byte")
+	}
+	return failed(err, c.argv[0])
+}
+
+func (p *process) start(args *startArgs) error {
+	c, err := newCommand(args)
+	if err != nil {
+		return err
+	}
+	d, err := openDescriptors(args, c.who)
+	if err != nil {
+		return err
+	}
+	p.group, err = newTreeGroup()
+	if err == nil {
+		p.started = time.Now()
+		err = children.start(p, func() (int, error) { return c.spawn(p.group, d.child, args.Pty != nil) })
+	}
+	d.closeChild()
+	if err != nil {
+		d.closeOurs()
+		p.freeGroup()
+		return err
+	}
+	p.attach(d)
+	return nil
+}
+
+// attach starts moving bytes between the process and its channel.
+func (p *process) attach(d *descriptors) {
+	for i, file := range d.outputs {
+		s := &source{file: file, out: p.channel.out[streamOut+i], drained: p.drained}
+		p.mu.Lock()
+		p.sources = append(p.sources, s)
+		ended := p.end != nil
+		p.mu.Unlock()
+		if ended {
+			s.processEnded()
+		}
+		go s.pump()
+	}
+	p.terminal = d.terminal
+	if p.channel.in != nil {
+		p.input = d.input
+		go feed(p.channel.in, d.input, d.terminal != nil)
+	}
+}
+
+// exited is called once, when the process has been reaped.
+func (p *process) exited(e end) {
+	p.mu.Lock()
+	p.end = &e
+	p.seconds = time.Since(p.started).Seconds()
+	sources := p.sources
+	p.mu.Unlock()
+	for _, s := range sources {
+		s.processEnded()
+	}
+	p.drained()
+}
+
+// drained is called once by each source, when everything that was readable at the process' end has been read, and for the end itself.
+func (p *process) drained() {
+	p.mu.Lock()
+	p.pending--
+	last := p.pending == 0
+	p.mu.Unlock()
+	if last {
+		p.channel.announce(p.exitEvent())
+	}
+}
+
+func (p *process) exitEvent() exitEvent {
+	status := p.end.status
+	e := exitEvent{Event: "exit", Seconds: p.seconds, CPU: seconds(p.end.usage.Utime) + seconds(p.end.usage.Stime)}
+	if status.Signaled() {
+		signal := int(status.Signal())
+		e.Signal, e.Core = &signal, status.CoreDump()
+	} else {
+		code := status.ExitStatus()
+		e.Code = &code
+	}
+	e.Stdout = p.sources[0].mark
+	if len(p.sources) > 1 {
+		e.Stderr = p.sources[1].mark
+	}
+	return e
+}
+
+func seconds(t syscall.Timeval) float64 { return float64(t.Sec) + float64(t.Usec)/1e6 }
+
+// abandon kills the process with everything it started and stops moving its bytes.
+func (p *process) abandon() {
+	if err := p.signalTree(syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		logf("%s: %v", p.id, err)
+	}
+	for _, s := range p.sources {
+		s.file.Close()
+	}
+	if p.input != nil {
+		p.input.Close()
+	}
+	p.freeGroup()
+}
+
+// freeGroup lets the group be used again, when nothing is left in it. What resists being killed keeps it.
+func (p *process) freeGroup() {
+	if p.group != nil && len(p.group.pids()) == 0 {
+		p.group.free()
+	}
+}

@@ -1,0 +1,173 @@
+package main
+
+import (
+	"os"
+	"strconv"
+	"syscall"
+	"unsafe"
+)
+
+// descriptors are both sides of what a process gets as 0, 1 and 2.
+type descriptors struct {
+	child    [3]uintptr
+	inner    []int      // the child's ends, to be closed here after the start
+	outputs  []*os.File // stdout, stderr; or the terminal alone
+	input    *os.File   // stdin or the terminal; nil for /dev/null
+	terminal *os.File
+}
+
+// openDescriptors makes pipes or a terminal.
+func openDescriptors(args *startArgs, who *account) (*descriptors, error) {
+	d := &descriptors{}
+	if args.Pty != nil {
+		return d, d.openTerminal(*args.Pty, who)
+	}
+	if args.Stdin {
+		inner, outer, err := pipe(false)
+		if err != nil {
+			return nil, err
+		}
+		d.inner, d.input = append(d.inner, inner), outer
+		d.child[0] = uintptr(inner)
+	} else {
+		d.child[0] = nullDevice.Fd()
+	}
+	for i := 1; i <= 2; i++ {
+		inner, outer, err := pipe(true)
+		if err != nil {
+			d.closeChild()
+			d.closeOurs()
+			return nil, err
+		}
+		d.inner, d.outputs = append(d.inner, inner), append(d.outputs, outer)
+		d.child[i] = uintptr(inner)
+	}
+	return d, nil
+}
+
+// pipe returns the child's blocking end and ours, from which the runtime waits without a thread.
+func pipe(output bool) (inner int, outer *os.File, err error) {
+	var ends [2]int
+	if err := syscall.Pipe2(ends[:], syscall.O_CLOEXEC); err != nil {
+		return 0, nil, failed(err, "")
+	}
+	ours := ends[0]
+	inner = ends[1]
+	if !output {
+		ours, inner = inner, ours
+	}
+	if err := syscall.SetNonblock(ours, true); err != nil {
+		syscall.Close(ours)
+		syscall.Close(inner)
+		return 0, nil, failed(err, "")
+	}
+	return inner, os.NewFile(uintptr(ours), "pipe"), nil
+}
+
+// openTerminal makes a pseudo terminal that belongs to the user.
+func (d *descriptors) openTerminal(size terminalSize, who *account) error {
+	master, err := syscall.Open("/dev/ptmx", syscall.O_RDWR|syscall.O_NOCTTY|syscall.O_CLOEXEC|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return failed(err, "/dev/ptmx")
+	}
+	d.terminal = os.NewFile(uintptr(master), "terminal")
+	d.outputs, d.input = []*os.File{d.terminal}, d.terminal
+	var unlock, number int32
+	err = ioctl(master, syscall.TIOCSPTLCK, unsafe.Pointer(&unlock))
+	if err == nil {
+		err = ioctl(master, syscall.TIOCGPTN, unsafe.Pointer(&number))
+	}
+	if err == nil {
+		err = setSize(master, size)
+	}
+	name := "/dev/pts/" + strconv.Itoa(int(number))
+	slave := -1
+	if err == nil {
+		slave, err = syscall.Open(name, syscall.O_RDWR|syscall.O_NOCTTY|syscall.O_CLOEXEC, 0)
+	}
+	if err == nil && who.uid != 0 {
+		d.inner = []int{slave}
+		err = syscall.Fchown(slave, int(who.uid), int(who.gid))
+	}
+	if err != nil {
+		d.closeChild()
+		d.closeOurs()
+		return failed(err, name)
+	}
+	d.inner = []int{slave}
+	d.child = [3]uintptr{uintptr(slave), uintptr(slave), uintptr(slave)}
+	return nil
+}
+
+func (d *descriptors) closeChild() {
+	for _, fd := range d.inner {
+		syscall.Close(fd)
+	}
+	d.inner = nil
+}
+
+func (d *descriptors) closeOurs() {
+	for _, f := range d.outputs {
+		f.Close()
+	}
+	if d.input != nil {
+		d.input.Close()
+	}
+}
+
+func ioctl(fd int, request uintptr, arg unsafe.Pointer) error {
+	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(fd), request, uintptr(arg)); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+func setSize(fd int, size terminalSize) error {
+	window := [4]uint16{size.Rows, size.Cols}
+	return ioctl(fd, syscall.TIOCSWINSZ, unsafe.Pointer(&window))
+}
+
+// writeEOF ends the input of a terminal as ctrl-D does. A program that reads single keys (no ICANON) gets the character itself.
+func writeEOF(terminal *os.File) error {
+	raw, err := terminal.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var mode syscall.Termios
+	var errno error
+	if err := raw.Control(func(fd uintptr) { errno = ioctl(int(fd), syscall.TCGETS, unsafe.Pointer(&mode)) }); err != nil {
+		return err
+	}
+	if errno != nil {
+		return errno
+	}
+	_, err = terminal.Write([]byte{mode.Cc[syscall.VEOF]})
+	return err
+}
+
+type resizeArgs struct {
+	named
+	Channel uint32 `json:"channel"`
+	Rows    uint16 `json:"rows"`
+	Cols    uint16 `json:"cols"`
+}
+
+// resize answers the request of that name.
+func resize(l *link, args *resizeArgs) (any, error) {
+	p, err := l.processOf(args.Channel)
+	if err != nil {
+		return nil, err
+	}
+	if p.terminal == nil {
+		return nil, failed(syscall.ENOTTY, "")
+	}
+	raw, err := p.terminal.SyscallConn()
+	if err != nil {
+		return nil, failed(syscall.ESRCH, "")
+	}
+	var errno error
+	if err := raw.Control(func(fd uintptr) { errno = setSize(int(fd), terminalSize{args.Rows, args.Cols}) }); err != nil {
+		return nil, failed(syscall.ESRCH, "") // the terminal is closed
+	}
+	return nil, failed(errno, "")
+}

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// Sizes of a read from a pipe or terminal: small at first, larger when a read fills what it was given.
+const (
+	firstRead = 4 << 10
+	bulkRead  = 128 << 10
+)
+
+// source moves what a process writes from its pipe or terminal into an outlet, as fast as the node takes it.
+type source struct {
+	file    *os.File
+	out     *outlet
+	drained func() // called once, see mark
+
+	ended atomic.Bool // the process has
+	told  bool
+	mark  uint64 // the offset reached when everything readable at the process' end had been read
+}
+
+// pump reads until the last holder of the other side is gone or the channel is closed.
+func (s *source) pump() {
+	defer s.file.Close()
+	defer s.out.finish()
+	defer s.tell()
+	raw, err := s.file.SyscallConn()
+	if err != nil {
+		return // closed already
+	}
+	want := firstRead
+	for {
+		piece, ok := s.out.reserve(want)
+		if !ok {
+			return
+		}
+		n, err := s.read(raw, piece)
+		if n <= 0 {
+			if err != nil && err != syscall.EIO && !s.out.isClosed() { // EIO: the end of a terminal
+				logf("source: %v", err)
+			}
+			return
+		}
+		s.out.commit(n)
+		if n == len(piece) && want < bulkRead {
+			want *= 4
+		}
+	}
+}
+
+// read waits for bytes; 0 is the end.
+func (s *source) read(raw syscall.RawConn, piece []byte) (n int, err error) {
+	for {
+		wait := raw.Read(func(fd uintptr) bool {
+			for {
+				n, err = syscall.Read(int(fd), piece)
+				if err != syscall.EINTR {
+					break
+				}
+			}
+			if err != syscall.EAGAIN {
+				return true
+			}
+			if s.ended.Load() {
+				s.tell()
+			}
+			return false
+		})
+		if wait == nil {
+			return n, err
+		}
+		if !errors.Is(wait, os.ErrDeadlineExceeded) {
+			return 0, wait
+		}
+		// processEnded woke us: look again, now knowing that it has.
+		if err := s.file.SetReadDeadline(time.Time{}); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// processEnded makes the pump note the offset at which it has read everything there is now, even if a descendant keeps the other side open.
+func (s *source) processEnded() {
+	s.ended.Store(true)
+	if err := s.file.SetReadDeadline(time.Unix(1, 0)); err != nil && !errors.Is(err, os.ErrClosed) { // closed: drained already
+		logf("source: %v", err)
+	}
+}
+
+// tell is called by the pump only.
+func (s *source) tell() {
+	if !s.told {
+		s.told = true
+		s.mark = s.out.offset()
+		s.drained()
+	}
+}
+
+// pieceLimit keeps acknowledgements of stdin steady when its reader is slow.
+const pieceLimit = 64 << 10
+
+// feed moves stdin from the channel to a process.
+func feed(in *inlet, file *os.File, terminal bool) {
+	for {
+		piece, end, ok := in.next()
+		switch {
+		case !ok:
+			return // abandon closes the file
+		case end && terminal:
+			if err := writeEOF(file); err != nil && !errors.Is(err, os.ErrClosed) {
+				logf("terminal: %v", err)
+			}
+			in.end()
+			return
+		case end:
+			file.Close()
+			in.end()
+			return
+		}
+		n, err := file.Write(piece[:min(len(piece), pieceLimit)])
+		in.use(n)
+		if err != nil { // EPIPE: nobody reads it any more
+			if !terminal {
+				file.Close()
+			}
+			in.breakOff()
+			return
+		}
+	}
+}
