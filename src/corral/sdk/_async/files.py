@@ -24,6 +24,7 @@ from corral.sdk.place import Path, at, plain
 from corral.sdk.tree import PIECE
 
 M = TypeVar("M", bound=BaseModel)
+Progress = Callable[[int], object]
 Content = str | bytes | IO[bytes] | IO[str] | Iterable[bytes] | AsyncIterable[bytes]
 
 
@@ -136,24 +137,29 @@ class Files:
             async for part in parts:
                 yield faults.decode(WatchEvent, part.data)
 
-    async def upload(self, local: str | os.PathLike[str], remote: Path, *, user: str | None = None) -> None:
-        """Copy a local file, or what is in a local directory, to `remote`."""
+    async def upload(self, local: str | os.PathLike[str], remote: Path, *, user: str | None = None, on_bytes: Progress | None = None) -> None:
+        """Copy a local file, or what is in a local directory, to `remote`. `on_bytes` is told how many bytes each step sent."""
         source = LocalPath(local)
         if source.is_dir():
-            answer = await self._transport.stream("PUT", self._tree, query={**at(remote), "user": user}, body=_pieces(tree.pack(source)))
-            await answer.read()
-            return
-        with source.open("rb") as file:
-            await self.write(remote, file, mode=os.fstat(file.fileno()).st_mode & 0o777, user=user)
+            body = _counted(_pieces(tree.pack(source)), on_bytes)
+            answer = await self._transport.stream("PUT", self._tree, query={**at(remote), "user": user}, body=body)
+        else:
+            with source.open("rb") as file:
+                status = os.fstat(file.fileno())
+                length = status.st_size if stat.S_ISREG(status.st_mode) else None
+                body = _counted(_pieces(file, length), on_bytes)
+                query = {**at(remote), "mode": stat.S_IMODE(status.st_mode) & 0o777, "user": user, "parents": True}
+                answer = await self._transport.stream("PUT", self._path, query=query, body=body, length=length)
+        await answer.read()
 
-    async def download(self, remote: Path, local: str | os.PathLike[str]) -> None:
+    async def download(self, remote: Path, local: str | os.PathLike[str], *, on_bytes: Progress | None = None) -> None:
         """Copy a file, or what is in a directory, of the sandbox to `local`. Nothing is written outside of it, whatever the sandbox sends."""
         target, entry = LocalPath(local), await self.stat(remote)
         if entry.type is Kind.SYMLINK:
             entry = entry if await self._is_file(remote) else entry.model_copy(update={"type": Kind.DIRECTORY})
         if entry.type is Kind.DIRECTORY:
             answer = await self._transport.stream("GET", self._tree, query=at(remote))
-            async with aclosing(answer.pieces()) as pieces:
+            async with aclosing(_counted(answer.pieces(), on_bytes)) as pieces:
                 if ASYNC:
                     loop = asyncio.get_running_loop()
                     await asyncio.to_thread(tree.unpack, lambda: asyncio.run_coroutine_threadsafe(anext(pieces, b""), loop).result(), target)
@@ -165,7 +171,7 @@ class Files:
         partial = target.with_name(target.name + ".part")
         try:
             with partial.open("wb") as file:
-                async with aclosing(self.pieces(remote)) as pieces:
+                async with aclosing(_counted(self.pieces(remote), on_bytes)) as pieces:
                     async for piece in pieces:
                         await asyncio.to_thread(file.write, piece)
             partial.chmod(entry.mode & 0o777)
@@ -196,6 +202,14 @@ class Files:
 
     async def _do(self, word: str, request: BaseModel, *, safe: bool = False) -> None:
         await self._transport.call("POST", f"{self._path}/{word}", body=faults.encode(request), safe=safe)
+
+
+async def _counted(pieces: AsyncGenerator[bytes, None], on_bytes: Progress | None) -> AsyncGenerator[bytes, None]:
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if on_bytes is not None:
+                on_bytes(len(piece))
+            yield piece
 
 
 def _length(data: object) -> int | None:

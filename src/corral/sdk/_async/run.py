@@ -26,13 +26,24 @@ Sink = Callable[[Stream, bytes], object]
 class Run:
     """One run under way: gathers output, hands it to callbacks, ends the process when it is interrupted."""
 
-    def __init__(self, transport: Transport, sandbox: str, start: ProcessStart, on_stdout: Callback | None = None, on_stderr: Callback | None = None) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        sandbox: str,
+        start: ProcessStart,
+        *,
+        on_stdout: Callback | None = None,
+        on_stderr: Callback | None = None,
+        sink: Sink | None = None,
+    ) -> None:
+        """With a `sink` the output goes there as bytes and is not gathered."""
         self._transport = transport
         self._sandbox = f"/v1/sandboxes/{sandbox}"
         self._start = start
         self._kept: dict[Stream, list[bytes]] = {Stream.STDOUT: [], Stream.STDERR: []}
         self._callbacks = {Stream.STDOUT: on_stdout, Stream.STDERR: on_stderr}
         self._decoders = {Stream.STDOUT: Decoder(), Stream.STDERR: Decoder()}
+        self._sink = sink
         self._dropped = 0
         self._process: Process | None = None
 
@@ -80,6 +91,9 @@ class Run:
             await channel.aclose()
 
     def _take(self, which: Stream, data: bytes) -> None:
+        if self._sink is not None:
+            self._sink(which, data)
+            return
         self._kept[which].append(data)
         if (callback := self._callbacks[which]) and (text := self._decoders[which].feed(data)):
             callback(text)
@@ -120,11 +134,11 @@ async def _started(first: AsyncGenerator[Event, None]) -> Process:
 def start_request(
     command: str | Sequence[str],
     *,
-    timeout: float | None,
-    cwd: str | None,
-    env: dict[str, str] | None,
-    user: str | None,
     stdin: bool,
+    timeout: float | None = None,
+    cwd: str | None = None,
+    env: dict[str, str] | None = None,
+    user: str | None = None,
     pty: tuple[int, int] | None = None,
     tag: str | None = None,
 ) -> ProcessStart:

@@ -31,7 +31,7 @@ class Sandbox:
     def __init__(self, client: Client, info: SandboxInfo) -> None:
         self.info = info
         """What the server said last; `refresh()` asks again."""
-        self._client = client
+        self.client = client
         self._transport = client.transport
         self._path = f"/v1/sandboxes/{info.id}"
         self._processes: list[Process[str] | Process[bytes]] = []
@@ -163,7 +163,7 @@ class Sandbox:
         """
         raw = input.encode() if isinstance(input, str) else input
         start = start_request(command, timeout=timeout, cwd=cwd, env=dict(env or {}), user=user, stdin=input is not None)
-        return await Run(self._transport, self.id, start, on_stdout, on_stderr).finish(raw)
+        return await Run(self._transport, self.id, start, on_stdout=on_stdout, on_stderr=on_stderr).finish(raw)
 
     @overload
     async def exec(

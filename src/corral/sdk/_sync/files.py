@@ -23,6 +23,7 @@ from corral.sdk.place import Path, at, plain
 from corral.sdk.tree import PIECE
 
 M = TypeVar("M", bound=BaseModel)
+Progress = Callable[[int], object]
 Content = str | bytes | IO[bytes] | IO[str] | Iterable[bytes] | Iterable[bytes]
 
 
@@ -135,24 +136,29 @@ class Files:
             for part in parts:
                 yield faults.decode(WatchEvent, part.data)
 
-    def upload(self, local: str | os.PathLike[str], remote: Path, *, user: str | None = None) -> None:
-        """Copy a local file, or what is in a local directory, to `remote`."""
+    def upload(self, local: str | os.PathLike[str], remote: Path, *, user: str | None = None, on_bytes: Progress | None = None) -> None:
+        """Copy a local file, or what is in a local directory, to `remote`. `on_bytes` is told how many bytes each step sent."""
         source = LocalPath(local)
         if source.is_dir():
-            answer = self._transport.stream("PUT", self._tree, query={**at(remote), "user": user}, body=_pieces(tree.pack(source)))
-            answer.read()
-            return
-        with source.open("rb") as file:
-            self.write(remote, file, mode=os.fstat(file.fileno()).st_mode & 0o777, user=user)
+            body = _counted(_pieces(tree.pack(source)), on_bytes)
+            answer = self._transport.stream("PUT", self._tree, query={**at(remote), "user": user}, body=body)
+        else:
+            with source.open("rb") as file:
+                status = os.fstat(file.fileno())
+                length = status.st_size if stat.S_ISREG(status.st_mode) else None
+                body = _counted(_pieces(file, length), on_bytes)
+                query = {**at(remote), "mode": stat.S_IMODE(status.st_mode) & 0o777, "user": user, "parents": True}
+                answer = self._transport.stream("PUT", self._path, query=query, body=body, length=length)
+        answer.read()
 
-    def download(self, remote: Path, local: str | os.PathLike[str]) -> None:
+    def download(self, remote: Path, local: str | os.PathLike[str], *, on_bytes: Progress | None = None) -> None:
         """Copy a file, or what is in a directory, of the sandbox to `local`. Nothing is written outside of it, whatever the sandbox sends."""
         target, entry = LocalPath(local), self.stat(remote)
         if entry.type is Kind.SYMLINK:
             entry = entry if self._is_file(remote) else entry.model_copy(update={"type": Kind.DIRECTORY})
         if entry.type is Kind.DIRECTORY:
             answer = self._transport.stream("GET", self._tree, query=at(remote))
-            with closing(answer.pieces()) as pieces:
+            with closing(_counted(answer.pieces(), on_bytes)) as pieces:
                 tree.unpack(lambda: next(cast("Iterator[bytes]", pieces), b""), target)
             return
         if target.is_dir():
@@ -160,7 +166,7 @@ class Files:
         partial = target.with_name(target.name + ".part")
         try:
             with partial.open("wb") as file:
-                with closing(self.pieces(remote)) as pieces:
+                with closing(_counted(self.pieces(remote), on_bytes)) as pieces:
                     for piece in pieces:
                         file.write(piece)
             partial.chmod(entry.mode & 0o777)
@@ -191,6 +197,14 @@ class Files:
 
     def _do(self, word: str, request: BaseModel, *, safe: bool = False) -> None:
         self._transport.call("POST", f"{self._path}/{word}", body=faults.encode(request), safe=safe)
+
+
+def _counted(pieces: Generator[bytes, None], on_bytes: Progress | None) -> Generator[bytes, None]:
+    with closing(pieces):
+        for piece in pieces:
+            if on_bytes is not None:
+                on_bytes(len(piece))
+            yield piece
 
 
 def _length(data: object) -> int | None:

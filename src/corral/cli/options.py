@@ -1,0 +1,61 @@
+"""Options that several commands share, and what their words mean."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from corral.errors import CorralError
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Box = Annotated[str, typer.Argument(metavar="SANDBOX", help="Its id or name.")]
+Boxes = Annotated[list[str] | None, typer.Argument(metavar="SANDBOX...", help="Ids or names.")]
+Words = Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="What to run, and its arguments.")]
+TagFilter = Annotated[list[str] | None, typer.Option("--tag", metavar="KEY=VALUE", help="Only those with this tag; may be given again.")]
+
+Image = Annotated[str | None, typer.Option("--image", help="Name or id of an image [default: base].")]
+Name = Annotated[str | None, typer.Option(help="A name to find it by.")]
+Cpu = Annotated[float, typer.Option(help="Cores.")]
+Memory = Annotated[int, typer.Option(help="MiB.")]
+Disk = Annotated[int, typer.Option(help="MiB it may write.")]
+Pids = Annotated[int, typer.Option(help="Processes at once.")]
+Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="Its greatest age; 0: none.")]
+IdleTimeout = Annotated[float | None, typer.Option(metavar="SECONDS", help="End it after this long without activity.")]
+OnTimeout = Annotated[str, typer.Option(metavar="terminate|stop", help="What happens then.")]
+Env = Annotated[list[str] | None, typer.Option("--env", "-e", metavar="KEY=VALUE", help="Environment of its commands; KEY alone takes yours.")]
+Tag = Annotated[list[str] | None, typer.Option("--tag", metavar="KEY=VALUE", help="May be given again.")]
+User = Annotated[str | None, typer.Option("--user", "-u", help="Who runs its commands.")]
+Workdir = Annotated[str | None, typer.Option("--workdir", "-w", help="Where they run.")]
+Egress = Annotated[str, typer.Option(help="What it may reach.")]
+Wait = Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for room on a full node.")]
+
+PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+"""For commands whose last words are another program's."""
+
+
+class WrongUse(CorralError):
+    """The words of the command line don't go together."""
+
+    code = "usage"
+
+
+def pairs(words: list[str] | None, *, environment: bool = False) -> dict[str, str]:
+    """`KEY=VALUE` words as a mapping. Of the environment, KEY alone takes the caller's value."""
+    import os
+
+    found: dict[str, str] = {}
+    for word in words or ():
+        key, equals, value = word.partition("=")
+        if not key or not (equals or environment):
+            raise WrongUse(f"{word!r} is not KEY=VALUE")
+        if equals:
+            found[key] = value
+        elif key in os.environ:
+            found[key] = os.environ[key]
+    return found
+
+
+def timeout(seconds: float) -> float | None:
+    """0 on the command line is no limit."""
+    return seconds or None
