@@ -59,7 +59,8 @@ def decode(model: type[M], body: bytes) -> M:
         ) from None
 
 
-def idempotency_key() -> str:
+def new_key() -> str:
+    """An idempotency key: the server answers the same request with the same key as it did the first time."""
     return uuid.uuid4().hex
 
 

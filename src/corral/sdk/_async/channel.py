@@ -90,6 +90,11 @@ class Channel:
         async with self._sending:
             await self._send(channel.resize(rows, cols))
 
+    async def rest(self) -> None:
+        """Hang up unless somebody is reading."""
+        if not self._reading:
+            await self.aclose()
+
     async def aclose(self) -> None:
         """Hang up. The process goes on."""
         for parts in self._aside.values():

@@ -104,7 +104,7 @@ class ProjectList:
     ) -> Project:
         """A new project; None: no limit. `max_cpu` in cores, `max_memory` and `max_disk` in MiB."""
         request = faults.build(ProjectCreate, name=name, max_sandboxes=max_sandboxes, max_cpu=max_cpu, max_memory=max_memory, max_disk=max_disk)
-        return faults.decode(Project, await self._transport.call("POST", "/v1/projects", body=faults.encode(request), creates=True))
+        return faults.decode(Project, await self._transport.call("POST", "/v1/projects", body=faults.encode(request), key=faults.new_key()))
 
     async def list(self) -> list[Project]:
         return faults.decode(Projects, await self._transport.call("GET", "/v1/projects")).projects
@@ -126,7 +126,7 @@ class KeyList:
     async def create(self, name: str, *, project: str = "default", role: Role | str = Role.MEMBER) -> NewKey:
         """A new key; its `value` is shown this once."""
         request = faults.build(KeyCreate, name=name, project=project, role=role)
-        return faults.decode(NewKey, await self._transport.call("POST", "/v1/keys", body=faults.encode(request), creates=True))
+        return faults.decode(NewKey, await self._transport.call("POST", "/v1/keys", body=faults.encode(request), key=faults.new_key()))
 
     async def list(self) -> list[Key]:
         return faults.decode(Keys, await self._transport.call("GET", "/v1/keys")).keys

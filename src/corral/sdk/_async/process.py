@@ -7,7 +7,7 @@ import time
 from signal import SIGKILL, SIGTERM
 from typing import Generic, Literal, Self, TypeVar
 
-from corral.errors import DeadlineExceeded, InvalidState, SandboxEnded
+from corral.errors import DeadlineExceeded, InvalidState, NotFound, SandboxEnded
 from corral.schema.process import Process as ProcessInfo
 from corral.schema.process import Signal, Stream, Terminal
 from corral.sdk import faults
@@ -77,8 +77,7 @@ class Process(Generic[Data]):
     async def poll(self) -> int | None:
         """Ask whether it has ended; its exit code or None."""
         if self.returncode is None:
-            self.info = faults.decode(ProcessInfo, await self._transport.call("GET", self.path))
-            self._check_lost()
+            await self._learned(await self._transport.call("GET", self.path))
         return self.returncode
 
     async def wait(self, timeout: float | None = None) -> int:
@@ -86,9 +85,7 @@ class Process(Generic[Data]):
         end = None if timeout is None else time.monotonic() + timeout
         while (code := self.returncode) is None:
             left = _POLL_SECONDS if end is None else min(_POLL_SECONDS, max(0.0, end - time.monotonic()))
-            answer = await self._transport.call("GET", self.path + "/wait", query={"timeout": left}, seconds=left + 30)
-            self.info = faults.decode(ProcessInfo, answer)
-            self._check_lost()
+            await self._learned(await self._transport.call("GET", self.path + "/wait", query={"timeout": left}, seconds=left + 30))
             if self.info.running and end is not None and time.monotonic() >= end:
                 raise DeadlineExceeded(f"the process {self.id} still runs after {timeout:g} s", hint="it was not killed; use kill(), or a longer timeout")
         return code
@@ -122,14 +119,21 @@ class Process(Generic[Data]):
         await self._transport.call("POST", self.path + "/resize", body=faults.encode(size), safe=True)
 
     async def delete(self) -> None:
-        """Kill it if it runs, and forget it and its output."""
+        """Kill it if it runs, and forget it and its output. Nothing happens when it is forgotten already."""
         await self.aclose()
-        await self._transport.call("DELETE", self.path)
+        try:
+            await self._transport.call("DELETE", self.path)
+        except NotFound:
+            pass
 
     async def aclose(self) -> None:
         """Hang up the connection of its streams; the process goes on."""
         await self._channel.aclose()
 
-    def _check_lost(self) -> None:
+    async def _learned(self, answer: bytes) -> None:
+        """What the server says of it now. An ended process' connection is given up; what is still to be read is fetched by a new one."""
+        self.info = faults.decode(ProcessInfo, answer)
+        if not self.info.running:
+            await self._channel.rest()
         if self.info.lost:
             raise SandboxEnded(f"the sandbox {self.info.sandbox} ended under the process {self.id}", details={"process": self.id})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Self, overload
+from weakref import WeakSet
 
-from corral.errors import Unsupported
+from corral.errors import Conflict, CorralError, Unsupported
 from corral.schema.observe import Event, LogLine, Logs, Metrics, Sample
 from corral.schema.process import Process as ProcessInfo
 from corral.schema.process import Processes
@@ -17,6 +19,7 @@ from corral.sdk._async.files import Files
 from corral.sdk._async.process import Process
 from corral.sdk._async.run import Callback, Run, start_request
 from corral.sdk.result import Result
+from corral.sdk.retry import delays
 
 if TYPE_CHECKING:
     from corral.sdk._async.client import Client
@@ -34,7 +37,7 @@ class Sandbox:
         self.client = client
         self._transport = client.transport
         self._path = f"/v1/sandboxes/{info.id}"
-        self._processes: list[Process[str] | Process[bytes]] = []
+        self._processes: WeakSet[Process[str] | Process[bytes]] = WeakSet()
         self.files = Files(self._transport, self._path)
 
     @classmethod
@@ -82,8 +85,14 @@ class Sandbox:
             **{field: value for field, value in given.items() if value is not None},
         )
         client = client or await _default()
-        body = await client.transport.call("POST", "/v1/sandboxes", body=faults.encode(request), creates=True, seconds=wait + ROOM_SECONDS)
-        return cls(client, faults.decode(SandboxInfo, body))
+        ask = Creation(client, faults.encode(request), wait + ROOM_SECONDS)
+        try:
+            return cls(client, await ask.send())
+        except Exception:
+            raise
+        except BaseException:  # cancelled, or Ctrl-C: nobody would know of a sandbox that is being made now
+            await asyncio.shield(ask.undo())
+            raise
 
     @classmethod
     async def get(cls, id_or_name: str, *, client: Client | None = None) -> Self:
@@ -210,7 +219,7 @@ class Sandbox:
         """
         size = (24, 80) if pty is True else pty or None
         start = start_request(argv, timeout=timeout, cwd=cwd, env=dict(env or {}), user=user, stdin=stdin, pty=size, tag=tag)
-        body = await self._transport.call("POST", self._path + "/processes", body=faults.encode(start), creates=True)
+        body = await self._transport.call("POST", self._path + "/processes", body=faults.encode(start), key=faults.new_key())
         return self._handle(faults.decode(ProcessInfo, body), text=text)
 
     @overload
@@ -228,8 +237,7 @@ class Sandbox:
 
     def _handle(self, info: ProcessInfo, *, text: bool) -> Process[str] | Process[bytes]:
         handle = Process(self._transport, info, str) if text else Process(self._transport, info, bytes)
-        self._processes = [one for one in self._processes if one.returncode is None]
-        self._processes.append(handle)
+        self._processes.add(handle)
         return handle
 
     async def refresh(self) -> Self:
@@ -265,7 +273,7 @@ class Sandbox:
 
     async def delete(self) -> None:
         """End it and remove its disk. Nothing happens when it has ended already."""
-        for process in self._processes:
+        for process in tuple(self._processes):
             await process.aclose()
         self._processes.clear()
         self.info = faults.decode(SandboxInfo, await self._transport.call("DELETE", self._path))
@@ -286,6 +294,31 @@ class Sandbox:
 
     async def _change(self, action: str, body: bytes = b"") -> None:
         self.info = faults.decode(SandboxInfo, await self._transport.call("POST", self._path + action, body=body, safe=True))
+
+
+class Creation:
+    """A request for a sandbox that can be taken back."""
+
+    def __init__(self, client: Client, body: bytes, seconds: float) -> None:
+        self._transport = client.transport
+        self._body = body
+        self._seconds = seconds
+        self._key = faults.new_key()
+
+    async def send(self) -> SandboxInfo:
+        return faults.decode(SandboxInfo, await self._transport.call("POST", "/v1/sandboxes", body=self._body, key=self._key, seconds=self._seconds))
+
+    async def undo(self) -> None:
+        """Ask again with the same key, which tells what was made, and end it."""
+        for seconds in delays():
+            try:
+                made = await self.send()
+                await self._transport.call("DELETE", "/v1/sandboxes/" + made.id)
+                return
+            except Conflict:  # it is still being made
+                await asyncio.sleep(seconds)
+            except CorralError:  # it was not made; the caller gets the interruption, not this
+                return
 
 
 async def _default() -> Client:

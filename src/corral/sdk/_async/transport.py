@@ -74,15 +74,15 @@ class Transport:
         query: Query | None = None,
         body: bytes = b"",
         content_type: str = "application/json",
-        creates: bool = False,
+        key: str | None = None,
         safe: bool = False,
         seconds: float = ANSWER_SECONDS,
     ) -> bytes:
-        """One request, its whole answer. `creates` adds an Idempotency-Key; that, `safe`, and GET and DELETE are what is tried again when the connection breaks."""
+        """One request, its whole answer. What has an idempotency `key` or is `safe`, and GET and DELETE, is tried again when the connection breaks."""
         headers: Headers = [(b"content-type", content_type.encode())] if body else []
-        if creates:
-            headers.append((b"idempotency-key", faults.idempotency_key().encode()))
-        again = safe or creates or method in ("GET", "DELETE")
+        if key is not None:
+            headers.append((b"idempotency-key", key.encode()))
+        again = safe or key is not None or method in ("GET", "DELETE")
         waits = delays()
         while True:
             try:

@@ -92,6 +92,11 @@ class Channel:
         with self._sending:
             self._send(channel.resize(rows, cols))
 
+    def rest(self) -> None:
+        """Hang up unless somebody is reading."""
+        if not self._reading:
+            self.close()
+
     def close(self) -> None:
         """Hang up. The process goes on."""
         for parts in self._aside.values():

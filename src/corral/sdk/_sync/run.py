@@ -81,7 +81,7 @@ class Run:
         raise Lost("the output ended before the command did")
 
     def _exchange(self, input: bytes) -> Process:
-        body = self._transport.call("POST", self._sandbox + "/processes", body=faults.encode(self._start), creates=True)
+        body = self._transport.call("POST", self._sandbox + "/processes", body=faults.encode(self._start), key=faults.new_key())
         self._process = faults.decode(Process, body)
         channel = Channel(self._transport, f"{self._sandbox}/processes/{self._process.id}", self._process)
         try:
