@@ -209,6 +209,7 @@ _FICLONE = 0x40049409
 _FIFREEZE = 0xC0045877
 _FITHAW = 0xC0045878
 _FITRIM = 0xC0185879
+_EXT4_SHUTDOWN = 0x8004587D
 
 
 def syncfs(fd: int) -> None:
@@ -230,6 +231,12 @@ def trim(fd: int) -> int:
     request = bytearray(struct.pack("<QQQ", 0, 2**64 - 1, 0))
     fcntl.ioctl(fd, _FITRIM, request)
     return struct.unpack_from("<Q", request, 8)[0]
+
+
+def shut_down_ext4(fd: int) -> None:
+    """Make the ext4 that holds `fd` forget what it has not written (EXT4_IOC_SHUTDOWN): it can only be unmounted then, which takes no time any more."""
+    without_flushing = 2
+    fcntl.ioctl(fd, _EXT4_SHUTDOWN, struct.pack("I", without_flushing))
 
 
 def reflink(source: int, target: int) -> None:

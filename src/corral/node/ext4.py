@@ -1,0 +1,104 @@
+"""The file system of a sandbox's disk: ext4 without a journal, in a sparse file.
+
+It survives the death of its sandbox, of the server and of everything else but the kernel. After a power loss it is checked before it is used again, and what was written
+last may be missing; a journal would cost every disk 64 MB and every write twice. Barriers are off for the same reason: they make each fsync wait for a medium whose
+promise the missing journal can't keep.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from corral import spawn
+from corral.errors import PlatformError, SetupError
+from corral.node import loop, syscalls
+from corral.node.syscalls import MountFlag
+
+UPPER, WORK = "u", "w"
+"""The two directories in every disk: what the sandbox wrote, and overlayfs' own."""
+
+_OPTIONS = "nobarrier,noinit_itable,errors=remount-ro"
+# noinit_itable: the image is sparse, so its inode tables are zero; writing zeros over them would only fill the pool.
+
+
+def make(image: Path, mib: int) -> None:
+    """A new, empty file system of exactly `mib` MiB, sparse (2 MB on disk). A file for every 8 KiB: node_modules needs that many.
+
+    Nothing is reserved for root, since root in the sandbox is nobody special. Takes about 30 ms.
+    """
+    if not shutil.which("mkfs.ext4"):
+        raise SetupError("mkfs.ext4 is not installed", hint="apt-get install e2fsprogs")
+    aside = image.with_name(f".new-{image.name}")
+    with tempfile.TemporaryDirectory(prefix="corral-ext4-") as content:
+        for directory in (UPPER, WORK):
+            Path(content, directory).mkdir(mode=0o755)
+        with aside.open("wb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.truncate(mib << 20)
+        extended = "lazy_itable_init=1,nodiscard,root_owner=0:0"
+        argv = ["mkfs.ext4", "-q", "-F", "-b", str(loop.BLOCK), "-i", "8192", "-m", "0", "-O", "^has_journal", "-E", extended, "-d", content, str(aside)]
+        spawn.run(argv, timeout=120).check()
+    aside.rename(image)
+
+
+def mount(image: Path, target: Path, *, fresh: bool = False, read_only: bool = False) -> None:
+    """Mount an image. `fresh`: it was made just now, so nothing else has it and it is clean.
+
+    No set-user-id program and no device that a sandbox makes counts on the host.
+    """
+    flags = MountFlag.NOATIME | MountFlag.SILENT | MountFlag.NODEV | MountFlag.NOSUID | (MountFlag.READ_ONLY if read_only else MountFlag.NONE)
+    with loop.attached(image, fresh=fresh, read_only=read_only) as device:
+        # A device that has the image already belongs to a mount that lives on: not clean by its mark, and not to be touched by e2fsck.
+        if not (fresh or read_only or device.shared or is_clean(image)):
+            check(image, device.path)
+        syscalls.mount(device.path, target, "ext4", flags=flags, data="" if read_only else _OPTIONS)
+
+
+def discard(target: Path) -> None:
+    """Drop what the file system mounted at `target` has not written out yet. Nothing can be read or written there afterwards."""
+    fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syscalls.shut_down_ext4(fd)
+    finally:
+        os.close(fd)
+
+
+def warm(target: Path) -> None:
+    """Make the file system read what its first change needs, so that the overlay's first mount takes 0.3 ms and not 1.5."""
+    directory = target / WORK / "work"
+    directory.mkdir()
+    directory.rmdir()
+
+
+def trim(target: Path) -> int:
+    """Give the blocks of deleted files back to the pool; returns how many bytes (those given back earlier may be counted again)."""
+    fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return syscalls.trim(fd)
+    finally:
+        os.close(fd)
+
+
+def used(target: Path) -> int:
+    """Bytes in files and directories of a mounted disk."""
+    status = os.statvfs(target)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
+
+
+def is_clean(image: Path) -> bool:
+    """Whether it was unmounted in order: `s_state` in the superblock is 1 then (kernel: Documentation/filesystems/ext4/super.rst)."""
+    with image.open("rb") as file:
+        file.seek(1024 + 58)
+        clean, errors = 1, 2
+        return int.from_bytes(file.read(2), "little") & (clean | errors) == clean
+
+
+def check(image: Path, device: str) -> None:
+    """Repair a file system that the machine's end left half written. Raises `PlatformError` when that is beyond e2fsck."""
+    done = spawn.run(["e2fsck", "-f", "-y", device], timeout=600)
+    uncorrected = 4
+    if done.code >= uncorrected:
+        raise PlatformError(f"the disk image {image} is damaged beyond repair: {done.stdout.decode(errors='replace').strip()[-1000:]}")

@@ -1,0 +1,110 @@
+"""A sandbox's root file system: the host's overlayfs, image layers below and the sandbox's own disk above.
+
+It is mounted under the root of a sentry that already runs, and appears in it at once (the root is a shared mount). The host only mounts and unmounts it; it never
+writes into it while the sandbox lives, since the sentry caches what it has seen.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from corral.errors import PlatformError, Unsupported
+from corral.node import ext4, mounts, syscalls
+from corral.node.spec import ROOTFS
+from corral.node.syscalls import MountFlag
+from corral.places import Places
+
+_FLAGS = MountFlag.NODEV | MountFlag.NOSUID | MountFlag.NOATIME
+# For the host's sake: a set-user-id program or a device node that a sandbox makes must be nothing to a user of the host. The sentry goes by the mode bits alone.
+
+_FEATURES = "xino=on,index=off,metacopy=off,redirect_dir=nofollow"
+# xino: else a file gets another inode number when it is first written, which the sentry's cache takes for another file.
+# index, metacopy: a clone of the disk would be refused or half, and some distributions turn them on.
+# redirect_dir: renaming a directory of the image is EXDEV, as with Docker; programs copy then. Following such marks would trust the disk's content.
+
+_PAGE = 4096
+_MOUNTED = ".mounted"
+_mounting_layer = threading.Lock()
+
+
+def mount_root(member_root: Path, layers: Sequence[Path], writable: Path) -> None:
+    """Mount `layers` (from the lowest up: directories, or ext4 images of disks) and the disk `writable` above them at `<member_root>/rootfs`.
+
+    Half a millisecond. Raises `Unsupported` for more layers than overlayfs can be told of, `PlatformError` when a layer is missing or the mount fails.
+    """
+    directories = [_directory(layer) for layer in layers]
+    upper, work = writable / ext4.UPPER, writable / ext4.WORK
+    if not (work / "work").exists():
+        _dress(upper, directories[-1])
+    target = member_root / ROOTFS
+    with ExitStack() as open_directories:
+        lower = [str(path) for path in reversed(directories)]
+        options = _options(lower, upper, work)
+        if options is None:
+            options = _options([_by_descriptor(path, open_directories) for path in lower], upper, work)
+        if options is None:
+            raise Unsupported(f"an image can't have {len(layers)} layers", hint="make a snapshot of a sandbox of it as one layer, or build it with fewer steps")
+        try:
+            syscalls.mount("corral", target, "overlay", flags=_FLAGS, data=options)
+        except OSError as error:
+            missing = [str(path) for path in directories if not path.is_dir()]
+            detail = f"its layers {', '.join(missing)} are missing" if missing else f"{error.strerror} (see dmesg)"
+            raise PlatformError(f"the root file system can't be mounted at {target}: {detail}", hint="`corral setup` builds missing images again") from error
+
+
+def unmount_root(member_root: Path) -> None:
+    """Unmount what `mount_root` mounted; nothing happens if nothing is mounted. Its last user's end is the end of it.
+
+    Writes the disk out, unless that is removed already: seconds, when much was written.
+    """
+    try:
+        syscalls.umount(member_root / ROOTFS, lazy=True)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
+
+
+def unmount_layers(places: Places) -> None:
+    """Unmount layers that are images, when no sandbox uses them any more."""
+    mounts.sweep(places.layers / _MOUNTED)
+
+
+def _options(lower: Sequence[str], upper: Path, work: Path) -> str | None:
+    """What mount(2) is told, if it fits the page there is for it and no path in it would be taken for something else."""
+    options = f"lowerdir={':'.join(lower)},upperdir={upper},workdir={work},{_FEATURES}"
+    odd = any(character in path for path in (*lower, str(upper), str(work)) for character in ":,\\")
+    return None if odd or len(os.fsencode(options)) >= _PAGE else options
+
+
+def _by_descriptor(path: str, stack: ExitStack) -> str:
+    """A short name of a directory, good until the stack is closed: with these some 200 layers fit a page."""
+    descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, descriptor)
+    return f"/proc/self/fd/{descriptor}"
+
+
+def _dress(upper: Path, image_root: Path) -> None:
+    """The root directory of an overlay has the upper's owner and mode: a new disk gets the image's."""
+    wanted, has = image_root.stat(), upper.stat()
+    if (wanted.st_uid, wanted.st_gid) != (has.st_uid, has.st_gid):
+        os.chown(upper, wanted.st_uid, wanted.st_gid)
+    if wanted.st_mode != has.st_mode:
+        upper.chmod(stat.S_IMODE(wanted.st_mode))
+
+
+def _directory(layer: Path) -> Path:
+    """Where a layer's files are. An image is mounted by its first user, read-only, and then shared; what counts is what its sandbox wrote."""
+    if not layer.is_file():
+        return layer
+    target = layer.parent / _MOUNTED / layer.name
+    with _mounting_layer:
+        if not target.is_mount():
+            target.mkdir(mode=0o700, parents=True, exist_ok=True)
+            ext4.mount(layer, target, read_only=True)
+    return target / ext4.UPPER
