@@ -21,20 +21,30 @@ type entry struct {
 	Target []byte  `json:"target,omitempty"`
 }
 
-func newEntry(at string, st *syscall.Stat_t) *entry {
+// names caches what users and groups are called, for one request.
+type names struct{ users, groups map[uint32]*string }
+
+func newNames() *names { return &names{map[uint32]*string{}, map[uint32]*string{}} }
+
+func (n *names) of(known map[uint32]*string, d *database, id uint32) *string {
+	name, ok := known[id]
+	if !ok {
+		if s := d.name(id); s != "" {
+			name = &s
+		}
+		known[id] = name
+	}
+	return name
+}
+
+func (n *names) entry(at string, st *syscall.Stat_t) *entry {
 	e := &entry{
 		Name: []byte(path.Base(at)), Path: []byte(at), Type: fileType(st.Mode), Size: st.Size, Mode: st.Mode & 0o7777,
 		UID: st.Uid, GID: st.Gid, MTime: float64(st.Mtim.Sec) + float64(st.Mtim.Nsec)/1e9,
 	}
-	if name := passwd.name(st.Uid); name != "" {
-		e.User = &name
-	}
-	if name := group.name(st.Gid); name != "" {
-		e.Group = &name
-	}
+	e.User, e.Group = n.of(n.users, passwd, st.Uid), n.of(n.groups, group, st.Gid)
 	if e.Type == "symlink" {
-		target, err := os.Readlink(at)
-		if err == nil {
+		if target, err := os.Readlink(at); err == nil {
 			e.Target = []byte(target)
 		}
 	}
@@ -56,4 +66,37 @@ func fileType(mode uint32) string {
 	default:
 		return "device"
 	}
+}
+
+// describeFile is the entry of a path, behind links or not.
+func describeFile(at string, follow bool) (*entry, error) {
+	var st syscall.Stat_t
+	stat := syscall.Lstat
+	if follow {
+		stat = syscall.Stat
+	}
+	if err := stat(at, &st); err != nil {
+		return nil, failed(err, at)
+	}
+	return newNames().entry(at, &st), nil
+}
+
+type statArgs struct {
+	named
+	Path   []byte `json:"path"`
+	Follow bool   `json:"follow"`
+}
+
+type entryAnswer struct {
+	Entry *entry `json:"entry"`
+}
+
+// stat answers the request of that name.
+func stat(_ *link, args *statArgs) (any, error) {
+	at, err := absolute(args.Path)
+	if err != nil {
+		return nil, err
+	}
+	e, err := describeFile(at, args.Follow)
+	return entryAnswer{e}, err
 }

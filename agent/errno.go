@@ -55,6 +55,20 @@ func asFailure(err error) *failure {
 	return f
 }
 
+// asErrno takes the errno out of an error of the package os, without the path it adds.
+func asErrno(err error) error {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	return err
+}
+
+// hasCode tells whether err is a failure of that code.
+func hasCode(err error, code string) bool {
+	return err != nil && asFailure(err).Code == code
+}
+
 func errnoName(e syscall.Errno) string {
 	if name, ok := errnoNames[e]; ok {
 		return name

@@ -25,6 +25,18 @@ var controlOps = map[string]operation{
 	"signal":   op(signal),
 	"resize":   op(resize),
 	"close":    op(closeChannel),
+	"stat":     op(stat),
+	"list":     op(list),
+	"mkdir":    op(mkdir),
+	"remove":   op(remove),
+	"move":     op(move),
+	"copy":     op(copyFiles),
+	"chmod":    op(chmod),
+	"chown":    op(chown),
+	"symlink":  op(symlink),
+	"glob":     op(glob),
+	"read":     op(read),
+	"write":    op(write),
 }
 
 func main() {

@@ -11,6 +11,7 @@ import (
 // account is who a process runs as, from the guest's own /etc/passwd and /etc/group. There is no other source: no nss, no libc.
 type account struct {
 	uid, gid uint32
+	hasGroup bool     // gid is known, not just 0
 	groups   []uint32 // supplementary
 	name     string   // empty when the uid has no entry
 	home     string
@@ -102,7 +103,7 @@ func lookUser(spec string) (*account, error) {
 		if err1 != nil || err2 != nil {
 			return nil, &failure{Code: "ENOUSER", Message: "the entry of user " + who + " in /etc/passwd has no number"}
 		}
-		a.uid, a.gid, a.name = uint32(uid), uint32(gid), row[0]
+		a.uid, a.gid, a.name, a.hasGroup = uint32(uid), uint32(gid), row[0], true
 		if len(row) > 5 && row[5] != "" {
 			a.home = row[5]
 		}
@@ -132,7 +133,7 @@ func lookUser(spec string) (*account, error) {
 			}
 			gid = uint32(n)
 		}
-		a.gid = gid
+		a.gid, a.hasGroup = gid, true
 	case a.uid != 0 && a.name != "":
 		a.groups = memberships(a.name, a.gid)
 	}
