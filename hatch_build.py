@@ -60,7 +60,7 @@ def compile_agent(root: Path, family: str) -> None:
         "GOFLAGS": "-trimpath -buildvcs=false",
     }
     env.setdefault("GOCACHE", str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "corral" / "go-build"))
-    subprocess.run([go(), "build", "-ldflags", "-s -w", "-o", str(fresh), "."], cwd=root / "agent", env=env, check=True)
+    subprocess.run([go(), "build", "-ldflags", "-s -w -buildid=", "-o", str(fresh), "."], cwd=root / "agent", env=env, check=True)
     fresh.replace(target)
     stamp.write_text(wanted)
 
