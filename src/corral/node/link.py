@@ -171,10 +171,17 @@ class Link:
 
     # ── writing ──
 
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is awaited or something is yet to be sent: the guest must not be frozen."""
+        return bool(self._pending or self._out or self._acks or self._ready)
+
     def _flush(self) -> None:
         """Send until there is nothing to send, the socket is full, or the turn is over."""
         if self.error is not None:
             return
+        if self.busy:
+            self.on_activity()
         budget = _BYTES_A_TURN
         try:
             while budget > 0:

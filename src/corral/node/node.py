@@ -1,0 +1,258 @@
+"""A node: the machine that runs sandboxes, as the control plane sees it. Puts the engine, the disks and the guests together; says the order.
+
+    create    engine.claim (member, limits, disk, root) → hello → claim → running
+    stop      engine.kill; disk and output stay
+    start     as create, on the same disk
+    remove    stop, then delete disk and output
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import shutil
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import structlog
+
+from corral.agent_binary import agent_binary
+from corral.errors import CorralError, InvalidState, SandboxEnded
+from corral.images import Catalog, StoredImage
+from corral.node import rootfs
+from corral.node.box import RunscBox
+from corral.node.disks import PoolDisks
+from corral.node.engine import EngineSettings, RunscEngine
+from corral.node.files import Files
+from corral.node.interface import BoxSpec, Ended, ImageSpec, OnEnd, Timing
+from corral.node.processes import ProcessBook
+from corral.node.running import Hooks, OnEvent, Running
+from corral.places import Places
+from corral.schema.observe import LogLine, Sample
+from corral.schema.sandbox import Reason
+from corral.wire import messages, requests
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """`pool`: ready members (None: by memory). `freeze`: whether idle sandboxes are frozen; `auto` where the runsc in use burns CPU when idle."""
+
+    runsc: Path | None = None
+    agent: Path | None = None
+    pool: int | None = None
+    platform: str = "systrap"
+    freeze: Literal["auto", "always", "never"] = "auto"
+
+
+class Node:
+    """Everything about sandboxes that needs the machine. Ids are given by the caller."""
+
+    def __init__(self, places: Places, *, settings: NodeSettings | None = None) -> None:
+        self._places = places
+        self._settings = settings or NodeSettings()
+        self._disks = PoolDisks(places)
+        engine = EngineSettings(
+            agent=self._settings.agent or agent_binary(), runsc=self._settings.runsc, pool=self._settings.pool, platform=self._settings.platform
+        )
+        self._engine = RunscEngine(places, settings=engine, disks=self._disks, rootfs=rootfs)
+        self._catalog = Catalog(places)
+        self._running: dict[str, Running] = {}
+        self._books: dict[str, ProcessBook] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._hooks = Hooks(on_event=lambda _id, _kind, _data: None, on_garbage=self._garbage, on_silence=lambda _id, _error: None)
+        self._on_end: OnEnd | None = None
+
+    # Opening and leaving
+
+    async def open(self, on_end: OnEnd, on_event: OnEvent | None = None, *, known: Collection[str] | None = None) -> list[str]:
+        """Ready the node; returns the ids of sandboxes found alive from an earlier server. `known`: sandboxes whose disks are kept; None: all."""
+        self._on_end = on_end
+        if on_event is not None:
+            self._hooks = Hooks(on_event=on_event, on_garbage=self._garbage, on_silence=self._hooks.on_silence)
+        await self._disks.open(known)
+        boxes = await self._engine.open(self._died)
+        adopted = await asyncio.gather(*(self._adopt(box) for box in boxes if isinstance(box, RunscBox)))
+        return [id for id in adopted if id is not None]
+
+    async def close(self) -> None:
+        """Leave: sandboxes go on living with the holder and are found again by the next `open`."""
+        for running in self._running.values():
+            running.close(thaw=True)
+        self._running.clear()
+        for book in self._books.values():
+            book.close()
+        await self._engine.close()
+        await self._disks.close()
+
+    async def shutdown(self) -> None:
+        """End every sandbox and everything of this installation but what is stored: disks of stopped sandboxes, images, output."""
+        for running in self._running.values():
+            running.close(thaw=False)
+        self._running.clear()
+        await self._engine.shutdown()
+        await self._disks.shutdown()
+
+    async def _adopt(self, box: RunscBox) -> str | None:
+        running = self._enter(box.spec, box)
+        try:
+            box.thaw()
+            await running.guest.hello()
+            if running.guest.claimed:
+                return box.id
+            detail = "the server ended while it was being created"
+        except CorralError as error:
+            detail = error.message
+        log.warning("a sandbox could not be adopted", sandbox=box.id, detail=detail)
+        self._leave(box.id)
+        await self._engine.kill(box.id)
+        await self._tell(Ended(box.id, Reason.ENGINE_ERROR, f"it could not be adopted: {detail}", disk_kept=True))
+        return None
+
+    # Life
+
+    async def create(self, spec: BoxSpec) -> Timing:
+        """Start a new sandbox. When it fails nothing of it is left."""
+        try:
+            return await self._start(spec)
+        except BaseException:
+            await asyncio.shield(self._remove_stored(spec.id))
+            raise
+
+    async def start(self, spec: BoxSpec) -> Timing:
+        """Start a stopped sandbox on its own disk."""
+        return await self._start(spec)
+
+    async def _start(self, spec: BoxSpec) -> Timing:
+        began = time.perf_counter()
+        box, timing = await self._engine.claim(spec)
+        assert isinstance(box, RunscBox)
+        claimed = time.perf_counter()
+        if (book := self._books.pop(spec.id, None)) is not None:
+            book.close()
+        running = self._enter(spec, box)
+        try:
+            await running.guest.hello()
+            await running.guest.claim(
+                hostname=spec.hostname,
+                memory=spec.memory,
+                cpus=min(math.ceil(spec.cpu), os.cpu_count() or 1),
+                pids=spec.pids,
+                tmp=max(16, spec.memory // 2),
+                sudo=spec.sudo,
+                files=_files(spec.hostname),
+            )
+        except BaseException:
+            self._leave(spec.id)
+            await asyncio.shield(self._engine.kill(spec.id))
+            raise
+        ended = time.perf_counter()
+        return {**timing, "ready": ended - claimed, "total": ended - began}
+
+    async def stop(self, id: str) -> None:
+        """End its processes; disk and output stay. Idempotent."""
+        self._leave(id)
+        await self._engine.kill(id)
+
+    async def remove(self, id: str) -> None:
+        """End it and delete everything of it. Idempotent."""
+        await self.stop(id)
+        await self._remove_stored(id)
+
+    async def _remove_stored(self, id: str) -> None:
+        if (book := self._books.pop(id, None)) is not None:
+            book.close()
+        await self._disks.remove(id)
+        await asyncio.to_thread(shutil.rmtree, self._places.spool / id, ignore_errors=True)
+
+    def _enter(self, spec: BoxSpec, box: RunscBox) -> Running:
+        freeze = self._settings.freeze == "always" or (self._settings.freeze == "auto" and self._engine.burns_when_idle)
+        running = Running(spec, box, self._places.spool / spec.id, freeze=freeze, hooks=self._hooks)
+        self._running[spec.id] = running
+        return running
+
+    def _leave(self, id: str) -> None:
+        """Its guest is about to be killed, or is dead: what it ran is lost, what it wrote stays readable."""
+        if (running := self._running.pop(id, None)) is not None:
+            running.guest.processes.lose()
+            running.close(thaw=False)
+
+    async def _died(self, ended: Ended) -> None:
+        self._leave(ended.id)
+        await self._tell(ended)
+
+    def _garbage(self, id: str, why: str) -> None:
+        async def end() -> None:
+            await self.stop(id)
+            await self._tell(Ended(id, Reason.AGENT_GARBAGE, why, disk_kept=True))
+
+        task = asyncio.get_running_loop().create_task(end())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _tell(self, ended: Ended) -> None:
+        if self._on_end is not None:
+            await self._on_end(ended)
+
+    # What a sandbox offers
+
+    def running(self, id: str) -> bool:
+        return id in self._running
+
+    def frozen(self, id: str) -> bool:
+        return id in self._running and self._running[id].frozen
+
+    def processes(self, id: str) -> ProcessBook:
+        """Of a running or a stopped sandbox."""
+        if (running := self._running.get(id)) is not None:
+            return running.guest.processes
+        if (book := self._books.get(id)) is None:
+            book = self._books[id] = ProcessBook(self._places.spool / id, id)
+            book.lose()
+        return book
+
+    def files(self, id: str) -> Files:
+        return self._get(id).files
+
+    async def ports(self, id: str) -> list[messages.ListeningPort]:
+        return await self._get(id).guest.ports()
+
+    def sample(self, id: str) -> Sample:
+        running = self._get(id)
+        return running.box.sample().model_copy(update={"processes": running.guest.alive})
+
+    def logs(self, id: str) -> list[LogLine]:
+        return self._get(id).box.log_lines()
+
+    def last_activity(self, id: str) -> float:
+        """On the clock of `time.monotonic`."""
+        return self._get(id).used_at
+
+    def _get(self, id: str) -> Running:
+        if (running := self._running.get(id)) is None:
+            raise InvalidState(f"sandbox {id} is not running", hint="start it first")
+        if isinstance(running.link.error, SandboxEnded):
+            raise SandboxEnded(f"sandbox {id} has just ended", hint="look at its reason")
+        return running
+
+    # Images
+
+    def images(self) -> tuple[StoredImage, ...]:
+        return self._catalog.list()
+
+    def image(self, name_or_id: str) -> ImageSpec:
+        """Raises `ImageNotFound`."""
+        return self._catalog.spec(name_or_id)
+
+
+def _files(hostname: str) -> list[requests.GuestFile]:
+    hosts = f"127.0.0.1 localhost\n127.0.1.1 {hostname}\n"
+    return [
+        requests.GuestFile(path=b"/etc/hostname", content=f"{hostname}\n".encode(), mode=0o644),
+        requests.GuestFile(path=b"/etc/hosts", content=hosts.encode(), mode=0o644),
+    ]

@@ -1,0 +1,82 @@
+"""One running sandbox on the node: its box, its guest, when it was last used, whether it is frozen."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from corral.errors import CorralError
+from corral.node.box import RunscBox
+from corral.node.files import Files
+from corral.node.guest import Guest
+from corral.node.idler import Idler
+from corral.node.interface import BoxSpec
+from corral.node.link import Link
+from corral.node.processes import Defaults
+
+OnEvent = Callable[[str, str, Mapping[str, Any]], None]
+"""Told the sandbox's id, the kind of event and what is known of it."""
+
+
+def defaults_of(spec: BoxSpec) -> Defaults:
+    """What processes of this sandbox get unless asked otherwise: the sandbox's own wishes over its image's."""
+    return Defaults(env={**spec.image.env, **spec.env}, user=spec.user or spec.image.user, workdir=spec.workdir or spec.image.workdir)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Whom a running sandbox tells."""
+
+    on_event: OnEvent
+    on_garbage: Callable[[str, str], None]
+    on_silence: Callable[[str, CorralError], None]
+
+
+class Running:
+    """Made for a claimed box. `freeze`: whether it is frozen while idle."""
+
+    def __init__(self, spec: BoxSpec, box: RunscBox, spool: Path, *, freeze: bool, hooks: Hooks) -> None:
+        self.spec = spec
+        self.box = box
+        self.used_at = time.monotonic()
+        self.link = Link(box.control, lambda why: hooks.on_garbage(spec.id, why))
+        self.guest = Guest(
+            self.link,
+            spool,
+            spec.id,
+            defaults=defaults_of(spec),
+            on_event=lambda kind, data: hooks.on_event(spec.id, kind, data),
+            activity=self._touch,
+        )
+        self.files = Files(self.link, self.guest.processes.next_channel, user=self.guest.defaults.user, workdir=self.guest.defaults.workdir)
+        self._idler = self._make_idler(hooks) if freeze else None
+
+    @property
+    def frozen(self) -> bool:
+        return self._idler is not None and self._idler.frozen
+
+    def close(self, *, thaw: bool) -> None:
+        """Stop using the sandbox; its processes go on. `thaw`: leave it awake, since nobody watches it any more."""
+        if self._idler is not None:
+            self._idler.stop(thaw=thaw)
+        self.guest.close()
+
+    def _touch(self) -> None:
+        self.used_at = time.monotonic()
+        if self._idler is not None:
+            self._idler.touch()
+
+    def _make_idler(self, hooks: Hooks) -> Idler:
+        loop = asyncio.get_running_loop()
+        return Idler(
+            self.box,
+            busy=lambda: self.link.busy,
+            processes=lambda: self.guest.alive,
+            clock=loop.time,
+            call_later=loop.call_later,
+            on_change=lambda frozen: hooks.on_event(self.spec.id, "sandbox.frozen" if frozen else "sandbox.thawed", {}),
+        )
