@@ -27,7 +27,12 @@ def execute(
     """Run a command in a sandbox; exits with the command's code. Signals are passed on."""
     from corral.cli import terminal as own
 
-    command = command[1:] if command[0] == "--" else command  # the parser leaves it there after another argument
+    if command[0] == "--":  # the parser leaves it there after another argument
+        command = command[1:]
+    elif command[0].startswith("-"):
+        raise options.WrongUse(
+            f"options such as {command[0]} go before SANDBOX, what comes after it is the command; see `corral exec --help` for --detach, -t and the rest"
+        )
     if terminal and not own.both():
         raise options.WrongUse("-t needs a terminal on standard input and output")
     if detach and (terminal or interactive):
