@@ -9,12 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from corral import Sandbox, spawn
+from corral import Client, Sandbox, spawn
 from corral.errors import CorralError, PlatformError
 from corral.places import Places
 from corral.quickstart import project
 from corral.quickstart.table import Timings
-from corral.sdk import Client
 from corral.setup.install import setup
 
 Say = Callable[[str], None]
