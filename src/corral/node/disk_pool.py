@@ -11,8 +11,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from enum import Enum
 from pathlib import Path
+from typing import BinaryIO
 
 import structlog
 
@@ -50,6 +52,7 @@ class DiskPool:
         self._size = size
         self._high_water = high_water
         self._kind: PoolKind | None = None
+        self._making_template = threading.Lock()
 
     @property
     def kind(self) -> PoolKind:
@@ -84,9 +87,8 @@ class DiskPool:
     def new_image(self, target: Path, mib: int) -> None:
         """An empty ext4 image of that size. Raises `Unavailable` beyond the high-water mark."""
         self._refuse_when_full()
-        template = self._template(mib)
         aside = target.with_name(f".new-{target.name}")
-        with template.open("rb") as source, aside.open("wb") as copy:
+        with self._template(mib) as source, aside.open("wb") as copy:
             os.fchmod(copy.fileno(), 0o600)
             if self.kind is PoolKind.COPIES:
                 _copy_sparse(source.fileno(), copy.fileno())
@@ -109,16 +111,16 @@ class DiskPool:
     def _templates(self) -> Path:
         return self._places.pool / "templates"
 
-    def _template(self, mib: int) -> Path:
-        """The empty file system that new images of this size are clones of. The few sizes last used are kept."""
+    def _template(self, mib: int) -> BinaryIO:
+        """The empty file system that new images of this size are clones of. The 64 last made are kept."""
         template = self._templates / f"ext4-1-{mib}.img"
-        if template.exists():
-            return template
-        kept = sorted(self._templates.glob("ext4-*.img"), key=lambda path: path.stat().st_mtime)
-        for old in kept[: max(0, len(kept) - _TEMPLATES + 1)]:
-            old.unlink(missing_ok=True)
-        ext4.make(template, mib)
-        return template
+        with self._making_template:
+            if not template.exists():
+                kept = sorted(self._templates.glob("ext4-*.img"), key=lambda path: path.stat().st_mtime)
+                for old in kept[: max(0, len(kept) - _TEMPLATES + 1)]:
+                    old.unlink()
+                ext4.make(template, mib)
+            return template.open("rb")
 
     def _make(self) -> None:
         free = shutil.disk_usage(self._places.home).free

@@ -97,12 +97,13 @@ def _open(number: int) -> tuple[int, str]:
 def _find(backing: int) -> tuple[int, str] | None:
     wanted = os.fstat(backing)
     path = str(Path(f"/proc/self/fd/{backing}").readlink())
-    for entry in os.scandir("/sys/block"):
-        if entry.name.startswith("loop") and _backing_path(entry.name) == path:
-            device = os.open(f"/dev/{entry.name}", os.O_RDWR | os.O_CLOEXEC)
+    for entry in Path("/sys/block").glob("loop*"):
+        if _backing_path(entry) == path:
+            name = f"/dev/{entry.name}"
+            device = os.open(name, os.O_RDWR | os.O_CLOEXEC)
             try:
                 if syscalls.loop_backing(device)[1] == wanted.st_ino:
-                    return device, f"/dev/{entry.name}"
+                    return device, name
             except OSError as error:
                 if error.errno != errno.ENXIO:
                     raise
@@ -111,8 +112,8 @@ def _find(backing: int) -> tuple[int, str] | None:
     return None
 
 
-def _backing_path(name: str) -> str | None:
+def _backing_path(device: Path) -> str | None:
     try:
-        return Path(f"/sys/block/{name}/loop/backing_file").read_text().rstrip("\n")
+        return (device / "loop" / "backing_file").read_text().rstrip("\n")
     except OSError:  # not in use, or not any more
         return None

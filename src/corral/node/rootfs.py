@@ -53,9 +53,7 @@ def mount_root(member_root: Path, layers: Sequence[Path], writable: Path) -> Non
         try:
             syscalls.mount("corral", target, "overlay", flags=_FLAGS, data=options)
         except OSError as error:
-            missing = [str(path) for path in directories if not path.is_dir()]
-            detail = f"its layers {', '.join(missing)} are missing" if missing else f"{error.strerror} (see dmesg)"
-            raise PlatformError(f"the root file system can't be mounted at {target}: {detail}", hint="`corral setup` builds missing images again") from error
+            raise PlatformError(f"the root file system can't be mounted at {target}: {error.strerror}", hint="`dmesg` says why") from error
 
 
 def unmount_root(member_root: Path) -> None:
@@ -100,8 +98,10 @@ def _dress(upper: Path, image_root: Path) -> None:
 
 def _directory(layer: Path) -> Path:
     """Where a layer's files are. An image is mounted by its first user, read-only, and then shared; what counts is what its sandbox wrote."""
-    if not layer.is_file():
+    if layer.is_dir():
         return layer
+    if not layer.exists():
+        raise PlatformError(f"the image's layer {layer} is missing", hint="`corral setup` builds missing images again")
     target = layer.parent / _MOUNTED / layer.name
     with _mounting_layer:
         if not target.is_mount():
