@@ -136,8 +136,10 @@ class Group:
             self._set_v1_memory(directory, memory)
         elif self._v2:
             _write(self._v2 / "memory.max", memory)
-            with contextlib.suppress(FileNotFoundError):
-                _write(self._v2 / "memory.swap.max", 0)
+            for name, value in (("memory.swap.max", 0), ("memory.oom.group", 1)):
+                # Missing in kernels without swap accounting, or older than 4.19.
+                with contextlib.suppress(FileNotFoundError):
+                    _write(self._v2 / name, value)
         quota = -1 if limits.cpu is None else max(1000, math.ceil(limits.cpu * PERIOD))
         if directory := self._v1.get("cpu"):
             _write(directory / "cpu.cfs_quota_us", quota)

@@ -124,6 +124,11 @@ class RunscEngine:
         return list(self._boxes.values())
 
     @property
+    def burns_when_idle(self) -> bool:
+        """Whether awake idle boxes cost processor time with the runsc in use, so that they ought to be frozen."""
+        return self._open.runsc.burns_when_idle
+
+    @property
     def _open(self) -> Parts:
         if self._parts is None:
             raise InternalError("the engine is not open")
@@ -271,14 +276,15 @@ class RunscEngine:
 
     # Ending
 
-    async def kill(self, id: str) -> None:
-        """End a box; its disk is kept. One that is not there, or ends already, is no error."""
+    async def kill(self, id: str, *, keep_disk: bool = True) -> None:
+        """End a box. One that is not there, or ends already, is no error. Without `keep_disk` its disk is deleted, and nothing written out before."""
         box = self._boxes.get(id)
-        if box is None:
-            return
-        if box.ending is None:
-            box.ending = self._run(self._take_apart(box))
-        await asyncio.shield(box.ending)
+        if box is not None:
+            if box.ending is None:
+                box.ending = self._run(self._take_apart(box, keep_disk=keep_disk))
+            await asyncio.shield(box.ending)
+        if not keep_disk:
+            await self._disks.remove(id)
 
     def _ended_by_itself(self, box: RunscBox) -> None:
         if box.ending is None and self._boxes.get(box.id) is box:
@@ -291,12 +297,15 @@ class RunscEngine:
         evidence = _evidence(exits, box.group, box.member.places)
         reason, detail = death.explain(evidence)
         log.warning("sandbox ended by itself", sandbox=box.id, reason=reason.value, detail=detail, status=evidence.status)
-        await self._take_apart(box)
+        await self._take_apart(box, keep_disk=True)
         await self._tell(Ended(box.id, reason, detail, disk_kept=True))
 
-    async def _take_apart(self, box: RunscBox) -> None:
+    async def _take_apart(self, box: RunscBox, *, keep_disk: bool) -> None:
         await box.member.sentry.kill()
         box.detach()
+        if not keep_disk:
+            # Before its overlay is unmounted, which would write everything out.
+            await self._disks.remove(box.id)
         await self._clear_away(self._open.members, box.member.id, box.id)
         box.member.release()
         await self._holder.forget(box.member.sentry.pids)

@@ -77,6 +77,8 @@ class HolderClient:
         self._calls: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._number = 0
+        self._usable = asyncio.Event()
+        """Not set while a lost holder is being replaced: calls wait for the new one."""
         self.pid = 0
 
     async def connect(self, path: Path) -> None:
@@ -106,12 +108,9 @@ class HolderClient:
             )
         self._socket, self.pid = connection, int(greeting["pid"])
         loop.add_reader(connection, self._readable)
+        self._usable.set()
         for pid, status in (await self.list()).exits.items():
             self._exited(pid, status)
-
-    @property
-    def connected(self) -> bool:
-        return self._socket is not None
 
     def exit_of(self, pid: int) -> asyncio.Future[int | None]:
         """The end of a spawned or watched process: its wait status, or None when it was no child of this holder.
@@ -186,8 +185,11 @@ class HolderClient:
             self.close()
 
     async def _call(self, message: dict[str, Any], fds: list[int] | None = None) -> tuple[dict[str, Any], list[int]]:
-        if self._socket is None:
-            raise HolderLost("the holder is not connected")
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT):
+                await self._usable.wait()
+        except TimeoutError:
+            raise HolderLost("there is no holder") from None
         self._number += 1
         n = self._number
         data = json.dumps({"n": n, **message}).encode()
@@ -200,6 +202,8 @@ class HolderClient:
         try:
             async with asyncio.timeout(CALL_TIMEOUT):
                 answer, received = await future
+        except TimeoutError:
+            raise HolderLost(f"the holder (process {self.pid}) did not answer {message['op']} within {CALL_TIMEOUT:g} s") from None
         finally:
             self._calls.pop(n, None)
         if "error" in answer:
@@ -265,6 +269,7 @@ class HolderClient:
         loop.remove_writer(self._socket)
         self._socket.close()
         self._socket = None
+        self._usable.clear()
         for _, fds in self._unsent:
             _close(fds)
         self._unsent.clear()

@@ -1,6 +1,7 @@
 """Started members waiting for a claim, asleep, refilled in the background.
 
-Taking one is a `popleft`. Members are made one after the other, by processes with a small share of the processors, with a pause as long as each took: claims go first.
+Taking one is a `popleft`. Claims go first: members are made one after the other, by processes with a small share of the processors, with a pause as long as each took; and while claims follow each other
+closely, only once half of the pool is used up.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import structlog
 
 from corral.errors import CorralError
 from corral.node.cgroup import MIB
-from corral.node.holder_client import HolderClient
+from corral.node.holder_client import HolderClient, HolderLost
 from corral.node.members import Member, Members
 
 MEMBER_MIB = 16
@@ -24,6 +25,8 @@ MEMBER_MIB = 16
 SMALL = 16
 FLOOR = 0.10
 """Share of the machine's memory that must stay available: below it no member is made."""
+CALM = 0.3
+"""Seconds after a claim in which a pool that is at least half full is left as it is: the new sandbox's first command is worth more."""
 RETRY = (0.5, 30.0)
 """Seconds to wait after a failure: the first time, and at most."""
 
@@ -59,6 +62,7 @@ class Pool:
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._full = asyncio.Event()
+        self._taken_at = -CALM
         # More at once than there are processors only makes all of them late.
         self._cold = asyncio.Semaphore(max(2, os.cpu_count() or 2))
         self._funerals: set[asyncio.Task[None]] = set()
@@ -105,13 +109,20 @@ class Pool:
         """A ready member, asleep, or None. Does not wait."""
         self._full.clear()
         self._wanted.set()
+        self._taken_at = time.monotonic()
         return self._ready.popleft() if self._ready else None
 
     async def make(self) -> Member:
         """A member for a claim that found none. Waits for its turn: first come, first served."""
         async with self._cold:
             # While it waited, the pool may have got one.
-            return self.take() or await self._members.make(background=False)
+            if (member := self.take()) is not None:
+                return member
+            try:
+                return await self._members.make(background=False)
+            except HolderLost:
+                # Another holder is on its way; the call waits for it.
+                return await self._members.make(background=False)
 
     def add(self, member: Member) -> None:
         """Put a fresh member in."""
@@ -141,6 +152,10 @@ class Pool:
                 await self._wanted.wait()
                 continue
             began = time.monotonic()
+            calm_in = self._taken_at + CALM - began
+            if calm_in > 0 and 2 * len(self._ready) >= self.size:
+                await asyncio.sleep(calm_in)
+                continue
             try:
                 member = await self._members.make(background=True)
             except (CorralError, OSError) as error:

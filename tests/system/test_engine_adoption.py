@@ -1,0 +1,123 @@
+"""Servers and holders come and go; sandboxes stay."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from corral.errors import SetupError
+from corral.places import Places
+from corral.schema.sandbox import Reason
+from harness import leaks
+from harness.engine import EngineHome, Inside, engine_home, home_directory
+
+pytestmark = pytest.mark.anyio
+
+SERVER = textwrap.dedent("""
+    import asyncio, os, sys
+    from pathlib import Path
+    from corral.places import Places
+    from harness.engine import EngineHome
+
+    async def main():
+        home = EngineHome(Places(Path(sys.argv[1])))
+        await home.open()
+        for number in range(int(sys.argv[2])):
+            box = await home.claim()
+            await box.run(f"echo {number} > /number")
+            await box.start("sleep 1000")
+            print(box.id, flush=True)
+        print("ready", flush=True)
+        await asyncio.sleep(1000)
+
+    asyncio.run(main())
+""")
+
+
+def killed_server(places: Places, count: int) -> list[str]:
+    """Have another process claim sandboxes and kill it; returns their ids."""
+    argv = [sys.executable, "-c", SERVER, str(places.home), str(count)]
+    env = {**os.environ, "PYTHONPATH": ":".join(path for path in sys.path if path)}
+    with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        ids: list[str] = []
+        for line in process.stdout:
+            if line == "ready\n":
+                break
+            if line.startswith("sb-"):
+                ids.append(line.strip())
+        process.kill()
+    assert len(ids) == count
+    return ids
+
+
+async def test_sandboxes_outlive_a_killed_server_and_are_adopted(shared: Places) -> None:
+    with home_directory(shared) as places:
+        ids = killed_server(places, 4)
+        home = EngineHome(places)
+        boxes = await home.open()
+        assert {box.id for box in boxes} == set(ids)
+        for box in boxes:
+            inside = Inside(home, box)
+            await inside.enter()
+            assert await inside.run("cat /number") == (0, f"{ids.index(box.id)}\n")
+            assert "sleep 1000" in (await inside.run("ps"))[1]
+        await home.shutdown()
+        assert leaks.of_home(places) == []
+
+
+async def test_one_that_died_without_a_server_is_told_with_its_reason(shared: Places) -> None:
+    with home_directory(shared) as places:
+        dead, alive = killed_server(places, 2)
+        os.kill(json.loads((places.boxes / f"{dead}.json").read_text())["identity"]["pid"], signal.SIGKILL)
+        home = EngineHome(places)
+        boxes = await home.open()
+        assert [box.id for box in boxes] == [alive]
+        ended = await home.next_end()
+        assert (ended.id, ended.reason, ended.disk_kept) == (dead, Reason.KILLED, True)
+        await home.shutdown()
+        assert leaks.of_home(places) == []
+
+
+async def test_a_second_server_on_one_home_is_refused(shared: Places) -> None:
+    async with engine_home(shared) as home:
+        box = await home.claim()
+        with pytest.raises(SetupError, match=f"process {os.getpid()}"):
+            await EngineHome(home.places).open()
+        assert await box.run("echo undisturbed") == (0, "undisturbed\n")
+
+
+async def test_sandboxes_outlive_the_holder(shared: Places) -> None:
+    async with engine_home(shared) as home:
+        box = await home.claim()
+        os.kill(_holder(home.places), signal.SIGKILL)
+        assert await box.run("echo alive") == (0, "alive\n")
+        # More than wait in the pool: for the last a new holder must be there.
+        fresh = [await home.claim() for _ in range(3)]
+        assert await fresh[-1].run("echo new") == (0, "new\n")
+        os.kill(box.box.pid, signal.SIGKILL)
+        assert (await home.next_end()).id == box.id
+        for one in (box, *fresh):
+            one.leave()
+        await home.close()
+        adopted = [Inside(home, found) for found in await home.open()]
+        assert {found.id for found in adopted} == {one.id for one in fresh}
+        for found in adopted:
+            await found.enter()
+            assert await found.run("echo adopted") == (0, "adopted\n")
+
+
+def _holder(places: Places) -> int:
+    for entry in Path("/proc").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if entry.name.isdigit() and str(places.holder_socket).encode() in (entry / "cmdline").read_bytes():
+                return int(entry.name)
+    raise AssertionError("no holder runs")

@@ -1,0 +1,30 @@
+"""Why a sandbox ended, from what the host saw."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from corral.node.death import Evidence, explain
+from corral.schema.sandbox import Reason
+
+
+@pytest.mark.parametrize(
+    ("evidence", "reason", "word"),
+    [
+        (Evidence(signal.SIGKILL, 1, 0, ""), Reason.OOM, "memory"),
+        (Evidence(512, 0, 3, "panic: can't fork"), Reason.PIDS, "tasks"),
+        (Evidence(512, 0, 0, "noise\npanic: nil map\ngoroutine 1"), Reason.CRASHED, "panic: nil map"),
+        (Evidence(signal.SIGKILL, 0, 0, ""), Reason.KILLED, "SIGKILL"),
+        (Evidence(signal.SIGSYS, 0, 0, ""), Reason.CRASHED, "SIGSYS"),
+        (Evidence(signal.SIGRTMIN + 1, 0, 0, ""), Reason.CRASHED, "signal 35"),
+        (Evidence(3 << 8, 0, 0, ""), Reason.AGENT_DIED, "with 3"),
+        (Evidence(137 << 8, 0, 0, "", gofer_first=True), Reason.KILLED, "gofer"),
+        (Evidence(None, 0, 0, ""), Reason.CRASHED, "no status"),
+    ],
+)
+def test_the_cause_is_named(evidence: Evidence, reason: Reason, word: str) -> None:
+    found, detail = explain(evidence)
+    assert found is reason
+    assert word in detail
