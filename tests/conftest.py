@@ -22,7 +22,7 @@ from harness.server import Server
 CACHE = Path(os.environ.get("CORRAL_TEST_CACHE", "/var/cache/corral/test"))
 SETTLE = 20.0
 """Seconds that the end of a sandbox may take after the call that ended it, on a busy machine."""
-PARTS = ("test_engine", "test_disks", "test_images", "test_guest")
+PARTS = ("test_engine", "test_disks", "test_images", "test_guest", "test_setup")
 """System tests of single parts of the node: they have no server and look after themselves."""
 
 

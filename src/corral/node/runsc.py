@@ -17,6 +17,8 @@ from corral.errors import SetupError
 from corral.places import Places
 
 OLDEST = 20240729
+CHOSEN = "chosen"
+"""A link in the engines folder to the runsc that set-up chose."""
 _VERSION = re.compile(r"^runsc version (\S*?(\d{8})\S*)", re.MULTILINE)
 
 
@@ -68,10 +70,14 @@ def parse_version(text: str) -> tuple[str, int] | None:
 
 
 def candidates(places: Places, configured: Path | None = None) -> list[Path]:
-    """Where a runsc may be, in the order of preference: the configured one alone, else PATH, else the engines folder, newest first."""
+    """Where a runsc may be, in the order of preference: the configured one alone, else the one that set-up chose because others failed their trial, else PATH,
+    else the engines folder, newest first.
+    """
     if configured is not None:
         return [configured]
     found: list[Path] = []
+    if (chosen := places.engines / CHOSEN).exists():
+        found.append(chosen)
     if on_path := shutil.which("runsc"):
         found.append(Path(on_path))
     if places.engines.is_dir():

@@ -15,6 +15,7 @@ from corral.node import runsc
 from corral.setup import apt
 from corral.setup.check import Finding, Say, ill, well
 from corral.setup.machine import Machine
+from corral.setup.self_test import self_test
 
 PACKAGE = "runsc"
 OFFICIAL = "https://storage.googleapis.com/gvisor/releases/release/20240729.0/{architecture}/runsc"
@@ -24,18 +25,41 @@ BACKPORTS = {"bookworm": "bookworm-backports"}
 
 
 def probe_engine(machine: Machine) -> Finding:
+    """The runsc that the server would take, tried as the server uses it."""
     try:
         found = runsc.find(machine.places)
-    except SetupError as error:
+        if machine.root:
+            self_test(found.path)
+    except CorralError as error:
         return ill(error.message, mend="run `corral setup` with a network, or put a runsc of 20240729 or later on PATH")
+    tested = "started a sandbox" if machine.root else "not tried: that needs root"
     note = "; idle sandboxes are frozen, since this version polls when idle" if found.burns_when_idle else ""
-    return well(f"{found.path} ({found.version}){note}")
+    return well(f"{found.path} ({found.version}), {tested}{note}")
 
 
 def install_engine(machine: Machine, say: Say) -> None:
-    """Fetch a runsc into the engines folder, from the first source that has one new enough."""
+    """Have the server take a runsc that works: another one that is here already, else one fetched from the first source that has it."""
     machine.places.engines.mkdir(parents=True, exist_ok=True)
     faults: list[str] = []
+    if not _choose_present(machine, say, faults):
+        _fetch(machine, say, faults)
+
+
+def _choose_present(machine: Machine, say: Say, faults: list[str]) -> bool:
+    for path in runsc.candidates(machine.places):
+        try:
+            found = runsc.probe(path)
+            self_test(found.path)
+        except CorralError as error:
+            faults.append(error.message)
+            continue
+        _choose(machine, found)
+        say(f"chose runsc {found.version} at {found.path}: {'; '.join(faults)}")
+        return True
+    return False
+
+
+def _fetch(machine: Machine, say: Say, faults: list[str]) -> None:
     for source in (_from_own_release, _from_backports, _from_official_release):
         # Beside its final place, so that it arrives there by one rename, whole or not at all.
         with tempfile.TemporaryDirectory(prefix=".new-", dir=machine.places.engines, ignore_cleanup_errors=True) as name:
@@ -44,20 +68,36 @@ def install_engine(machine: Machine, say: Say) -> None:
                 where = source(machine, directory, say)
                 if where is None:
                     continue
+                directory.chmod(0o755)
                 found = runsc.probe(directory / "runsc")
+                self_test(found.path)
             except (CorralError, OSError) as error:
                 faults.append(str(error))
                 continue
-            directory.chmod(0o755)
             target = machine.places.engines / str(found.date)
             if target.exists():
                 shutil.rmtree(target)
             directory.rename(target)
             say(f"installed runsc {found.version} from {where} in {target}")
+            if _preferred(machine) != target / "runsc":
+                _choose(machine, runsc.probe(target / "runsc"))
             return
     raise SetupError(
         "runsc (gVisor) could not be had: " + "; ".join(faults or ["no source has it"]), hint="connect a network, or put a runsc of 20240729 or later on PATH"
     )
+
+
+def _preferred(machine: Machine) -> Path | None:
+    try:
+        return runsc.find(machine.places).path
+    except SetupError:
+        return None
+
+
+def _choose(machine: Machine, found: runsc.Runsc) -> None:
+    link = machine.places.engines / runsc.CHOSEN
+    link.unlink(missing_ok=True)
+    link.symlink_to(found.path)
 
 
 def _from_own_release(machine: Machine, directory: Path, say: Say) -> str | None:
