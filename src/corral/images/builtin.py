@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +13,7 @@ from corral.ids import new_id
 from corral.images import base, tiny
 from corral.images.catalog import Catalog, StoredImage
 from corral.images.recipe import OnLine, Recipe
-from corral.node import mounts
+from corral.images.workshop import new_layer, only_builder
 from corral.node.interface import ImageSpec
 from corral.places import Places
 
@@ -33,8 +30,7 @@ def ensure(places: Places, names: Sequence[str] = ("base", "tiny"), *, on_line: 
         if name not in RECIPES:
             raise ImageNotFound(f"Corral has no built-in image {name!r}", hint=f"built in: {', '.join(sorted(RECIPES))}")
     catalog = Catalog(places)
-    with _only_builder(places):
-        _clear_leftovers(places)
+    with only_builder(places):
         return [_ensure_one(places, catalog, name, on_line=on_line, host_mirrors=host_mirrors) for name in names]
 
 
@@ -47,51 +43,17 @@ def _ensure_one(places: Places, catalog: Catalog, name: str, *, on_line: OnLine,
     began = time.monotonic()
     on_line(f"image {name}: building")
     identity = new_id("im")
-    building = places.layers / f".building-{identity}"
-    building.mkdir(mode=0o755)
-    try:
-        cache = places.home / "cache"
-        cache.mkdir(mode=0o755, exist_ok=True)
-        defaults = recipe.build(building, cache=cache, on_line=on_line, host_mirrors=host_mirrors)
-        building.chmod(0o755)
-        size = _size(building)
-        layer = building.rename(places.layers / identity)
-    except BaseException:
-        _clear(building)
-        raise
+    cache = places.home / "cache"
+    cache.mkdir(mode=0o755, exist_ok=True)
+    with new_layer(places, identity) as root:
+        defaults = recipe.build(root, cache=cache, on_line=on_line, host_mirrors=host_mirrors)
+    layer = places.layers / identity
+    size = _size(layer)
     spec = ImageSpec(identity, name, (layer,), env=defaults.env, user=defaults.user, workdir=defaults.workdir, command=defaults.command)
     image = StoredImage(spec, datetime.now(UTC), size, key)
     catalog.add(image)
     on_line(f"image {name}: ready, {size / 1e6:.0f} MB in {time.monotonic() - began:.0f} s")
     return image
-
-
-@contextmanager
-def _only_builder(places: Places) -> Generator[None]:
-    """One builder at a time in one installation. The lock goes with its process, so a killed build blocks nobody."""
-    places.layers.mkdir(parents=True, exist_ok=True)
-    # Layers hold set-user-id programs that get no security updates: no user of the host may reach them.
-    places.layers.chmod(0o700)
-    lock = os.open(places.layers / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
-
-
-def _clear_leftovers(places: Places) -> None:
-    for path in places.layers.glob(".building-*"):
-        _clear(path)
-    for path in places.layers.glob(".removed-*"):
-        _clear(path)
-
-
-def _clear(path: Path) -> None:
-    # A build that was killed may have left the host's /dev or /proc mounted inside: deleting through those would be a disaster.
-    mounts.sweep(path)
-    if path.exists():
-        shutil.rmtree(path)
 
 
 def _size(root: Path) -> int:
