@@ -17,7 +17,7 @@ class Simulation:
         self.count = 0
         self.frozen = False
         self.cpu = 0.0
-        self.load = 0.04
+        self.load = 0.0
         self.processes = 0
         self.requests = 0
         self.awake_seconds = 0.0
@@ -44,7 +44,7 @@ class Simulation:
     def thaw(self) -> None:
         self.frozen = False
 
-    def cpu_seconds(self) -> float:
+    def guest_cpu_seconds(self) -> float:
         return self.cpu
 
     def advance(self, to: float) -> None:

@@ -75,7 +75,7 @@ class Running:
         return Idler(
             self.box,
             busy=lambda: self.link.busy,
-            processes=lambda: self.guest.alive,
+            processes=lambda: self.guest.alive + self.guest.processes.running,
             clock=loop.time,
             call_later=loop.call_later,
             on_change=lambda frozen: hooks.on_event(self.spec.id, "sandbox.frozen" if frozen else "sandbox.thawed", {}),
