@@ -1,0 +1,132 @@
+"""/v1/sandboxes: create, look at, change and end them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated
+
+from fastapi import Query
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from corral.api.idempotent import idempotent
+from corral.api.route import JSON, Actor, Services, may, router
+from corral.control.idempotency import Answer, Claim
+from corral.control.lifecycle import LIVING
+from corral.control.record import Record
+from corral.control.roles import Permission
+from corral.errors import InvalidArgument
+from corral.schema.sandbox import Sandbox, SandboxCreate, SandboxDelete, SandboxExtend, SandboxPage, SandboxUpdate, State
+
+routes = router("sandboxes", 409, 410, 422, 429)
+
+
+class Listing(BaseModel):
+    """What GET /v1/sandboxes may be asked."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tag: list[str] = Field(default_factory=list[str], description="`name=value`; given again, all must match")
+    state: list[State] = Field(default_factory=list[State], description="given again, any may match; default: those that live")
+    limit: int = Field(100, ge=1, le=1000)
+    cursor: str | None = Field(None, max_length=256, description="`next` of the page before")
+
+
+@routes.post("/v1/sandboxes", status_code=201, response_model=Sandbox)
+async def create(request: Request, services: Services, actor: Actor, wanted: SandboxCreate) -> Response:
+    """Create a sandbox and start it. `Server-Timing` tells how long each phase took. `Idempotency-Key` makes it safe to repeat."""
+    timing: dict[str, float] = {}
+
+    async def make(claim: Claim | None) -> Answer:
+        record = await services.sandboxes.create(actor, wanted, claim=claim)
+        timing.update(record.timing or {})
+        services.meter.created(timing)
+        return Answer(201, record.show().model_dump_json().encode())
+
+    async def again(id: str) -> Answer | None:
+        record = await services.sandboxes.get(actor.project, id)
+        return Answer(201, record.show().model_dump_json().encode()) if record.state in LIVING else None
+
+    answer = await idempotent(request, services, actor, make, again=again)
+    headers = {"Server-Timing": ", ".join(f"{phase};dur={seconds * 1000:.3f}" for phase, seconds in timing.items())} if timing else None
+    return Response(answer.body, answer.status, headers, JSON)
+
+
+@routes.get("/v1/sandboxes", response_model=SandboxPage)
+@may(Permission.LOOK)
+async def listing(services: Services, actor: Actor, query: Annotated[Listing, Query()]) -> SandboxPage:
+    """Sandboxes of the project, newest first."""
+    tags = dict(_tag(text) for text in query.tag)
+    states = frozenset(query.state) or LIVING
+    records = await services.sandboxes.page(actor.project, states=states, tags=tags, before=_position(query.cursor), limit=query.limit + 1)
+    more = len(records) > query.limit
+    records = records[: query.limit]
+    return SandboxPage(sandboxes=[record.show() for record in records], next=_cursor(records[-1]) if more else None)
+
+
+@routes.post("/v1/sandboxes/delete", response_model=SandboxPage)
+async def delete_many(services: Services, actor: Actor, wanted: SandboxDelete) -> SandboxPage:
+    """End many at once: those named, or all that have these tags."""
+    ids = wanted.sandboxes if wanted.sandboxes is not None else services.sandboxes.tagged(actor.project, wanted.tags or {})
+    records = await services.sandboxes.delete_many(actor, ids)
+    return SandboxPage(sandboxes=[record.show() for record in records])
+
+
+@routes.get("/v1/sandboxes/{sandbox}", response_model=Sandbox)
+@may(Permission.LOOK)
+async def get(services: Services, actor: Actor, sandbox: str) -> Sandbox:
+    """One sandbox, by its id or name; one that has ended, by its id, for an hour."""
+    return (await services.sandboxes.get(actor.project, sandbox)).show()
+
+
+@routes.patch("/v1/sandboxes/{sandbox}", response_model=Sandbox)
+async def update(services: Services, actor: Actor, sandbox: str, wanted: SandboxUpdate) -> Sandbox:
+    """Change what is given. A timeout counts from now; null takes a name or a time away."""
+    return (await services.sandboxes.update(actor, sandbox, wanted)).show()
+
+
+@routes.delete("/v1/sandboxes/{sandbox}", response_model=Sandbox)
+async def delete(services: Services, actor: Actor, sandbox: str) -> Sandbox:
+    """End it, with everything in it. Nothing happens when it has ended already."""
+    return (await services.sandboxes.delete(actor, sandbox)).show()
+
+
+@routes.post("/v1/sandboxes/{sandbox}/extend", response_model=Sandbox)
+async def extend(services: Services, actor: Actor, sandbox: str, wanted: SandboxExtend) -> Sandbox:
+    """Move its deadline to at least so many seconds from now."""
+    return (await services.sandboxes.extend(actor, sandbox, wanted.seconds)).show()
+
+
+@routes.post("/v1/sandboxes/{sandbox}/stop", response_model=Sandbox)
+async def stop(services: Services, actor: Actor, sandbox: str) -> Sandbox:
+    """End its processes and free its memory; the disk is kept."""
+    return (await services.sandboxes.stop(actor, sandbox)).show()
+
+
+@routes.post("/v1/sandboxes/{sandbox}/start", response_model=Sandbox)
+async def start(services: Services, actor: Actor, sandbox: str) -> Sandbox:
+    """Start a stopped one again with its disk."""
+    return (await services.sandboxes.start(actor, sandbox)).show()
+
+
+def _tag(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise InvalidArgument(f"tag: {text[:80]!r} is not of the form name=value", hint="as in ?tag=run=7", details={"field": "tag"})
+    return name, value
+
+
+def _cursor(record: Record) -> str:
+    return base64.urlsafe_b64encode(f"{record.created_at!r} {record.id}".encode()).decode().rstrip("=")
+
+
+def _position(cursor: str | None) -> tuple[float, str] | None:
+    if cursor is None:
+        return None
+    try:
+        at, _, id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().partition(" ")
+        return float(at), id
+    except (binascii.Error, ValueError):
+        raise InvalidArgument("cursor: it is none of this server's", hint="pass `next` of the page before, unchanged", details={"field": "cursor"}) from None

@@ -1,0 +1,32 @@
+"""What the endpoints work with, put together by `corral.server`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from corral.api.meter import Meter
+from corral.api.stream import Streams
+from corral.control.accounts import Accounts
+from corral.control.events import EventLog
+from corral.control.idempotency import Replays
+from corral.control.ports import Node, Store
+from corral.control.sandboxes import Sandboxes
+
+
+@dataclass(frozen=True)
+class Services:
+    """One server's."""
+
+    sandboxes: Sandboxes
+    accounts: Accounts
+    events: EventLog
+    replays: Replays
+    store: Store
+    node: Node
+    meter: Meter
+    streams: Streams
+    readiness: Callable[[], dict[str, str]]
+    """What has to be in order to create a sandbox: `ok`, or what is the matter."""
+    clock: Callable[[], float] = time.time

@@ -1,0 +1,146 @@
+"""Answers that go on: pieces of bytes as they come, until they end, the client hangs up, or the server leaves.
+
+The pieces come from an async generator that is pulled only as fast as the client reads. A client that hangs up cancels it at once; a server that
+leaves ends the answer early, which clients take as a reason to come back at their offset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+
+import structlog
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from corral.api import errors
+from corral.errors import CorralError
+
+KEEP_ALIVE = 15.0
+"""Seconds without an event after which a comment line is sent."""
+EVENT_STREAM = "text/event-stream"
+
+log = structlog.get_logger(__name__)
+
+
+class Streams:
+    """The streams that are open, so that a server that leaves can end them."""
+
+    def __init__(self) -> None:
+        self._open: set[asyncio.Task[None]] = set()
+        self.leaving = False
+
+    def add(self, task: asyncio.Task[None]) -> None:
+        self._open.add(task)
+        task.add_done_callback(self._open.discard)
+        if self.leaving:
+            task.cancel()
+
+    def end(self) -> None:
+        """End all, and those that begin from now on."""
+        self.leaving = True
+        for task in self._open:
+            task.cancel()
+
+
+class ByteStream(Response):
+    """Pieces of bytes as they are. `on_hang_up` is awaited when the client left before the end."""
+
+    def __init__(
+        self,
+        pieces: AsyncGenerator[bytes, None],
+        streams: Streams,
+        *,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        media_type: str = "application/octet-stream",
+        on_hang_up: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self.status_code = status
+        self.media_type = media_type
+        self.background = None
+        self.init_headers(headers)
+        self._pieces = pieces
+        self._streams = streams
+        self._on_hang_up = on_hang_up
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        pump = loop.create_task(self._pump(send))
+        self._streams.add(pump)
+        watch = loop.create_task(_hung_up(receive))
+        try:
+            await asyncio.wait((pump, watch), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone = watch.done() and not pump.done()
+            pump.cancel()
+            watch.cancel()
+            await asyncio.wait((pump, watch))
+            if gone and self._on_hang_up is not None and not self._streams.leaving:
+                await asyncio.shield(self._on_hang_up())
+        if not pump.cancelled() and (error := pump.exception()) is not None:
+            # The answer has begun: that it ends before its end is all that can be said of it.
+            log.warning("answer_cut_short", path=scope["path"], error=str(error) or type(error).__name__)
+
+    async def _pump(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await self._body(send)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _body(self, send: Send) -> None:
+        async with aclosing(self._pieces) as pieces:
+            async for piece in pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+
+
+class EventStream(ByteStream):
+    """Server-sent events (see `event`). An error becomes the event `error`, whose data is an error body; then the stream ends."""
+
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], streams: Streams, *, status: int = 200, on_hang_up: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(events, streams, status=status, headers=headers, media_type=EVENT_STREAM, on_hang_up=on_hang_up)
+
+    async def _body(self, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        sent = loop.time()
+        said: set[asyncio.Task[None]] = set()
+
+        def keep_alive() -> None:
+            nonlocal timer
+            quiet = loop.time() - sent
+            if quiet >= KEEP_ALIVE:
+                said.add(task := loop.create_task(_say(send, b":\n\n")))
+                task.add_done_callback(said.discard)
+                quiet = 0.0
+            timer = loop.call_later(KEEP_ALIVE - quiet, keep_alive)
+
+        timer = loop.call_later(KEEP_ALIVE, keep_alive)
+        try:
+            async with aclosing(self._pieces) as pieces:
+                async for piece in pieces:
+                    sent = loop.time()
+                    await _say(send, piece)
+        except CorralError as error:
+            await _say(send, event(errors.body(error), name="error"))
+        except Exception as error:
+            await _say(send, event(errors.body(errors.translate(error)), name="error"))
+        finally:
+            timer.cancel()
+
+
+def event(data: bytes, *, name: str, id: str | None = None) -> bytes:
+    """One event. `data` is a line of JSON."""
+    head = b"" if id is None else b"id: %b\n" % id.encode()
+    return b"%bevent: %b\ndata: %b\n\n" % (head, name.encode(), data)
+
+
+async def _say(send: Send, piece: bytes) -> None:
+    await send({"type": "http.response.body", "body": piece, "more_body": True})
+
+
+async def _hung_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

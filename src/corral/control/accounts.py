@@ -1,0 +1,126 @@
+"""Projects and keys. They are few and asked for by every request, so all living ones are in memory; changes are stored before they are answered."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Callable
+
+from corral.control.ports import AccountRows
+from corral.control.quota import Limits
+from corral.control.record import moment
+from corral.control.roles import Actor
+from corral.errors import Conflict, NotFound, Unauthenticated
+from corral.ids import new_id
+from corral.schema.account import Key, KeyCreate, NewKey, Project, ProjectCreate, Role
+
+DEFAULT = "default"
+"""The project that is always there."""
+
+
+class Accounts:
+    """Who may come in, and what projects there are."""
+
+    def __init__(self, rows: AccountRows, clock: Callable[[], float]) -> None:
+        self._rows = rows
+        self._clock = clock
+        self._projects: dict[str, Project] = {}
+        self._keys: dict[str, Key] = {}
+        self._digests: dict[str, str] = {}
+
+    async def open(self) -> str | None:
+        """Load them. At the very first start the default project and an admin key are made: its value is returned this once."""
+        self._projects = {project.name: project for project in await self._rows.projects()}
+        for key, digest in await self._rows.keys():
+            self._keys[digest] = key
+            self._digests[key.id] = digest
+        if DEFAULT not in self._projects:
+            await self._add_project(ProjectCreate(name=DEFAULT))
+        if any(key.role is Role.ADMIN for key in self._keys.values()):
+            return None
+        return (await self.add_key(KeyCreate(name="admin", role=Role.ADMIN))).value
+
+    def authenticate(self, value: str) -> Actor:
+        """Who this key is. Raises `Unauthenticated`."""
+        digest = _digest(value)
+        key = self._keys.get(digest)
+        # The lookup is by a hash that nobody can steer; the comparison takes the same time for all.
+        if key is None or not hmac.compare_digest(digest, self._digests[key.id]):
+            raise Unauthenticated("this API key is unknown or revoked", hint="pass a living key of this server as `Authorization: Bearer ck_…`")
+        return Actor(key.id, key.project, key.role)
+
+    def known(self, value: str) -> bool:
+        """Whether this is a living key."""
+        return _digest(value) in self._keys
+
+    # Projects
+
+    def projects(self) -> list[Project]:
+        return list(self._projects.values())
+
+    def project(self, name: str) -> Project:
+        if (project := self._projects.get(name)) is None:
+            raise NotFound(f"there is no project {name}", hint="GET /v1/projects lists them")
+        return project
+
+    def limits(self, project: str) -> Limits:
+        """What the project may have at once."""
+        of = self.project(project)
+        return Limits(sandboxes=of.max_sandboxes, cpu=of.max_cpu, memory=of.max_memory, disk=of.max_disk)
+
+    async def add_project(self, wanted: ProjectCreate) -> Project:
+        """Raises `Conflict` when the name is taken."""
+        if wanted.name in self._projects:
+            raise Conflict(f"there is a project {wanted.name} already", hint="choose another name")
+        return await self._add_project(wanted)
+
+    async def _add_project(self, wanted: ProjectCreate) -> Project:
+        project = Project(created_at=moment(self._clock()), **wanted.model_dump())
+        self._projects[project.name] = project
+        try:
+            await self._rows.add_project(project)
+        except BaseException:
+            del self._projects[project.name]
+            raise
+        return project
+
+    async def remove_project(self, name: str) -> None:
+        """Remove it and revoke its keys. The caller has looked that it is empty."""
+        self.project(name)
+        if name == DEFAULT:
+            raise Conflict("the default project can't be removed", hint="delete its sandboxes instead")
+        for key in [key for key in self._keys.values() if key.project == name]:
+            await self.revoke(key.id)
+        del self._projects[name]
+        await self._rows.remove_project(name)
+
+    # Keys
+
+    def keys(self) -> list[Key]:
+        return list(self._keys.values())
+
+    async def add_key(self, wanted: KeyCreate) -> NewKey:
+        """A new key; its value is known to nobody afterwards."""
+        self.project(wanted.project)
+        value = "ck_" + secrets.token_hex(20)
+        key = Key(id=new_id("ke"), name=wanted.name, project=wanted.project, role=wanted.role, created_at=moment(self._clock()))
+        digest = _digest(value)
+        await self._rows.add_key(key, digest)
+        self._keys[digest] = key
+        self._digests[key.id] = digest
+        return NewKey(**key.model_dump(), value=value)
+
+    async def revoke(self, id: str) -> None:
+        """At once. Raises `Conflict` for the last admin's key, without which nobody could administer any more."""
+        if (digest := self._digests.get(id)) is None:
+            raise NotFound(f"there is no key {id}", hint="GET /v1/keys lists them")
+        key = self._keys[digest]
+        if key.role is Role.ADMIN and sum(other.role is Role.ADMIN for other in self._keys.values()) == 1:
+            raise Conflict("this is the last admin key", hint="create another one first")
+        del self._keys[digest], self._digests[id]
+        await self._rows.revoke_key(id, moment(self._clock()))
+
+
+def _digest(value: str) -> str:
+    return hashlib.sha256(value.encode(errors="surrogateescape")).hexdigest()

@@ -1,0 +1,155 @@
+"""Who may start a sandbox now. A node that is full makes callers wait their turn, one project after the other; a busy one starts only so many at once.
+
+enter ──► started at once when nobody waits, a place is free and there is room
+   └────► queue of its project ──► its turn when a place is free and there is room
+                              └──► `Unavailable` when there is no room and its `wait` is over
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from corral.errors import CorralError, InvalidArgument, Unavailable
+
+HEADROOM = 0.1
+"""The part of the machine's memory that is kept free, so that the host never has to kill anything."""
+DISK_HEADROOM = 0.03
+START_MEMORY = 64
+"""MiB that a sandbox takes while it starts; more shows in the free memory by itself."""
+LOOK_AGAIN = 0.25
+"""Seconds between looks at the free memory while somebody waits for it: it also grows when programs inside sandboxes end, of which nobody tells."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the node has, and what is free now: MiB and cores."""
+
+    memory: int
+    memory_free: int
+    disk: int
+    disk_free: int
+    cores: int
+
+    @property
+    def lacks(self) -> str | None:
+        """What there is too little of to start one more, in words."""
+        if self.memory_free < self.memory * HEADROOM:
+            return f"{self.memory_free} MiB of {self.memory} MiB of memory are free, and {self.memory * HEADROOM:.0f} are kept so"
+        if self.disk_free < self.disk * DISK_HEADROOM:
+            return f"{self.disk_free} MiB of {self.disk} MiB of disk are free, and {self.disk * DISK_HEADROOM:.0f} are kept so"
+        return None
+
+    def check(self, *, cpu: float, memory: int, disk: int) -> None:
+        """Raises `InvalidArgument` for a sandbox that could never be had here."""
+        for field, wanted, there, unit in (("cpu", cpu, self.cores, "cores"), ("memory", memory, self.memory, "MiB"), ("disk", disk, self.disk, "MiB")):
+            if wanted > there:
+                raise InvalidArgument(
+                    f"{field}: {wanted:g} {unit} are more than this machine has ({there:g})",
+                    hint=f"ask for at most {there:g}",
+                    details={"field": field, "value": wanted, "limit": there},
+                )
+
+
+class _Waiter:
+    """One caller in the queue."""
+
+    def __init__(self, *, patient: bool) -> None:
+        self.patient = patient
+        self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class Gate:
+    """`capacity` is asked before each start; `places` is how many may start at once."""
+
+    def __init__(self, capacity: Callable[[], Capacity], *, places: int) -> None:
+        self.capacity = capacity
+        self._places = places
+        self._starting = 0
+        self._queues: OrderedDict[str, deque[_Waiter]] = OrderedDict()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def waiting(self) -> int:
+        return sum(len(queue) for queue in self._queues.values())
+
+    @asynccontextmanager
+    async def turn(self, project: str, *, wait: float) -> AsyncIterator[None]:
+        """Hold a place while a sandbox starts. Raises `Unavailable` when there is no room for `wait` seconds."""
+        if self._queues or self._starting >= self._places or self._lacks() is not None:
+            await self._queue(project, wait)
+        else:
+            self._starting += 1
+        try:
+            yield
+        finally:
+            self._starting -= 1
+            self.look()
+
+    def look(self) -> None:
+        """Something may have become free: let in who can be."""
+        while self._queues and self._starting < self._places:
+            if (lacks := self._lacks()) is not None:
+                self._refuse(lacks)
+                break
+            project, queue = next(iter(self._queues.items()))
+            waiter = queue.popleft()
+            self._queues.move_to_end(project)
+            if not queue:
+                del self._queues[project]
+            if not waiter.turn.done():
+                self._starting += 1
+                waiter.turn.set_result(None)
+        self._look_again()
+
+    async def _queue(self, project: str, wait: float) -> None:
+        waiter = _Waiter(patient=wait > 0)
+        self._queues.setdefault(project, deque()).append(waiter)
+        patience = asyncio.get_running_loop().call_later(wait, self._tire, waiter) if waiter.patient else None
+        self.look()
+        try:
+            await waiter.turn
+        except BaseException as error:
+            self._leave(project, waiter, had_turn=not isinstance(error, CorralError))
+            raise
+        finally:
+            if patience is not None:
+                patience.cancel()
+
+    def _tire(self, waiter: _Waiter) -> None:
+        waiter.patient = False
+        self.look()
+
+    def _leave(self, project: str, waiter: _Waiter, *, had_turn: bool) -> None:
+        if queue := self._queues.get(project):
+            if waiter in queue:
+                queue.remove(waiter)
+                had_turn = False
+            if not queue:
+                del self._queues[project]
+        if had_turn and waiter.turn.done() and not waiter.turn.cancelled():
+            # Its turn came in the moment in which it went away.
+            self._starting -= 1
+        self.look()
+
+    def _lacks(self) -> str | None:
+        capacity = self.capacity()
+        reserved = self._starting * START_MEMORY
+        return Capacity(capacity.memory, capacity.memory_free - reserved, capacity.disk, capacity.disk_free, capacity.cores).lacks
+
+    def _refuse(self, lacks: str) -> None:
+        for queue in list(self._queues.values()):
+            for waiter in queue:
+                if not waiter.patient and not waiter.turn.done():
+                    waiter.turn.set_exception(Unavailable(f"the node is full: {lacks}", hint="wait for room with wait=SECONDS, or delete sandboxes"))
+
+    def _look_again(self) -> None:
+        if self._timer is None and self._queues and self._starting < self._places:
+            self._timer = asyncio.get_running_loop().call_later(LOOK_AGAIN, self._timed)
+
+    def _timed(self) -> None:
+        self._timer = None
+        self.look()

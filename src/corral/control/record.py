@@ -1,0 +1,103 @@
+"""A sandbox as the control plane keeps it: the row of the store, and more than the API shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+
+from corral.node.interface import BoxSpec, ImageSpec
+from corral.schema.sandbox import Reason, Sandbox, State
+
+
+@dataclass(frozen=True)
+class Record:
+    """Times are seconds since 1970; memory and disk MiB; cpu cores."""
+
+    id: str
+    project: str
+    name: str | None
+    image: str
+    """As it was asked for."""
+    image_id: str
+    """What that was then; what a later start uses."""
+    state: State
+    cpu: float
+    memory: int
+    disk: int
+    pids: int
+    env: Mapping[str, str]
+    """What was asked for, over the image's."""
+    tags: Mapping[str, str]
+    user: str | None
+    workdir: str | None
+    hostname: str
+    sudo: bool
+    timeout: float | None
+    idle_timeout: float | None
+    on_timeout: Literal["terminate", "stop"]
+    created_at: float
+    created_by: str
+    reason: Reason | None = None
+    detail: str | None = None
+    ended_by: str | None = None
+    started_at: float | None = None
+    deadline: float | None = None
+    ended_at: float | None = None
+    timing: Mapping[str, float] | None = field(default=None)
+    removed: bool = False
+    """Of an ended one: the node has nothing of it any more."""
+
+    def spec(self, image: ImageSpec) -> BoxSpec:
+        """What the node needs to start it."""
+        return BoxSpec(
+            id=self.id,
+            image=image,
+            cpu=self.cpu,
+            memory=self.memory,
+            disk=self.disk,
+            pids=self.pids,
+            env={**image.env, **self.env},
+            user=self.user,
+            workdir=self.workdir,
+            hostname=self.hostname,
+            sudo=self.sudo,
+        )
+
+    def show(self) -> Sandbox:
+        """As the API shows it."""
+        return Sandbox(
+            id=self.id,
+            name=self.name,
+            project=self.project,
+            image=self.image,
+            state=self.state,
+            reason=self.reason,
+            detail=self.detail,
+            ended_by=self.ended_by,
+            cpu=self.cpu,
+            memory=self.memory,
+            disk=self.disk,
+            pids=self.pids,
+            env=dict(self.env),
+            tags=dict(self.tags),
+            user=self.user,
+            workdir=self.workdir,
+            timeout=self.timeout,
+            idle_timeout=self.idle_timeout,
+            on_timeout=self.on_timeout,
+            created_at=moment(self.created_at),
+            started_at=_moment(self.started_at),
+            deadline=_moment(self.deadline),
+            ended_at=_moment(self.ended_at),
+            timing=None if self.timing is None else dict(self.timing),
+        )
+
+
+def moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else moment(seconds)

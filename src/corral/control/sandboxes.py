@@ -1,0 +1,382 @@
+"""What can be done with sandboxes. Decides by the tables and figures of its neighbours, lets the node do it, and writes it down."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import structlog
+
+from corral.control import deadlines, lifecycle, quota
+from corral.control.accounts import Accounts
+from corral.control.admission import Gate
+from corral.control.alarm import Alarm
+from corral.control.events import EventLog
+from corral.control.idempotency import Claim
+from corral.control.ledger import Ledger
+from corral.control.lifecycle import Action
+from corral.control.ports import Node, Store
+from corral.control.quota import Use
+from corral.control.record import Record
+from corral.control.recovery import fate
+from corral.control.registry import Living
+from corral.control.roles import Actor
+from corral.errors import CorralError, ImageNotFound, InvalidArgument, InvalidState, SandboxEnded
+from corral.ids import new_id
+from corral.node.interface import Ended
+from corral.schema.sandbox import Reason, SandboxCreate, SandboxUpdate, State
+
+T = TypeVar("T")
+
+AT_ONCE = 32
+"""Sandboxes that one batch ends at the same time."""
+
+log = structlog.get_logger(__name__)
+
+
+class Sandboxes:
+    """The sandboxes of this server. `clock` gives seconds since 1970; `booted_at` is when the machine was started, on that clock."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        node: Node,
+        events: EventLog,
+        accounts: Accounts,
+        gate: Gate,
+        clock: Callable[[], float] = time.time,
+        booted_at: float = 0.0,
+    ) -> None:
+        self.node = node
+        self.ledger = Ledger(store.sandboxes, events, clock)
+        self._rows = store.sandboxes
+        self._accounts = accounts
+        self._gate = gate
+        self._clock = clock
+        self._booted_at = booted_at
+        self._alarm = Alarm(clock, self._ring)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # Opening and leaving
+
+    async def open(self) -> None:
+        """Open the node, and bring together what the rows say and what it has."""
+        rows = await self._rows.unfinished()
+        living = [self.ledger.registry.add(row) for row in rows if row.state in lifecycle.LIVING]
+        alive = set(await self.node.open(self._on_end, self._on_event, known=[one.record.id for one in living]))
+        for one in living:
+            record = one.record
+            if record.state in lifecycle.ENDED:
+                continue  # the node told of its end just now
+            if (decided := fate(record, alive=record.id in alive, booted_at=self._booted_at)) is not None:
+                record = self.ledger.move(one, decided.action, reason=decided.reason, detail=decided.detail)
+                log.info("sandbox_recovered", sandbox=record.id, state=record.state, reason=record.reason)
+            self._watch(record)
+            if decided is not None and decided.action is Action.FAIL:
+                await self._remove(record)
+        for row in rows:
+            if row.state in lifecycle.ENDED:
+                await self._remove(row)
+        for id in alive - {row.id for row in rows}:
+            log.warning("sandbox_without_row", sandbox=id)
+            await self.node.remove(id)
+
+    async def close(self) -> None:
+        """Stop watching; the sandboxes go on living."""
+        self._alarm.close()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def stop_all(self) -> None:
+        """Stop every sandbox, since the whole installation ends."""
+
+        async def stop(living: Living) -> None:
+            async with living.changing:
+                if Action.STOP in lifecycle.TABLE[living.record.state]:
+                    await self._stop(living, Reason.REQUESTED, None)
+
+        await asyncio.gather(*(stop(living) for living in list(self.ledger.registry)))
+
+    # Making one
+
+    async def create(self, actor: Actor, wanted: SandboxCreate, *, claim: Claim | None = None) -> Record:
+        """A running sandbox.
+
+        Raises `ImageNotFound`, `InvalidArgument`, `Conflict` (the name is taken), `QuotaExceeded`, `Unavailable` (no room for `wait` seconds), or what
+        the node met; then nothing is left of it but its row.
+        """
+        began = time.perf_counter()
+        record = self._plan(actor, wanted)
+        image = self.node.image(record.image_id)
+        living = self.ledger.registry.add(record, reserved=True)
+        try:
+            async with self._gate.turn(actor.project, wait=wanted.wait), living.changing:
+                queued = time.perf_counter() - began
+                written = self.ledger.enter(living, claim)
+                timing = await self._make(living, self.node.create(record.spec(image)))
+                await written
+                timing = {"queue": queued, **timing, "total": time.perf_counter() - began}
+                record = self.ledger.move(living, Action.RUN, actor=actor.key, timing=timing)
+        except BaseException:
+            if living.reserved:
+                self.ledger.registry.drop(record.id)
+            raise
+        self._watch(record)
+        return record
+
+    def _plan(self, actor: Actor, wanted: SandboxCreate) -> Record:
+        image = self.node.image(wanted.image)
+        self._gate.capacity().check(cpu=wanted.cpu, memory=wanted.memory, disk=wanted.disk)
+        self._check_quota(actor.project, Use(1, wanted.cpu, wanted.memory, wanted.disk))
+        id = new_id("sb")
+        return Record(
+            id=id,
+            project=actor.project,
+            name=wanted.name,
+            image=wanted.image,
+            image_id=image.id,
+            state=State.CREATING,
+            cpu=wanted.cpu,
+            memory=wanted.memory,
+            disk=wanted.disk,
+            pids=wanted.pids,
+            env=wanted.env,
+            tags=wanted.tags,
+            user=wanted.user or image.user,
+            workdir=wanted.workdir or image.workdir,
+            hostname=wanted.hostname or wanted.name or id,
+            sudo=wanted.sudo,
+            timeout=wanted.timeout,
+            idle_timeout=wanted.idle_timeout,
+            on_timeout=wanted.on_timeout,
+            created_at=self._clock(),
+            created_by=actor.key,
+        )
+
+    async def _make(self, living: Living, making: Awaitable[T]) -> T:
+        """Await the node; when it fails the sandbox has failed, with the reason."""
+        try:
+            return await making
+        except BaseException as error:
+            reason = Reason.IMAGE_ERROR if isinstance(error, ImageNotFound) else Reason.ENGINE_ERROR
+            detail = error.message if isinstance(error, CorralError) else f"{type(error).__name__}: {error}".rstrip(": ")
+            # The node leaves nothing of a create that failed.
+            self.ledger.removed(self.ledger.move(living, Action.FAIL, reason=reason, detail=detail))
+            raise
+
+    def _check_quota(self, project: str, wanted: Use) -> None:
+        limits = self._accounts.limits(project)
+        if not limits.unlimited:
+            quota.check(limits, quota.use(self.ledger.registry.of(project)), wanted)
+
+    # Looking
+
+    async def get(self, project: str, id_or_name: str) -> Record:
+        """A living one, or one that has ended within the last hour (by its id)."""
+        living = self.ledger.find(project, id_or_name)
+        return living.record if living is not None else await self.ledger.ended(project, id_or_name)
+
+    async def use(self, project: str, id_or_name: str) -> Record:
+        """One whose processes and files can be asked for. Raises `SandboxEnded`, `NotFound`, `InvalidState` while it is being created."""
+        record = (await self.ledger.use(project, id_or_name)).record
+        if record.state is State.CREATING:
+            raise InvalidState(f"the sandbox {record.id} is still being created", hint="wait until it is running")
+        return record
+
+    async def page(self, project: str, *, states: frozenset[State], tags: Mapping[str, str], before: tuple[float, str] | None, limit: int) -> list[Record]:
+        """Newest first."""
+        return await self._rows.page(project, states=states, tags=tags, before=before, limit=limit)
+
+    def in_state(self) -> dict[State, int]:
+        """How many there are, of all projects."""
+        counts = dict.fromkeys(lifecycle.LIVING, 0)
+        for living in self.ledger.registry:
+            counts[living.record.state] += 1
+        return counts
+
+    def living_in(self, project: str) -> int:
+        return sum(1 for _ in self.ledger.registry.of(project))
+
+    # Changing
+
+    async def update(self, actor: Actor, id_or_name: str, wanted: SandboxUpdate) -> Record:
+        """Change what was given. Raises `Conflict` for a name that is taken."""
+        living = await self.ledger.use(actor.project, id_or_name)
+        changes: dict[str, Any] = {name: getattr(wanted, name) for name in wanted.model_fields_set}
+        for name in ("tags", "on_timeout"):
+            if name in changes and changes[name] is None:
+                raise InvalidArgument(f"{name}: null is not a value of it", hint="leave it out to keep it as it is", details={"field": name})
+        if "timeout" in changes and living.record.state in lifecycle.ACTIVE:
+            changes["deadline"] = deadlines.deadline(self._clock(), changes["timeout"])
+        if not changes:
+            return living.record
+        record = self.ledger.amend(living, actor=actor.key, **changes)
+        self._watch(record)
+        return record
+
+    async def extend(self, actor: Actor, id_or_name: str, seconds: float) -> Record:
+        """Move its deadline to at least `seconds` from now; one without a deadline has none afterwards."""
+        living = await self.ledger.use(actor.project, id_or_name)
+        if living.record.state not in lifecycle.ACTIVE:
+            raise InvalidState(f"a sandbox that is {living.record.state} has no deadline", hint="start it first")
+        later = deadlines.extended(self._clock(), living.record.deadline, seconds)
+        if later == living.record.deadline:
+            return living.record
+        record = self.ledger.amend(living, actor=actor.key, deadline=later)
+        self._watch(record)
+        return record
+
+    async def stop(self, actor: Actor, id_or_name: str) -> Record:
+        """End its processes and keep its disk. Nothing happens when it is stopped already."""
+        living = await self.ledger.use(actor.project, id_or_name)
+        async with living.changing:
+            return await self._stop(living, Reason.REQUESTED, actor.key)
+
+    async def start(self, actor: Actor, id_or_name: str) -> Record:
+        """Start a stopped one on its disk. Nothing happens when it is running."""
+        living = await self.ledger.use(actor.project, id_or_name)
+        began = time.perf_counter()
+        async with living.changing:
+            record = living.record
+            if record.state in (State.RUNNING, State.FROZEN):
+                return record
+            lifecycle.after(record.state, Action.RUN)
+            self._check_quota(record.project, Use(cpu=record.cpu, memory=record.memory))
+            image = self.node.image(record.image_id)
+            async with self._gate.turn(record.project, wait=0):
+                queued = time.perf_counter() - began
+                timing = {"queue": queued, **await self.node.start(record.spec(image)), "total": time.perf_counter() - began}
+            record = self.ledger.move(living, Action.RUN, actor=actor.key, timing=timing)
+        self._watch(record)
+        return record
+
+    async def delete(self, actor: Actor, id_or_name: str) -> Record:
+        """End it and remove its disk. Nothing happens when it has ended already."""
+        living = self.ledger.find(actor.project, id_or_name)
+        if living is None:
+            record = await self.ledger.ended(actor.project, id_or_name)
+            return record if record.removed else await self._remove(record)
+        async with living.changing:
+            return await self._terminate(living, Reason.REQUESTED, actor.key)
+
+    async def delete_many(self, actor: Actor, ids_or_names: Iterable[str]) -> list[Record]:
+        """End many, some at a time. All are tried; the first failure is raised at the end."""
+        turns = asyncio.Semaphore(AT_ONCE)
+
+        async def one(id_or_name: str) -> Record:
+            async with turns:
+                return await self.delete(actor, id_or_name)
+
+        results = await asyncio.gather(*(one(ref) for ref in dict.fromkeys(ids_or_names)), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return [result for result in results if isinstance(result, Record)]
+
+    def tagged(self, project: str, tags: Mapping[str, str]) -> Sequence[str]:
+        """Ids of the living ones with these tags."""
+        return [record.id for record in self.ledger.registry.of(project) if tags.items() <= record.tags.items()]
+
+    # Ends
+
+    async def _stop(self, living: Living, reason: Reason, actor: str | None) -> Record:
+        if living.record.state is State.STOPPED:
+            return living.record
+        lifecycle.after(living.record.state, Action.STOP)
+        await self.node.stop(living.record.id)
+        # It may have ended by itself in the meantime, which was written down then.
+        if Action.STOP in lifecycle.TABLE[living.record.state]:
+            self.ledger.move(living, Action.STOP, reason=reason, actor=actor)
+        self._freed(living.record)
+        return living.record
+
+    async def _terminate(self, living: Living, reason: Reason, actor: str | None) -> Record:
+        if living.record.state in lifecycle.ENDED:
+            return living.record
+        record = self.ledger.move(living, Action.TERMINATE, reason=reason, actor=actor)
+        record = living.record = await self._remove(record)
+        return record
+
+    async def _remove(self, record: Record) -> Record:
+        """Remove an ended one from the node; if that fails it is tried again at the next delete and the next start of the server."""
+        self._alarm.set(record.id, None)
+        await self.node.remove(record.id)
+        self._gate.look()
+        return self.ledger.removed(record)
+
+    async def _on_end(self, ended: Ended) -> None:
+        """The node tells that one ended by itself. Nothing is awaited here: whoever changes it now may be waiting for the node."""
+        living = self.ledger.registry.get(ended.id)
+        if living is None or (action := lifecycle.on_own_end(living.record.state, disk_kept=ended.disk_kept)) is None or action is Action.FAIL:
+            return  # not running, or being made: then the node's answer tells
+        record = self.ledger.move(living, action, reason=ended.reason, detail=ended.detail)
+        log.info("sandbox_ended", sandbox=record.id, reason=record.reason, detail=record.detail)
+        self._freed(record)
+        if action is Action.TERMINATE:
+            self._later(self._remove(record))
+
+    def _freed(self, record: Record) -> None:
+        self._alarm.set(record.id, None)
+        self._gate.look()
+
+    def _on_event(self, id: str, kind: str, data: Mapping[str, Any]) -> None:
+        """Something happened inside a sandbox."""
+        living = self.ledger.registry.get(id)
+        if living is not None and kind not in (lifecycle.EVENT[Action.FREEZE], lifecycle.EVENT[Action.THAW]):
+            self.ledger.log.note(kind, living.record.project, sandbox=id, actor="guest", data=data)
+
+    # Time
+
+    def _look(self, record: Record) -> deadlines.Due:
+        now = self._clock()
+        if record.state not in (State.RUNNING, State.FROZEN):
+            return deadlines.Due()
+        idle_since = now if record.idle_timeout is None else now - self._idle_for(record.id)
+        return deadlines.look(now, deadline=record.deadline, idle_timeout=record.idle_timeout, idle_since=idle_since)
+
+    def _idle_for(self, id: str) -> float:
+        """Seconds since its last activity; 0 when it has just ended, of which the node is about to tell."""
+        try:
+            return time.monotonic() - self.node.last_activity(id)
+        except (InvalidState, SandboxEnded):
+            return 0.0
+
+    def _watch(self, record: Record) -> None:
+        """Set its alarm."""
+        due = self._look(record)
+        self._alarm.set(record.id, self._clock() if due.reason is not None else due.at)
+
+    def _ring(self, id: str) -> None:
+        living = self.ledger.registry.get(id)
+        if living is None:
+            return
+        if self._look(living.record).reason is None:
+            self._watch(living.record)
+        else:
+            self._later(self._expire(living))
+
+    async def _expire(self, living: Living) -> None:
+        async with living.changing:
+            due = self._look(living.record)
+            if due.reason is None:
+                self._watch(living.record)
+                return
+            match lifecycle.on_deadline(living.record.on_timeout):
+                case Action.STOP:
+                    await self._stop(living, due.reason, None)
+                case _:
+                    await self._terminate(living, due.reason, None)
+
+    def _later(self, doing: Awaitable[object]) -> None:
+        async def do() -> None:
+            try:
+                await doing
+            except Exception:
+                log.exception("sandbox_task_failed")
+
+        task = asyncio.get_running_loop().create_task(do())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,250 @@
+"""The server of one machine: puts store, control, API and node together, and says in which order they open and close.
+
+open     lock → store → keys → listen → node (adopts what lives) → ready
+close    no new requests → streams end → requests end → watch ends → node → store → lock
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import structlog
+import uvicorn
+import uvloop
+from starlette.types import Receive, Scope, Send
+
+from corral import logs, pidfile
+from corral.api import app, errors
+from corral.api.auth import OPEN
+from corral.api.meter import Meter
+from corral.api.services import Services
+from corral.api.stream import Streams
+from corral.capacity import Machine, booted_at
+from corral.control.accounts import Accounts
+from corral.control.admission import Gate
+from corral.control.events import EventLog
+from corral.control.housekeeping import Housekeeper
+from corral.control.idempotency import Replays
+from corral.control.ports import Node
+from corral.control.sandboxes import Sandboxes
+from corral.errors import CorralError, SetupError, Unavailable
+from corral.places import Places
+from corral.settings import Settings
+from corral.store import Store
+
+__all__ = ["Application", "Settings", "Started", "build_app", "run", "serve"]
+
+KEEP_ALIVE = 75
+"""Seconds an idle connection is kept."""
+GRACE = 15
+"""Seconds that requests have to end when the server leaves."""
+OPENING = 60.0
+"""Seconds that requests wait for a server that is being started."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Started:
+    """A server that takes requests. `admin_key` is the operator's key, as kept in the home."""
+
+    url: str
+    admin_key: str | None
+    first: bool
+    """Whether the key was made just now."""
+
+
+class Application:
+    """The ASGI application with everything behind it. `open` before use, `close` after."""
+
+    def __init__(self, settings: Settings, node: Node) -> None:
+        self._settings = settings
+        places = settings.places
+        places.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._machine = Machine(places.pool if places.pool.is_dir() else places.home)
+        self._store = Store(settings.database_url)
+        self._node = node
+        accounts = Accounts(self._store.accounts, time.time)
+        events = EventLog(self._store.events, time.time)
+        self._sandboxes = Sandboxes(
+            store=self._store, node=node, events=events, accounts=accounts, gate=Gate(self._machine, places=settings.starts), booted_at=booted_at()
+        )
+        self.services = Services(
+            sandboxes=self._sandboxes,
+            accounts=accounts,
+            events=events,
+            replays=Replays(time.time),
+            store=self._store,
+            node=node,
+            meter=Meter(self._sandboxes.in_state),
+            streams=Streams(),
+            readiness=self._readiness,
+        )
+        self._housekeeper = Housekeeper(self._store, time.time)
+        self._app = app.build(self.services)
+        self._ready = asyncio.Event()
+        self._problem: CorralError | None = None
+        self.admin_key: str | None = None
+        self.first = False
+
+    async def open_store(self) -> None:
+        """Bring the database up to date and load what is kept in memory; at the very first start make the admin key."""
+        self._store.open()
+        made = await self.services.accounts.open()
+        self.first = made is not None
+        self.admin_key = _keep_key(self._settings.places, made)
+        await self.services.events.open()
+        for kept in await self._store.replays.all():
+            self.services.replays.load(kept)
+
+    async def open_node(self) -> None:
+        """Open the node and find again what lives. From then on requests are answered."""
+        await self._sandboxes.open()
+        self._housekeeper.start()
+        self._ready.set()
+
+    async def open(self) -> None:
+        """Everything in order."""
+        await self.open_store()
+        await self.open_node()
+
+    async def close(self, *, terminate: bool = False) -> None:
+        """Leave. Sandboxes go on living, or with `terminate` are stopped; their disks are kept."""
+        self.services.streams.end()
+        self._housekeeper.stop()
+        if terminate:
+            await self._sandboxes.stop_all()
+        await self._sandboxes.close()
+        if self._ready.is_set():
+            await (self._node.shutdown() if terminate else self._node.close())
+        await self._store.close()
+        self._machine.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._ready.is_set() and scope["type"] in ("http", "websocket") and scope["path"] not in OPEN:
+            try:
+                async with asyncio.timeout(OPENING):
+                    await self._ready.wait()
+            except TimeoutError:
+                error = Unavailable("the server is still starting", hint="try again in a moment; /readyz tells when it is done")
+                await errors.answer(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _readiness(self) -> dict[str, str]:
+        failure = self._store.database.failure
+        return {"node": "ok" if self._ready.is_set() else "opening", "store": "ok" if failure is None else f"the last write failed: {failure}"}
+
+
+def build_app(settings: Settings, node: Node | None = None) -> Application:
+    """The application of a server, with the real node unless another is given."""
+    if node is None:
+        from corral.node.node import Node as RealNode
+        from corral.node.node import NodeSettings
+
+        node = RealNode(settings.places, settings=NodeSettings(runsc=settings.runsc, pool=settings.pool, platform=settings.platform, freeze=settings.freeze))
+    return Application(settings, node)
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves the signals to `serve`."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+async def serve(settings: Settings, *, on_ready: Callable[[Started], None] | None = None) -> None:
+    """Run the server until SIGTERM or SIGINT (sandboxes go on living, unless the settings say `terminate`) or SIGQUIT (all sandboxes are stopped).
+
+    Raises `SetupError` when it can't be started: another server in this home, a port in use, something missing for the node.
+    """
+    with pidfile.occupy(settings.places) as lock:
+        application = build_app(settings)
+        listener = _listen(settings)
+        url = _url(listener)
+        await application.open_store()
+        config = uvicorn.Config(
+            application,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            ws_per_message_deflate=False,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=GRACE,
+        )
+        server = _Uvicorn(config)
+        terminate = settings.terminate
+
+        def leave(*, all_of_it: bool) -> None:
+            nonlocal terminate
+            terminate = terminate or all_of_it
+            application.services.streams.end()
+            server.should_exit = True
+
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, lambda: leave(all_of_it=False))
+        loop.add_signal_handler(signal.SIGINT, lambda: leave(all_of_it=False))
+        loop.add_signal_handler(signal.SIGQUIT, lambda: leave(all_of_it=True))
+        serving = loop.create_task(server.serve([listener]))
+        try:
+            await application.open_node()
+            lock.announce(url)
+            log.info("server_ready", url=url, home=str(settings.home))
+            if on_ready is not None:
+                on_ready(Started(url, application.admin_key, application.first))
+            await serving
+        finally:
+            server.should_exit = True
+            application.services.streams.end()
+            await asyncio.gather(serving, return_exceptions=True)
+            await application.close(terminate=terminate)
+            log.info("server_left", terminated=terminate)
+
+
+def run(settings: Settings, *, on_ready: Callable[[Started], None] | None = None) -> None:
+    """`serve` on an event loop of its own, with the log configured."""
+    logs.configure(settings.log_level, settings.log_format)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(settings, on_ready=on_ready))
+
+
+def _listen(settings: Settings) -> socket.socket:
+    try:
+        address, *_ = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        listener = socket.socket(address[0], address[1])
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address[4])
+        listener.listen(2048)
+    except OSError as error:
+        raise SetupError(f"can't listen on {settings.host}:{settings.port}: {error.strerror}", hint="choose another one with --port") from None
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port, *_ = listener.getsockname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _keep_key(places: Places, made: str | None) -> str | None:
+    """Write a key that was just made where the operator's programs find it, else read it from there."""
+    path = places.keys / "admin"
+    if made is not None:
+        places.keys.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(made + "\n")
+        return made
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,100 @@
+"""What a server can be told: by flag, environment, file, in this order; else the default. It remembers which it was."""
+
+from __future__ import annotations
+
+import ipaddress
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from corral.errors import SetupError
+from corral.places import Places, default_home
+
+CONFIG = Path("/etc/corral/config.toml")
+
+
+class Settings(BaseModel):
+    """Of one server. In the file they have these names; in the environment CORRAL_ and the name in capitals."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Path = Field(default_factory=default_home, description="where everything that lasts is kept")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(7070, ge=0, le=65_535, description="0: any free one")
+    listen_anywhere: bool = Field(default=False, description="allow an address that other machines can reach, without TLS")
+    database: str | None = Field(None, description="URL of the database; default: SQLite in the home")
+    terminate: bool = Field(default=False, description="end all sandboxes when the server ends")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else json")
+    runsc: Path | None = Field(None, description="the runsc to use; default: the first that passes its test")
+    pool: Annotated[int, Field(ge=0, le=4096)] | None = Field(None, description="sandboxes kept ready; default: by the machine's memory")
+    platform: Literal["systrap", "kvm", "ptrace"] = "systrap"
+    freeze: Literal["auto", "always", "never"] = Field("auto", description="whether idle sandboxes are frozen")
+    starts: int = Field(8, ge=1, le=1024, description="sandboxes that may start at the same time")
+
+    _origin: dict[str, str] = PrivateAttr(default_factory=dict[str, str])
+
+    @property
+    def origin(self) -> Mapping[str, str]:
+        """Where each setting comes from: `flag`, a variable's name, a file, or `default`."""
+        return {name: self._origin.get(name, "default") for name in type(self).model_fields}
+
+    @property
+    def places(self) -> Places:
+        return Places(self.home.absolute())
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{self.places.database}"
+
+    @classmethod
+    def load(cls, flags: Mapping[str, Any] | None = None, *, environ: Mapping[str, str], file: Path | None = None) -> Self:
+        """Flags that are None were not given. `file` must exist when it is given; the usual one need not. Raises `SetupError`."""
+        values: dict[str, Any] = {}
+        origin: dict[str, str] = {}
+        path = file or (CONFIG if CONFIG.exists() else None)
+        sources: list[tuple[str | None, Mapping[str, Any]]] = [
+            (None if path is None else str(path), {} if path is None else _read(path)),
+            ("environment", {name: environ[_variable(name)] for name in cls.model_fields if environ.get(_variable(name))}),
+            ("flag", {name: value for name, value in (flags or {}).items() if value is not None}),
+        ]
+        for source, given in sources:
+            for name, value in given.items():
+                values[name] = value
+                origin[name] = _variable(name) if source == "environment" else str(source)
+        try:
+            settings = cls(**values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = str(first["loc"][0]) if first["loc"] else ""
+            raise SetupError(f"{name}: {first['msg']} (from {origin.get(name, 'default')})", hint="`corral up --help` lists the settings") from None
+        settings._origin.update(origin)
+        settings._check_address()
+        return settings
+
+    def _check_address(self) -> None:
+        if self.listen_anywhere or self.host == "localhost":
+            return
+        try:
+            loopback = ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            loopback = False
+        if not loopback:
+            raise SetupError(
+                f"host: {self.host} can be reached from other machines, and keys would travel without TLS",
+                hint="put a proxy with TLS before 127.0.0.1, or say --listen-anywhere",
+            )
+
+
+def _variable(name: str) -> str:
+    return f"CORRAL_{name.upper()}"
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SetupError(f"{path} can't be read: {error}", hint="mend it, or name another one with --config") from None

@@ -1,0 +1,28 @@
+"""What outlasts the server: one database, its rows by what they are of."""
+
+from __future__ import annotations
+
+from corral.store.accounts import AccountRows
+from corral.store.database import Database
+from corral.store.events import EventRows
+from corral.store.idempotency import ReplayRows
+from corral.store.sandboxes import SandboxRows
+
+
+class Store:
+    """Implements `control.ports.Store`."""
+
+    def __init__(self, url: str) -> None:
+        self.database = Database(url)
+        self.sandboxes = SandboxRows(self.database)
+        self.events = EventRows(self.database)
+        self.accounts = AccountRows(self.database)
+        self.replays = ReplayRows(self.database)
+
+    def open(self) -> None:
+        """Bring the tables up to date; then it can be used."""
+        self.database.open()
+
+    async def close(self) -> None:
+        """Finish what was given to write."""
+        await self.database.close()
