@@ -69,6 +69,13 @@ def config_path(home: Path | None = None) -> Path:
     return (Path(base) if base else (home or Path.home()) / ".config") / "corral" / "config.toml"
 
 
+def is_free(url: str) -> bool:
+    """Whether the client's file may be written for this server: it is not there, or names the same one."""
+    caller = _sudo_caller()
+    known = _read(config_path(Path(caller.pw_dir) if caller else None)).get("url")
+    return known is None or known.rstrip("/") == url
+
+
 def save(url: str, key: str) -> Path:
     """Write the client's file, readable by its owner only; under sudo that is the calling user. Other settings in it are kept."""
     caller = _sudo_caller()

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, TypedDict
+from enum import Enum
+from typing import Final, Literal, TypedDict
+
+
+class Keep(Enum):
+    """The default of what can also be set to None: leave it as it is."""
+
+    KEEP = "keep"
+
+
+KEEP: Final = Keep.KEEP
 
 
 class CreateOptions(TypedDict, total=False):

@@ -24,6 +24,8 @@ class Seen:
     def __init__(self, stdout: int = 0, stderr: int = 0) -> None:
         self.at = {Stream.STDOUT: stdout, Stream.STDERR: stderr}
         self.dropped = 0
+        self.broken = False
+        """Whether the connection broke on the way."""
 
     def query(self) -> dict[str, int]:
         return {"stdout": self.at[Stream.STDOUT], "stderr": self.at[Stream.STDERR]}

@@ -179,12 +179,9 @@ class Channel:
                 message = channel.parse(await line.receive())
                 self._waits = delays()
                 return message
-            except Lost:
+            except Lost as error:
                 await self._drop(line)
-                seconds = next(self._waits, None)
-                if seconds is None:
-                    raise
-                await asyncio.sleep(seconds)
+                await self._transport.pause(self._waits, error, again=True)
 
     async def _send(self, message: bytes) -> None:
         """Send on the connection there is; on a fresh one the ledger has been sent already. Called with `_sending` held."""

@@ -16,10 +16,13 @@ async def events(
 ) -> AsyncGenerator[Event, None]:
     """Events with a `seq` greater than `after`, oldest first. Followed, they never end and lose nothing when the connection breaks."""
     query: Query = {"sandbox": sandbox, "kind": kind, "after": after}
-    if not follow:
-        for one in faults.decode(Events, await transport.call("GET", "/v1/events", query=query)).events:
+    while not follow:
+        page = faults.decode(Events, await transport.call("GET", "/v1/events", query={**query, "after": after})).events
+        if not page:
+            return
+        for one in page:
             yield one
-        return
+        after = page[-1].seq
     async with aclosing(stream.follow(transport, "/v1/events", {**query, "follow": True})) as parts:
         async for part in parts:
             yield faults.decode(Event, part.data)

@@ -18,6 +18,7 @@ from corral.sdk._async import event
 from corral.sdk._async.files import Files
 from corral.sdk._async.process import Process
 from corral.sdk._async.run import Callback, Run, start_request
+from corral.sdk.options import KEEP, Keep
 from corral.sdk.result import Result
 from corral.sdk.retry import delays
 
@@ -260,15 +261,15 @@ class Sandbox:
     async def update(
         self,
         *,
-        name: str | None = None,
-        tags: Mapping[str, str] | None = None,
-        timeout: float | None = None,
-        idle_timeout: float | None = None,
-        on_timeout: Literal["terminate", "stop"] | None = None,
+        name: str | Keep | None = KEEP,
+        tags: Mapping[str, str] | Keep = KEEP,
+        timeout: float | Keep | None = KEEP,
+        idle_timeout: float | Keep | None = KEEP,
+        on_timeout: Literal["terminate", "stop"] | Keep = KEEP,
     ) -> None:
-        """Change what is given; `tags` replaces all tags, `timeout` counts from now."""
-        given = {"name": name, "tags": tags and dict(tags), "timeout": timeout, "idle_timeout": idle_timeout, "on_timeout": on_timeout}
-        request = faults.build(SandboxUpdate, **{field: value for field, value in given.items() if value is not None})
+        """Change what is given; `tags` replaces all tags, `timeout` counts from now, None takes a name or a time away."""
+        given = {"name": name, "tags": tags, "timeout": timeout, "idle_timeout": idle_timeout, "on_timeout": on_timeout}
+        request = faults.build(SandboxUpdate, **{field: value for field, value in given.items() if value is not KEEP})
         self.info = faults.decode(SandboxInfo, await self._transport.call("PATCH", self._path, body=faults.encode(request), safe=True))
 
     async def delete(self) -> None:

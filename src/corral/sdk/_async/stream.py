@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -41,11 +40,8 @@ async def follow(transport: Transport, path: str, query: Query, *, last_id: str 
                 async for event in parts:
                     last_id, waits = event.id, delays()
                     yield event
-        except Lost:
-            seconds = next(waits, None)
-            if seconds is None:
-                raise
-            await asyncio.sleep(seconds)
+        except Lost as error:
+            await transport.pause(waits, error, again=True)
 
 
 async def output(transport: Transport, path: str, seen: Seen, first: AsyncGenerator[Event, None] | None = None) -> AsyncGenerator[Chunk | Process, None]:
@@ -67,11 +63,9 @@ async def output(transport: Transport, path: str, seen: Seen, first: AsyncGenera
                             return
                         case _:  # a kind of event that this client does not know
                             pass
-        except Lost:
-            seconds = next(waits, None)
-            if seconds is None:
-                raise
-            await asyncio.sleep(seconds)
+        except Lost as error:
+            seen.broken = True
+            await transport.pause(waits, error, again=True)
         first = None
 
 

@@ -8,7 +8,6 @@ woken when their part has come.
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator
 from typing import assert_never
@@ -181,12 +180,9 @@ class Channel:
                 message = channel.parse(line.receive())
                 self._waits = delays()
                 return message
-            except Lost:
+            except Lost as error:
                 self._drop(line)
-                seconds = next(self._waits, None)
-                if seconds is None:
-                    raise
-                time.sleep(seconds)
+                self._transport.pause(self._waits, error, again=True)
 
     def _send(self, message: bytes) -> None:
         """Send on the connection there is; on a fresh one the ledger has been sent already. Called with `_sending` held."""

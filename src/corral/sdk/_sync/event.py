@@ -15,10 +15,13 @@ from corral.sdk._sync.transport import Query, Transport
 def events(transport: Transport, *, sandbox: str | None = None, kind: str | None = None, after: int = 0, follow: bool = False) -> Generator[Event, None]:
     """Events with a `seq` greater than `after`, oldest first. Followed, they never end and lose nothing when the connection breaks."""
     query: Query = {"sandbox": sandbox, "kind": kind, "after": after}
-    if not follow:
-        for one in faults.decode(Events, transport.call("GET", "/v1/events", query=query)).events:
+    while not follow:
+        page = faults.decode(Events, transport.call("GET", "/v1/events", query={**query, "after": after})).events
+        if not page:
+            return
+        for one in page:
             yield one
-        return
+        after = page[-1].seq
     with closing(stream.follow(transport, "/v1/events", {**query, "follow": True})) as parts:
         for part in parts:
             yield faults.decode(Event, part.data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from signal import SIGKILL
 
 from corral.errors import DeadlineExceeded, NotFound, SandboxEnded
 from corral.schema.process import Process, ProcessStart, Stream
@@ -15,7 +16,7 @@ from corral.sdk._sync.channel import Channel
 from corral.sdk._sync.transport import Transport
 from corral.sdk.output import Seen
 from corral.sdk.result import Result
-from corral.sdk.retry import Lost
+from corral.sdk.retry import Lost, delays
 from corral.sdk.sse import Event
 from corral.sdk.text import Decoder
 
@@ -65,17 +66,25 @@ class Run:
         return result
 
     def _stream(self) -> Process:
-        headers = [*stream.ACCEPT, (b"content-type", b"application/json")]
-        answer = self._transport.stream(
-            "POST", self._sandbox + "/processes", query={"kill_on_disconnect": True}, body=faults.encode(self._start), headers=headers
-        )
-        first = stream.events(answer)
-        self._process = _started(first)
+        headers = [*stream.ACCEPT, (b"content-type", b"application/json"), (b"idempotency-key", faults.new_key().encode())]
+        body, query = faults.encode(self._start), {"kill_on_disconnect": True}
+        waits = delays()
+        while True:
+            try:
+                first = stream.events(self._transport.stream("POST", self._sandbox + "/processes", query=query, body=body, headers=headers))
+                self._process = _started(first)
+                break
+            except Lost as error:
+                self._transport.pause(waits, error, again=True)
         seen = Seen()
         with closing(stream.output(self._transport, f"{self._sandbox}/processes/{self._process.id}", seen, first)) as items:
             for item in items:
                 if isinstance(item, Process):
                     self._dropped = seen.dropped
+                    if seen.broken and item.signal == SIGKILL and not item.timed_out:  # its life line was cut
+                        raise Lost(
+                            "the connection broke, and the server ended the command with it", hint="for work that shall outlive a connection, use exec()"
+                        )
                     return item
                 self._take(item.stream, item.data)
         raise Lost("the output ended before the command did")

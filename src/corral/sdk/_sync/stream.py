@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator
 from contextlib import closing
 
@@ -42,11 +41,8 @@ def follow(transport: Transport, path: str, query: Query, *, last_id: str = "") 
                 for event in parts:
                     last_id, waits = event.id, delays()
                     yield event
-        except Lost:
-            seconds = next(waits, None)
-            if seconds is None:
-                raise
-            time.sleep(seconds)
+        except Lost as error:
+            transport.pause(waits, error, again=True)
 
 
 def output(transport: Transport, path: str, seen: Seen, first: Generator[Event, None] | None = None) -> Generator[Chunk | Process, None]:
@@ -68,11 +64,9 @@ def output(transport: Transport, path: str, seen: Seen, first: Generator[Event, 
                             return
                         case _:  # a kind of event that this client does not know
                             pass
-        except Lost:
-            seconds = next(waits, None)
-            if seconds is None:
-                raise
-            time.sleep(seconds)
+        except Lost as error:
+            seen.broken = True
+            transport.pause(waits, error, again=True)
         first = None
 
 

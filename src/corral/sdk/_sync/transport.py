@@ -30,8 +30,8 @@ CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 120.0
 QUIET_SECONDS = 50.0
 """Without a byte for this long a stream is taken for dead: the server says something every 15 s."""
-IDLE_SECONDS = 4.0
-"""How long an unused connection is kept: less than servers do (uvicorn: 5 s), so that a request never meets a connection that is being closed."""
+IDLE_SECONDS = 50.0
+"""How long an unused connection is kept: less than the server does (75 s) and common proxies do (60 s), so that a request never meets a connection that is being closed."""
 
 
 class Transport:
@@ -89,7 +89,7 @@ class Transport:
                 answer = self.stream(method, path, query=query, body=body, headers=headers, seconds=seconds)
                 return answer.read()
             except Lost as error:
-                self._pause(waits, error, again=again)
+                self.pause(waits, error, again=again)
 
     def stream(
         self,
@@ -116,7 +116,7 @@ class Transport:
             try:
                 line, response = self._open(method, target, given, body, seconds)
             except Unreached as error:
-                self._pause(waits, error, again=self._answered)
+                self.pause(waits, error, again=self._answered)
                 continue
             self._answered = True
             answer = Answer(self, line, response)
@@ -163,7 +163,7 @@ class Transport:
         else:
             line.close()
 
-    def _pause(self, waits: Iterator[float], error: Unavailable, *, again: bool) -> None:
+    def pause(self, waits: Iterator[float], error: Unavailable, *, again: bool) -> None:
         """Wait for the next try, or raise when there is none."""
         seconds = next(waits, None) if again else None
         if seconds is None:
