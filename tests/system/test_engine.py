@@ -15,7 +15,7 @@ from corral.errors import InvalidState
 from corral.places import Places
 from corral.schema.sandbox import Reason
 from harness import leaks
-from harness.engine import EngineHome, engine_home
+from harness.engine import PATIENCE, EngineHome, engine_home
 
 pytestmark = pytest.mark.anyio
 
@@ -124,9 +124,10 @@ async def test_a_frozen_sandbox_uses_no_processor_and_goes_on_when_thawed(home: 
     box = await home.claim()
     assert await box.run("true") == (0, "")
     box.box.freeze()
+    async with asyncio.timeout(PATIENCE):
+        while Path(f"/proc/{box.box.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            await asyncio.sleep(0.01)
     before = box.box.cpu_seconds()
-    state = Path(f"/proc/{box.box.pid}/stat").read_text().rpartition(")")[2].split()[0]
-    assert state == "T"
     await asyncio.sleep(1)
     assert box.box.cpu_seconds() - before < 0.01
     box.box.thaw()

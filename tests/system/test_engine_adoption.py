@@ -16,8 +16,7 @@ import pytest
 from corral.errors import SetupError
 from corral.places import Places
 from corral.schema.sandbox import Reason
-from harness import leaks
-from harness.engine import EngineHome, Inside, engine_home, home_directory
+from harness.engine import EngineHome, Inside, engine_home, home_directory, nothing_left
 
 pytestmark = pytest.mark.anyio
 
@@ -71,7 +70,7 @@ async def test_sandboxes_outlive_a_killed_server_and_are_adopted(shared: Places)
             assert await inside.run("cat /number") == (0, f"{ids.index(box.id)}\n")
             assert "sleep 1000" in (await inside.run("ps"))[1]
         await home.shutdown()
-        assert leaks.of_home(places) == []
+        await nothing_left(places)
 
 
 async def test_one_that_died_without_a_server_is_told_with_its_reason(shared: Places) -> None:
@@ -84,7 +83,7 @@ async def test_one_that_died_without_a_server_is_told_with_its_reason(shared: Pl
         ended = await home.next_end()
         assert (ended.id, ended.reason, ended.disk_kept) == (dead, Reason.KILLED, True)
         await home.shutdown()
-        assert leaks.of_home(places) == []
+        await nothing_left(places)
 
 
 async def test_a_second_server_on_one_home_is_refused(shared: Places) -> None:

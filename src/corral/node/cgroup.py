@@ -104,9 +104,12 @@ class Group:
         """The files by which a process joins."""
         return [directory / "cgroup.procs" for directory in self._directories]
 
-    def create(self) -> None:
+    def create(self, limits: Limits | None = None) -> None:
+        """Make it. Takes milliseconds in version 1."""
         for directory in self._directories:
             directory.mkdir(exist_ok=True)
+        if limits is not None:
+            self.limit(limits)
 
     def remove(self) -> bool:
         """Whether it is gone now. False: a process in it has not quite ended."""

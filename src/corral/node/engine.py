@@ -8,7 +8,9 @@ end       kill → unmount root → detach disk → destroy the member → recor
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import resource
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from corral.errors import InternalError, InvalidState, SetupError
+from corral.errors import CorralError, InternalError, InvalidState, SetupError
 from corral.node import death, holder_client, record, runsc
 from corral.node.box import RunscBox
 from corral.node.cgroup import Group, Groups, Limits, find_hierarchies
@@ -102,6 +104,9 @@ class RunscEngine:
         for directory in (self._places.run, self._places.members, self._places.boxes, runsc_root(self._places), self._places.logs):
             # 0700: runsc's control sockets have no other guard.
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Five descriptors for each member; the usual limit is 1,024.
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
         if not self._settings.agent.is_file():
             raise SetupError(f"the guest agent {self._settings.agent} is missing", hint="install Corral again: its build makes it")
         found = await asyncio.to_thread(runsc.find, self._places, self._settings.runsc)
@@ -156,6 +161,9 @@ class RunscEngine:
         self._open.members.remove_root()
         for directory in (self._places.members, self._places.boxes):
             directory.rmdir()
+        with contextlib.suppress(OSError):
+            # Whoever else keeps something there removes it.
+            self._places.run.rmdir()
 
     async def _settle(self) -> None:
         """End the pool, and wait for what is under way."""
@@ -178,10 +186,17 @@ class RunscEngine:
 
     async def _replace_holder(self) -> None:
         """Boxes live on without their parent. Give a new holder their descriptors, and have it watch them as strangers."""
-        await self._connect()
-        for member in [*(box.member for box in self._boxes.values()), *self._open.pool.waiting()]:
-            await self._holder.keep(member.id, member.descriptors)
-            await member.sentry.watch()
+        for delay in (0.1, 1, 5, 30, 60):
+            try:
+                await self._connect()
+                for member in [*(box.member for box in self._boxes.values()), *self._open.pool.waiting()]:
+                    await self._holder.keep(member.id, member.descriptors)
+                    await member.sentry.watch()
+                return
+            except (CorralError, OSError) as error:
+                log.error("another holder could not be started", error=str(error), retry_in=delay)
+                await asyncio.sleep(delay)
+        log.critical("there is no holder: sandboxes go on, but none can be created, and none would survive the end of this server")
 
     # Finding again
 
@@ -220,10 +235,12 @@ class RunscEngine:
         """Remove what belongs to nobody: members without a record, made or half made by an earlier server."""
         held = (await self._holder.list()).names
         ours = {box.member.id for box in self._boxes.values()}
-        for stranger in sorted((members.known() | held) - ours):
-            log.warning("removing a member that belongs to nobody", member=stranger)
-            await members.kill_stranger(stranger)
-            await self._clear_away(members, stranger, None)
+        await asyncio.gather(*(self._remove_stranger(members, stranger) for stranger in (members.known() | held) - ours))
+
+    async def _remove_stranger(self, members: Members, stranger: str) -> None:
+        log.info("removing a member that belongs to nobody", member=stranger)
+        await members.kill_stranger(stranger)
+        await self._clear_away(members, stranger, None)
 
     # Claiming
 
@@ -280,7 +297,8 @@ class RunscEngine:
         """End a box. One that is not there, or ends already, is no error. Without `keep_disk` its disk is deleted, and nothing written out before."""
         box = self._boxes.get(id)
         if box is not None:
-            if box.ending is None:
+            if box.ending is None or (box.ending.done() and self._boxes.get(id) is box):
+                # The second time, a first attempt has failed.
                 box.ending = self._run(self._take_apart(box, keep_disk=keep_disk))
             await asyncio.shield(box.ending)
         if not keep_disk:

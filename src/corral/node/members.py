@@ -97,11 +97,10 @@ class Members:
         group = self._groups.group(name)
         undo: list[Callable[[], Awaitable[None]]] = []
         try:
-            places.make(self._agent)
             undo.append(self._in_thread(places.remove))
-            group.create()
+            await asyncio.to_thread(places.make, self._agent)
             undo.append(lambda: _remove_group(group))
-            group.limit(Limits(memory=BIRTH_MEMORY, pids=BIRTH_PIDS, weight=LOW_WEIGHT if background else 100))
+            await asyncio.to_thread(group.create, Limits(memory=BIRTH_MEMORY, pids=BIRTH_PIDS, weight=LOW_WEIGHT if background else 100))
             control, control_theirs = hello.link()
             relay, relay_theirs = hello.link()
             log_read, log_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -247,7 +246,7 @@ def runsc_root(places: Places) -> Path:
 async def _remove_group(group: Group) -> None:
     # A task leaves its group a moment before its parent can reap it, but the kernel counts it out a moment later.
     for delay in _delays():
-        if group.remove():
+        if await asyncio.to_thread(group.remove):
             return
         await asyncio.sleep(delay)
     raise InternalError(f"a control group can't be removed: {sorted(group.members())} are in it")

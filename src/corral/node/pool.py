@@ -24,7 +24,9 @@ MEMBER_MIB = 16
 """What a sleeping member costs the machine (research: 12 to 14, and some for what is shared)."""
 SMALL = 16
 FLOOR = 0.10
-"""Share of the machine's memory that must stay available: below it no member is made."""
+"""Share of the machine's memory that must stay available: below it no member is made, and those that wait are given up one by one."""
+LOOK = 5.0
+"""Seconds between two looks at the machine's memory."""
 CALM = 0.3
 """Seconds after a claim in which a pool that is at least half full is left as it is: the new sandbox's first command is worth more."""
 RETRY = (0.5, 30.0)
@@ -95,12 +97,6 @@ class Pool:
         await asyncio.gather(*(self._members.destroy(member) for member in surplus))
         self._wanted.set()
 
-    async def renew(self) -> None:
-        """End the members that wait and make new ones: the agent's program has changed."""
-        size = self.size
-        await self.resize(0)
-        await self.resize(size)
-
     async def filled(self) -> None:
         """Until the pool is as full as it will be."""
         await self._full.wait()
@@ -146,10 +142,16 @@ class Pool:
     async def _refill(self) -> None:
         delay = RETRY[0]
         while True:
-            if len(self._ready) >= self.size or available() < FLOOR * total():
+            short = available() < FLOOR * total()
+            if short and self._ready:
+                log.warning("memory is short: giving up a waiting member", available_mib=available() // MIB, waiting=len(self._ready) - 1)
+                await self._members.destroy(self._ready.pop())
+                continue
+            if short or len(self._ready) >= self.size:
                 self._full.set()
                 self._wanted.clear()
-                await self._wanted.wait()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wanted.wait(), LOOK)
                 continue
             began = time.monotonic()
             calm_in = self._taken_at + CALM - began
