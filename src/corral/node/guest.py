@@ -50,9 +50,16 @@ class Guest:
 
     async def hello(self, *, timeout: float = HELLO_TIMEOUT) -> None:
         """Take the link, and whatever an earlier server left running behind it."""
-        greeting = await self._ask(self.processes.hello(), messages.Greeting, timeout=timeout)
+        try:
+            await self.link.hello(self.processes.hello(), self._greeted, timeout=timeout)
+        except RequestFailed as error:
+            raise PlatformError(f"the guest agent refuses this server: {error.problem.message}", hint="create a new sandbox") from error
+        if not self.version:
+            raise PlatformError("the guest agent's greeting makes no sense", hint="create a new sandbox")
+
+    def _greeted(self, greeting: messages.Greeting) -> None:
         if greeting.version != requests.VERSION:
-            raise PlatformError(f"the guest agent speaks version {greeting.version} of the wire, this server {requests.VERSION}", hint="create a new sandbox")
+            raise ProtocolError(f"the guest agent speaks version {greeting.version} of the wire")
         self.claimed = greeting.claimed
         self.version = greeting.agent
         self.processes.adopt(self.link, greeting)

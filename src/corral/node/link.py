@@ -23,7 +23,7 @@ from corral.wire import frame as wire
 from corral.wire import messages
 from corral.wire.channel import Segment
 from corral.wire.frame import Frame, ProtocolError, Type
-from corral.wire.messages import Event, Problem
+from corral.wire.messages import Event, Greeting, Problem
 from corral.wire.requests import Request, encode
 
 T = TypeVar("T")
@@ -75,6 +75,7 @@ class Link:
         self._buffer = memoryview(bytearray(wire.MAX_FRAME + 1))
         self._ports: dict[int, Port] = {}
         self._pending: dict[int, asyncio.Future[bytes]] = {}
+        self._greeting: Callable[[bytes], None] | None = None
         # Answers to requests of an earlier server may still be in the socket: a random start makes meeting their numbers improbable.
         self._number = secrets.randbits(32)
         self._out: deque[bytes] = deque()
@@ -91,6 +92,19 @@ class Link:
         self._loop.add_reader(self._fd, self._read)
 
     # ── requests ──
+
+    async def hello(self, request: Request, greeted: Callable[[Greeting], None], *, timeout: float) -> None:
+        """Take the link. Whatever comes before the answer was for an earlier server and is dropped: it comes again.
+
+        `greeted` is called before the next frame is read, so that nothing that follows the answer finds its channel missing.
+        """
+
+        def take(payload: bytes) -> None:
+            if messages.verdict(payload) is None:
+                greeted(messages.answer(payload, Greeting))
+
+        self._greeting = take
+        await self.request(request, Greeting, timeout=timeout)
 
     async def request(self, request: Request, answer: type[T] = messages.Done, *, timeout: float = REQUEST_TIMEOUT) -> T:
         """Ask and wait for the answer. Raises `RequestFailed` when the agent refuses, `Unavailable` after `timeout` seconds, `SandboxEnded` when the link ends."""
@@ -274,6 +288,8 @@ class Link:
         try:
             frame = wire.decode(packet)
             match frame.type:
+                case Type.EVENT | Type.DATA | Type.ACK if self._greeting is not None:
+                    pass
                 case Type.DATA:
                     self.on_activity()
                     if port := self._ports.get(frame.channel):
@@ -289,13 +305,21 @@ class Link:
                     elif port := self._ports.get(frame.channel):
                         port.on_event(event)
                 case Type.RESPONSE:
-                    reply = self._pending.get(frame.channel)
-                    if reply is not None and not reply.done():
-                        reply.set_result(bytes(frame.payload))
+                    self._take_answer(frame)
                 case Type.REQUEST:
                     raise ProtocolError("the guest agent may not make requests")
         except ProtocolError as error:
             self._count_garbage(error)
+
+    def _take_answer(self, frame: Frame) -> None:
+        reply = self._pending.get(frame.channel)
+        if reply is None or reply.done():
+            return
+        payload = bytes(frame.payload)
+        reply.set_result(payload)
+        if self._greeting is not None:
+            greeting, self._greeting = self._greeting, None
+            greeting(payload)
 
     def _count_garbage(self, error: ProtocolError) -> None:
         self._garbage += 1

@@ -107,6 +107,13 @@ class Process:
         self._stdin = Sender(offset=stdin) if self.asked.stdin else None
         self._channel = Channel(link, self.asked.channel, self, receivers=receivers, sender=self._stdin)
 
+    def started(self, pid: int) -> None:
+        """The agent has started it. A short one may have ended before we were told."""
+        self.starting = None
+        self.pid = pid
+        self.arm()
+        self._settle()
+
     def disconnect(self) -> None:
         """The channel is not there any more."""
         self._channel = None
@@ -139,7 +146,7 @@ class Process:
         self._changed.set()
 
     def _settle(self) -> None:
-        if (channel := self._channel) is None or (said := self._announced) is None:
+        if (channel := self._channel) is None or (said := self._announced) is None or self.starting is not None:
             return
         receivers = channel.receivers
         complete = all(receiver.finished for receiver in receivers.values())

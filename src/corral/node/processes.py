@@ -227,12 +227,12 @@ class ProcessBook:
         except CorralError:
             self._forget(process)
             raise
-        process.starting = None
         if process.forgotten:
-            return
-        process.pid = started.pid
-        process.arm()
-        self._on_event("process.started", {"process": process.asked.id, "pid": started.pid})
+            # Requests may overtake each other: the one to close it may have come before the one to start it.
+            link.post(requests.Close(channel=start.channel))
+        else:
+            self._on_event("process.started", {"process": process.asked.id, "pid": started.pid})
+            process.started(started.pid)
 
     def get(self, id: str) -> schema.Process:
         return self._find(id).describe()
