@@ -80,8 +80,8 @@ def test_the_doctor_changes_nothing_and_has_a_mend_for_each_failure(tmp_path: Pa
     assert [line.verdict for line in lines] == [Verdict.OK, Verdict.WORSE, Verdict.BROKEN]
     assert [line.mend for line in lines] == ["", "bring b", "bring c"]
     assert not parts[2].there
-    assert as_json(lines)["ok"] is False
-    assert as_json(lines[:2])["ok"] is True
+    assert as_json(lines, ())["ok"] is False
+    assert as_json(lines[:2], ())["ok"] is True
 
 
 def test_what_only_a_person_can_mend_stands_first_in_the_list() -> None:

@@ -23,26 +23,32 @@ def setup(
     systemd: Annotated[bool, typer.Option("--systemd", help="Write a systemd unit for the server.")] = False,
 ) -> None:
     """Ready this machine: install what is missing, make the images, say what was changed."""
+    from corral import logs
     from corral.setup.install import IMAGES
     from corral.setup.install import setup as ready
 
+    logs.configure("error", "console")
     ready(_places(home), say=lambda line: print(line, flush=True), image_names=image or IMAGES, host_mirrors=host_mirrors, unit=systemd)
 
 
 def doctor(*, home: Home = None, json: options.Json = False) -> int:
     """What this machine can do, what it lacks, and how to mend each. Exits with 2 when a sandbox can't run."""
+    from corral import logs
     from corral.sdk.connection import discover
-    from corral.setup.doctor import Line, Verdict, as_json, examine
+    from corral.setup.doctor import Line, Verdict, as_json, examine, origins
 
+    logs.configure("error", "console")
     lines: list[Line] = []
     for line in examine(_places(home)):
         lines.append(line)
         if not json:
             print(f"{line.verdict:<7} {line.check}: {line.text}" + (f"\n        mend: {line.mend}" if line.mend else ""), flush=True)
-    connection = discover()
+    connection, settings = discover(), origins(home)
     if json:
-        show.as_json({**as_json(lines), "url": connection.url, "url_from": connection.url_from, "key_from": connection.key_from})
+        show.as_json({**as_json(lines, settings), "url": connection.url, "url_from": connection.url_from, "key_from": connection.key_from})
     else:
+        for setting in settings:
+            print(f"setting {setting.name} = {setting.value} (from {setting.origin})")
         print(f"client  {connection.url} (from {connection.url_from}), key from {connection.key_from}")
     return 2 if any(line.verdict is Verdict.BROKEN for line in lines) else 0
 

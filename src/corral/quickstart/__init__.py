@@ -12,9 +12,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--host-mirrors", action="store_true", help="hand this machine's pip, npm and apt mirror settings into the image")
     chosen = parser.parse_args(arguments)
 
+    from corral import logs
     from corral.places import Places, default_home
     from corral.quickstart.tour import quickstart
 
+    logs.configure("error", "console")
     return quickstart(Places(default_home()), say=_print, host_mirrors=chosen.host_mirrors)
 
 

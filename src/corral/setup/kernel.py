@@ -44,10 +44,13 @@ def probe_root(machine: Machine) -> Finding:
 
 
 def probe_rights(machine: Machine) -> Finding:
-    """Mounts in a namespace of its own: what a container without rights can't do."""
+    """Mounts in a namespace of its own: what a container without rights can't do. And a user namespace, into which gVisor puts itself."""
     tried = _try("mount -t tmpfs none .")
     if tried is None:
-        return well("namespaces and mounts are allowed")
+        users = _try("true", "--user", "--map-root-user")
+        if users is None:
+            return well("namespaces and mounts are allowed")
+        return ill(f"no user namespaces: {users}", mend="run `sysctl -w user.max_user_namespaces=28633`; leave a chroot, in which the kernel refuses them")
     if machine.container:
         return ill(f"this {machine.container} container may not mount: {tried}", mend="start the container with --privileged, or use the machine itself")
     return ill(f"root may not mount here: {tried}", mend="run Corral on the machine itself, with all capabilities of root")
@@ -125,7 +128,7 @@ def probe_reflink(machine: Machine) -> Finding:
 
 
 def probe_veth(machine: Machine) -> Finding:
-    tried = _try(_VETH, network=True)
+    tried = _try(_VETH, "--net")
     return (
         well("veth pairs in a network namespace")
         if tried is None
@@ -171,13 +174,13 @@ def _needs(what: str, script: str, module: str) -> Finding:
     return well(what) if tried is None else ill(f"no {what}: {tried}", mend=f"run `modprobe {module}`, or use a kernel that has it")
 
 
-def _try(script: str, *, network: bool = False) -> str | None:
-    """Run a shell script in namespaces of its own, in an empty directory; None when it succeeded, else its last words."""
+def _try(script: str, *namespaces: str) -> str | None:
+    """Run a shell script in namespaces of its own (a mount namespace unless others are named), in an empty directory; None when it succeeded, else its last words."""
     unshare = shutil.which("unshare")
     if unshare is None:
         return "the program unshare (package util-linux) is missing"
     with tempfile.TemporaryDirectory(prefix="corral-probe-") as directory:
-        done = spawn.run([unshare, "--net" if network else "--mount", "sh", "-c", script], timeout=60, cwd=directory)
+        done = spawn.run([unshare, *(namespaces or ("--mount",)), "sh", "-c", script], timeout=60, cwd=directory)
     if done.code == 0:
         return None
     words = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
