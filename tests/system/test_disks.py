@@ -328,3 +328,15 @@ async def test_a_pool_that_cannot_fit_is_refused_with_a_mend(places: Places) -> 
         await disks.open()
     assert "CORRAL_HOME" in (refusal.value.hint or "")
     assert traces(places) == []
+
+
+async def test_a_cancelled_attach_can_be_undone(disks: PoolDisks, places: Places) -> None:
+    for mib in (64, 32, 64, 32, 64, 32):
+        box = new_id("sb")
+        attaching = asyncio.create_task(disks.attach(box, mib))
+        await asyncio.sleep(0)
+        attaching.cancel()
+        await asyncio.gather(attaching, return_exceptions=True)
+        await disks.remove(box)
+        await vanished(places, box)
+        assert not (places.disks / f"{box}.img").exists()

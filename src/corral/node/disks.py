@@ -10,6 +10,7 @@ while something below it is mounted. All that is known is in these names, so a n
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Collection
@@ -49,6 +50,7 @@ class PoolDisks:
         # Renames wait for nothing, so they never queue behind a file system being made, mounted or written out.
         self._quick = ThreadPoolExecutor(2, thread_name_prefix="disk-quick")
         self._slow = ThreadPoolExecutor(4, thread_name_prefix="disk")
+        self._idle = ThreadPoolExecutor(1, thread_name_prefix="disk-idle", initializer=_be_nice)
         self._background: list[asyncio.Task[None]] = []
         self._wanted = asyncio.Event()
         self._closing = asyncio.Event()
@@ -68,8 +70,8 @@ class PoolDisks:
         self._wanted.set()
         for task in self._background:
             await task
-        self._quick.shutdown()
-        self._slow.shutdown()
+        for threads in (self._quick, self._slow, self._idle):
+            threads.shutdown()
 
     async def shutdown(self) -> None:
         """Unmount everything, after the sandboxes have ended. Their images stay; the stock is deleted."""
@@ -85,18 +87,17 @@ class PoolDisks:
             return self._mounted_at(id)
         if mib == self._default_mib and self._stock and not self._image(id).exists():
             waiting = self._stock.popleft()
-            self._wanted.set()
             await self._in(self._quick, lambda: self._give(waiting, id))
         else:
             await self._in(self._slow, lambda: self._attach(id, mib))
         self._attached.add(id)
+        self._wanted.set()
         return self._mounted_at(id)
 
     async def detach(self, id: str) -> None:
         """Unmount a disk, written out, and keep it. Nothing happens if it isn't mounted."""
-        if id in self._attached:
-            self._attached.discard(id)
-            await self._in(self._slow, lambda: self._unmount(id))
+        self._attached.discard(id)
+        await self._in(self._slow, lambda: self._unmount(id))
 
     async def remove(self, id: str) -> None:
         """Delete a disk, without writing out what isn't written. Nothing happens if there is none.
@@ -120,7 +121,13 @@ class PoolDisks:
         return self._mounts / name / "m"
 
     async def _in(self, threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(threads, work)
+        """Do it in a thread. A caller that is cancelled leaves only when it is done: what comes next may be its undoing."""
+        done = asyncio.get_running_loop().run_in_executor(threads, work)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            await asyncio.wait([done])
+            raise
 
     # Below: blocking, in threads
 
@@ -209,10 +216,10 @@ class PoolDisks:
             try:
                 while len(self._stock) < self._stock_size and not self._closing.is_set():
                     name = "stock-" + new_id("vo")[3:]
-                    await self._in(self._slow, lambda name=name: self._prepare(name))
+                    await self._in(self._idle, lambda name=name: self._prepare(name))
                     self._stock.append(name)
             except (CorralError, OSError) as error:
-                # The next attach asks again, and tells its caller if it can't be helped.
+                # The next attach has it tried again, and tells its caller if it can't be helped.
                 log.warning("no disk could be prepared", error=str(error))
             if self._closing.is_set():
                 return
@@ -224,7 +231,7 @@ class PoolDisks:
                 await asyncio.wait_for(self._closing.wait(), _TRIM_EVERY)
             except TimeoutError:
                 for name in list(self._attached):
-                    await self._in(self._slow, lambda name=name: self._trim(name))
+                    await self._in(self._idle, lambda name=name: self._trim(name))
 
     def _trim(self, name: str) -> None:
         try:
@@ -233,3 +240,8 @@ class PoolDisks:
         except OSError as error:
             if self._image(name).exists() and name in self._attached:
                 log.warning("a disk can't be trimmed", sandbox=name, error=str(error))
+
+
+def _be_nice() -> None:
+    """Let this thread wait for requests: niceness is a thread's own in Linux."""
+    os.setpriority(os.PRIO_PROCESS, 0, 10)
