@@ -52,7 +52,7 @@ def finish(root: Path, release: Release, *, mirrors: HostMirrors | None) -> dict
     environment = _trust(root)
     if mirrors:
         _sources(root, release, release.host)
-        mirrors.write(root)
+        environment |= mirrors.write(root)
     _clean(root)
     return environment
 

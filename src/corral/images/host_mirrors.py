@@ -32,13 +32,12 @@ class HostMirrors:
     def key(self) -> str:
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
-    def write(self, root: Path) -> None:
+    def write(self, root: Path) -> dict[str, str]:
+        """Hand them into an image; returns environment variables for its processes, since npm has a global file for each prefix."""
         if self.pip:
             with (root / "etc/pip.conf").open("a") as file:
                 file.writelines(f"{key} = {value}\n" for key, value in self.pip)
-        if self.npm_registry:
-            with (root / "etc/npmrc").open("a") as file:
-                file.write(f"registry={self.npm_registry}\n")
+        return {"NPM_CONFIG_REGISTRY": self.npm_registry} if self.npm_registry else {}
 
 
 def _pip() -> dict[str, str]:
