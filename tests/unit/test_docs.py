@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import typer
+from starlette.routing import Route, WebSocketRoute
 
+from corral.api.app import ROUTERS
 from corral.cli.app import app
 from corral.errors import BY_CODE, RequestError
 from corral.schema.sandbox import Reason, State
@@ -34,6 +36,19 @@ def test_every_error_code_has_its_line_and_its_status(code: str) -> None:
 @pytest.mark.parametrize("command", sorted(commands(app)))
 def test_every_command_has_its_heading(command: str) -> None:
     assert re.search(rf"`corral {command}\b", (DOCS / "cli.md").read_text()), f"docs/cli.md does not tell of `corral {command}`"
+
+
+def routes() -> Iterator[str]:
+    for router in ROUTERS:
+        for route in router.routes:
+            assert isinstance(route, Route | WebSocketRoute)
+            methods = (route.methods or set()) - {"HEAD", "OPTIONS"} if isinstance(route, Route) else {"WS"}
+            yield from (f"{method} {route.path}" for method in methods)
+
+
+@pytest.mark.parametrize("route", sorted(set(routes())))
+def test_every_route_has_its_line(route: str) -> None:
+    assert f"| `{route}` |" in (DOCS / "http-api.md").read_text()
 
 
 @pytest.mark.parametrize("word", [*State, *Reason])

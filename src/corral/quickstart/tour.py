@@ -72,7 +72,7 @@ def quickstart(places: Places, *, say: Say, host_mirrors: bool = False) -> int:
         f"{project.NAME}'s tests in the sandbox: {outcome.tests - outcome.failures - outcome.skipped} passed, {outcome.failures} failed, "
         f"{outcome.skipped} skipped in {outcome.seconds:.1f} s ({fetched.lines:,} lines of Python); exit code {code}"
     )
-    say(f"API: {url}  (documentation: {url}/docs, metrics: {url}/metrics)")
+    say(f"API: {url}  (schema: {url}/openapi.json, metrics: {url}/metrics)")
     say("Next:  ./corral run -- python3 -c 'print(6*7)'    ./corral create --name box && ./corral shell box    ./corral ls    ./corral down")
     return 0 if held else 1
 
