@@ -47,8 +47,9 @@ def run(*argv: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) 
 
 
 def setup() -> bool:
-    """Ready the machine, and the runsc and images that all test runs share."""
-    return run(BIN / "corral", "setup", env={"CORRAL_HOME": str(CACHE / "home")})
+    """Ready the machine, and what all test runs share: runsc, the images, the project of the quick start."""
+    fetch = "import sys, pathlib, corral.quickstart.project as project; project.fetch(pathlib.Path(sys.argv[1]))"
+    return run(BIN / "corral", "setup", env={"CORRAL_HOME": str(CACHE / "home")}) and run(sys.executable, "-c", fetch, CACHE / "home" / "cache")
 
 
 def pytest(arguments: Sequence[str], *, runsc: Path | None = None) -> bool:

@@ -59,6 +59,9 @@ def home(shared: Places) -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="corral-test-", dir="/var/tmp"))
     places = Places(path)
     images.share(places, shared, ["tiny", "base"])
+    (path / "cache").mkdir()
+    for fetched in (shared.home / "cache").glob("quickstart-*"):
+        (path / "cache" / fetched.name).symlink_to(fetched)
     if chosen := os.environ.get("CORRAL_TEST_RUNSC"):
         os.environ["PATH"] = f"{Path(chosen).parent}:{os.environ['PATH']}"
     else:
