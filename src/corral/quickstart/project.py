@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
-import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +55,8 @@ def _fetch_into(place: Path) -> None:
     _pip(place / "sdist", "--no-binary", ":all:", "-r", str(_PINS / "project.txt"))
     _pip(place / "wheels", "--only-binary", ":all:", "-r", str(_PINS / "tools.txt"))
     archive = next((place / "sdist").glob("*.tar.gz"))
-    with tarfile.open(archive) as tar:
-        tar.extractall(place, filter="data")
+    # By tar: Python learned to refuse harmful members in 3.11.4, and Debian 12 has 3.11.2. The archive is pinned by its hash besides.
+    spawn.run(["tar", "--extract", "--gzip", "--no-same-owner", "--file", str(archive), "--directory", str(place)], timeout=60).check()
     (place / archive.name.removesuffix(".tar.gz")).rename(place / "source")
     shutil.rmtree(place / "sdist")
 
