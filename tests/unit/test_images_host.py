@@ -13,9 +13,7 @@ from corral.images.release import Release, Source
 CERTIFICATE = b"-----BEGIN CERTIFICATE-----\nMIIB\nAAAA\n-----END CERTIFICATE-----"
 OTHER = b"-----BEGIN CERTIFICATE-----\nMIIC\n-----END CERTIFICATE-----"
 OFFICIAL = (Source("http://deb.debian.org/debian", "bookworm", ("main",)),)
-RELEASE = Release(
-    "debian", "bookworm", "/usr/share/keyrings/debian-archive-keyring.gpg", OFFICIAL, (Source("http://mirror.example/debian", "bookworm", ("main",)),)
-)
+RELEASE = Release("debian", "bookworm", "/usr/share/keyrings/debian-archive-keyring.gpg", OFFICIAL)
 
 
 def test_a_certificate_is_the_same_whatever_its_line_ends() -> None:

@@ -19,7 +19,7 @@ from corral.errors import SetupError
 from corral.images import base_files, certificates
 from corral.images.host_mirrors import HostMirrors
 from corral.images.recipe import Defaults, OnLine
-from corral.images.release import Release, host_release
+from corral.images.release import Release, host_release, host_sources
 
 _PACKAGES = (
     *("build-essential", "git", "nodejs", "npm", "python-is-python3", "python3", "python3-dev", "python3-pip", "python3-venv", "sqlite3"),
@@ -32,7 +32,7 @@ def key(*, host_mirrors: bool) -> str:
     parts = {
         "version": 1,
         "release": [release.distribution, release.codename, platform.machine()],
-        "packages": _PACKAGES,
+        "packages": sorted(_PACKAGES),
         "files": base_files.VERSION,
         "certificates": sorted(certificates.host_extra()),
         "mirrors": HostMirrors.of_host(release).key() if host_mirrors else None,
@@ -104,7 +104,7 @@ def _mmdebstrap(root: Path, release: Release, cache: _Cache, on_line: OnLine, *,
         f"--customize-hook={keep_archives}",
         *([f"--customize-hook={keep_lists}"] if online else []),
         *(release.codename, str(root)),
-        *(source.line(release.keyring) for source in release.host),
+        *(source.line(release.keyring) for source in host_sources(release)),
     ]
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
     spawn.run(argv, timeout=3600, env=environment, on_line=_Progress(on_line)).check()

@@ -51,7 +51,7 @@ def finish(root: Path, release: Release, *, mirrors: HostMirrors | None) -> dict
     _sources(root, release, release.official)
     environment = _trust(root)
     if mirrors:
-        _sources(root, release, release.host)
+        _sources(root, release, mirrors.apt)
         environment |= mirrors.write(root)
     _clean(root)
     return environment

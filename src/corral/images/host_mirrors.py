@@ -12,22 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from corral.images.release import Release
+from corral.images.release import Release, Source, host_sources
 
 _PIP_KEYS = ("index-url", "extra-index-url", "trusted-host")
 
 
 @dataclass(frozen=True)
 class HostMirrors:
-    """Settings for pip (of its section `global`) and npm's registry; package sources of apt are in `Release.host`."""
+    """Settings for pip (of its section `global`) and npm's registry."""
 
-    apt: tuple[str, ...]
+    apt: tuple[Source, ...]
     pip: tuple[tuple[str, str], ...]
     npm_registry: str | None
 
     @classmethod
     def of_host(cls, release: Release) -> HostMirrors:
-        return cls(tuple(f"{source.uri} {source.suite}" for source in release.host), tuple(sorted(_pip().items())), _npm())
+        return cls(host_sources(release), tuple(sorted(_pip().items())), _npm())
 
     def key(self) -> str:
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]

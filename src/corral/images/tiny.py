@@ -60,10 +60,17 @@ def _download(scratch: Path, target: Path) -> None:
         # apt fetches as its own user when it can, and complains when it can't write here.
         argv = ["apt-get", "-o", "APT::Sandbox::User=root", "download", "busybox-static"]
         fetched = spawn.run(argv, timeout=300, cwd=scratch)
+        if fetched.code:
+            # A fresh machine has no package lists yet, or old ones.
+            spawn.run(["apt-get", "-q", "-o", "DPkg::Lock::Timeout=300", "update"], timeout=900)
+            fetched = spawn.run(argv, timeout=300, cwd=scratch)
         packages = list(scratch.glob("*.deb"))
         if fetched.code or not packages:
             detail = fetched.stderr.decode(errors="replace").strip()
-            raise SetupError(f"the package busybox-static can't be downloaded: {detail}", hint="run `apt-get update` with a network, then `corral setup` again")
+            raise SetupError(
+                f"the package busybox-static can't be downloaded: {detail}",
+                hint="see that `apt-get update` works on this machine (network, proxy, mirror), then run `corral setup` again",
+            )
         spawn.run(["dpkg-deb", "-x", str(packages[0]), str(scratch / "root")], timeout=60).check()
         # Its place moved from /bin to /usr/bin with the merged /usr.
         program = next(path for path in (scratch / "root/bin/busybox", scratch / "root/usr/bin/busybox") if path.exists())
