@@ -17,7 +17,7 @@ from corral.wire.requests import Close
 class Owner(Protocol):
     """Who a channel's bytes and events are for. `payload` is valid during the call only."""
 
-    def on_data(self, stream: int, payload: memoryview) -> None:
+    def on_data(self, stream: int, payload: memoryview, /) -> None:
         """New bytes, or the stream's end: see the channel's receivers."""
         ...
 

@@ -13,7 +13,8 @@ import secrets
 import select
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 import structlog
@@ -83,6 +84,7 @@ class Link:
         self._ready: deque[Port] = deque()
         self._waiting_ready: set[int] = set()
         self._blocked = False
+        self._held = 0
         self._garbage = 0
         self._on_garbage = on_garbage
         self.error: CorralError | None = None
@@ -156,6 +158,17 @@ class Link:
         self._out.append(wire.message(Type.REQUEST, number, payload))
         self._flush()
 
+    @contextmanager
+    def working(self) -> Generator[None]:
+        """For as long as it lasts, the guest counts as busy and is being used."""
+        self.on_activity()
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+            self.on_activity()
+
     # ── channels ──
 
     def attach(self, port: Port) -> None:
@@ -187,8 +200,8 @@ class Link:
 
     @property
     def busy(self) -> bool:
-        """Whether an answer is awaited or something is yet to be sent: the guest must not be frozen."""
-        return bool(self._pending or self._out or self._acks or self._ready)
+        """Whether an answer is awaited, a transfer waits for the guest, or something is yet to be sent: the guest must not be frozen."""
+        return bool(self._pending or self._out or self._acks or self._ready or self._held)
 
     def _flush(self) -> None:
         """Send until there is nothing to send, the socket is full, or the turn is over."""

@@ -146,6 +146,7 @@ class Symlink(Request, frozen=True, kw_only=True, tag="symlink"):
 class Glob(Request, frozen=True, kw_only=True, tag="glob"):
     pattern: bytes
     limit: int
+    after: bytes | None
 
 
 class Read(Request, frozen=True, kw_only=True, tag="read"):

@@ -1,0 +1,189 @@
+"""Bytes of files and trees on their way out of a guest (`Download`) and into it (`upload`). Flow control is the channel's: a slow end stalls only itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
+
+from corral.errors import CorralError, Unavailable
+from corral.node.channel import Channel
+from corral.node.link import Link, RequestFailed, again
+from corral.node.notice import Notice
+from corral.node.refusals import refusal
+from corral.wire import messages
+from corral.wire.channel import Receiver, Sender
+from corral.wire.frame import ProtocolError
+from corral.wire.messages import Event
+from corral.wire.requests import Request
+
+WINDOW = 4 << 20
+STALL_TIMEOUT = 60.0
+"""Seconds a guest may take to move a transfer on."""
+FINISH_TIMEOUT = 600.0
+"""Seconds a guest may take to put a complete upload in its place."""
+_PIECE = 1 << 20
+_SMALL = 4096
+_JOINED = 65_536
+
+T = TypeVar("T")
+
+
+class Transfer:
+    """What both directions share: a channel of its own, and its end."""
+
+    def __init__(self, link: Link, number: int, path: bytes, *, receivers: dict[int, Receiver], sender: Sender | None) -> None:
+        self._link = link
+        self._path = path
+        self._changed = Notice()
+        self._error: CorralError | None = None
+        self._ending: messages.Closed | None = None
+        self._open = True
+        self.channel = Channel(link, number, self, receivers=receivers, sender=sender)
+
+    async def open(self, request: Request, answer: type[T]) -> T:
+        """Send the opening request. When it fails nothing stays open."""
+        try:
+            return await self._link.request(request, answer)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, RequestFailed):
+                raise refusal(error.problem, self._path) from error
+            raise
+
+    def close(self) -> None:
+        """Tell the agent that we are done with it, complete or not. Idempotent."""
+        if self._open:
+            self._open = False
+            self.channel.close()
+            self.channel.fail(Unavailable("the transfer was given up"))
+            self._changed.set()
+
+    def on_data(self, stream: int, _payload: memoryview, /) -> None:
+        raise ProtocolError(f"data on stream {stream} of an upload")
+
+    def on_event(self, event: Event) -> None:
+        if not isinstance(event, messages.Closed):
+            raise ProtocolError(f"`{type(event).__name__}` about a transfer")
+        self._ending = self._ending or event
+        if event.error is not None:
+            self._error = self._error or refusal(event.error, self._path)
+            self.channel.fail(self._error)
+        self._changed.set()
+
+    def on_end(self, error: CorralError) -> None:
+        self._error = self._error or error
+        self._changed.set()
+
+    async def _moved(self, timeout: float) -> None:
+        """Until something comes from the guest, which is kept awake meanwhile."""
+        try:
+            with self._link.working():
+                async with asyncio.timeout(timeout):
+                    await self._changed.wait()
+        except TimeoutError:
+            raise stalled(timeout) from None
+
+
+class Upload(Transfer):
+    """Bytes into a guest."""
+
+    def __init__(self, link: Link, number: int, path: bytes) -> None:
+        super().__init__(link, number, path, receivers={}, sender=Sender(WINDOW))
+
+    async def send(self, chunk: bytes) -> None:
+        """Raises what the guest found wrong, such as `DiskFull`, as soon as it is known."""
+        if len(chunk) <= self.room:
+            # No room to wait for: no timer to set.
+            await self.channel.send(chunk)
+            return
+        view = memoryview(chunk)
+        while view:
+            piece, view = view[:_PIECE], view[_PIECE:]
+            try:
+                with self._link.working():
+                    async with asyncio.timeout(STALL_TIMEOUT):
+                        await self.channel.send(piece)
+            except TimeoutError:
+                raise stalled(STALL_TIMEOUT) from None
+
+    @property
+    def room(self) -> int:
+        assert self.channel.sender is not None
+        return self.channel.sender.room
+
+    async def finish(self) -> messages.Closed:
+        """End the stream, and wait until everything is in its place."""
+        self.channel.check()
+        self.channel.finish()
+        while self._ending is None and self._error is None:
+            await self._moved(FINISH_TIMEOUT)
+        if self._error is not None:
+            raise again(self._error)
+        assert self._ending is not None
+        return self._ending
+
+
+class Download(Transfer):
+    """An iterator over bytes. Close it (`aclose`) unless it was read to its end."""
+
+    def __init__(self, link: Link, number: int, path: bytes) -> None:
+        super().__init__(link, number, path, receivers={1: Receiver(WINDOW)}, sender=None)
+        self._pieces: deque[bytes | bytearray] = deque()
+        self._taken = 0
+
+    def on_data(self, _stream: int, payload: memoryview, /) -> None:
+        last = self._pieces[-1] if self._pieces else None
+        # A guest that sends single bytes must not cost an object for each.
+        if isinstance(last, bytearray) and len(last) + len(payload) <= _JOINED:
+            last += payload
+        elif payload:
+            self._pieces.append(bytearray(payload) if len(payload) < _SMALL else bytes(payload))
+        self._changed.set()
+
+    def __aiter__(self) -> Download:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._pieces:
+            if self._error is not None:
+                self.close()
+                raise again(self._error)
+            if not self._open or (self._ending is not None and self.channel.receivers[1].finished):
+                self.close()
+                raise StopAsyncIteration
+            try:
+                await self._moved(STALL_TIMEOUT)
+            except BaseException:
+                self.close()
+                raise
+        piece = self._pieces.popleft()
+        self._taken += len(piece)
+        if self._open:
+            self._link.on_activity()
+            self.channel.keep(1, self._taken)
+        return piece if isinstance(piece, bytes) else bytes(piece)
+
+    async def aclose(self) -> None:
+        self._pieces.clear()
+        self.close()
+
+
+async def upload(link: Link, number: int, path: bytes, request: Callable[[int], Request], chunks: AsyncIterator[bytes]) -> messages.Closed:
+    """Send everything, and wait until the guest has put it in its place. Whatever breaks it off leaves nothing of it there.
+
+    `request` makes the opening request for a window of that many bytes.
+    """
+    transfer = Upload(link, number, path)
+    try:
+        await transfer.open(request(WINDOW), messages.Done)
+        async for chunk in chunks:
+            await transfer.send(chunk)
+        return await transfer.finish()
+    finally:
+        transfer.close()
+
+
+def stalled(timeout: float) -> Unavailable:
+    return Unavailable(f"the sandbox did not move the transfer on for {timeout:g} s", hint="it may be overloaded; try again")
