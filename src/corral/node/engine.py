@@ -185,18 +185,20 @@ class RunscEngine:
             self._run(self._replace_holder())
 
     async def _replace_holder(self) -> None:
-        """Boxes live on without their parent. Give a new holder their descriptors, and have it watch them as strangers."""
+        """Boxes live on without their parent. A new holder watches them as strangers, and gets their descriptors."""
         for delay in (0.1, 1, 5, 30, 60):
             try:
                 await self._connect()
-                for member in [*(box.member for box in self._boxes.values()), *self._open.pool.waiting()]:
-                    await self._holder.keep(member.id, member.descriptors)
-                    await member.sentry.watch()
-                return
+                break
             except (CorralError, OSError) as error:
                 log.error("another holder could not be started", error=str(error), retry_in=delay)
                 await asyncio.sleep(delay)
-        log.critical("there is no holder: sandboxes go on, but none can be created, and none would survive the end of this server")
+        else:
+            log.critical("there is no holder: sandboxes go on, but none can be created, and none would survive the end of this server")
+            return
+        for member in [*(box.member for box in self._boxes.values() if box.ending is None), *self._open.pool.waiting()]:
+            if member.control.fileno() >= 0:
+                await self._holder.keep(member.id, member.descriptors)
 
     # Finding again
 

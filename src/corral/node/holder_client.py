@@ -111,6 +111,8 @@ class HolderClient:
         self._usable.set()
         for pid, status in (await self.list()).exits.items():
             self._exited(pid, status)
+        # After the loss of an earlier holder: whoever waits for an end is told of it by this one.
+        await self.watch([pid for pid, end in self._exits.items() if not end.done()])
 
     def exit_of(self, pid: int) -> asyncio.Future[int | None]:
         """The end of a spawned or watched process: its wait status, or None when it was no child of this holder.
@@ -150,11 +152,17 @@ class HolderClient:
         return fds
 
     async def drop(self, names: Iterable[str]) -> None:
-        await self._call({"op": "drop", "names": list(names)})
+        # A holder that went away has dropped everything.
+        with contextlib.suppress(HolderLost):
+            await self._call({"op": "drop", "names": list(names)})
 
     async def watch(self, pids: Iterable[int]) -> None:
         """Have the ends of these processes told; of one that is gone already without a trace the end is known at once."""
-        answer, _ = await self._call({"op": "watch", "pids": list(pids)})
+        pids = list(pids)
+        for pid in pids:
+            # From now on somebody waits, so that the next holder is told to watch it too.
+            self.exit_of(pid)
+        answer, _ = await self._call({"op": "watch", "pids": pids})
         for pid in answer["gone"]:
             self._exited(pid, None)
 
@@ -163,7 +171,8 @@ class HolderClient:
         pids = list(pids)
         for pid in pids:
             self._exits.pop(pid, None)
-        await self._call({"op": "forget", "pids": pids})
+        with contextlib.suppress(HolderLost):
+            await self._call({"op": "forget", "pids": pids})
 
     async def kill(self, pid: int, number: int) -> None:
         await self._call({"op": "kill", "pid": pid, "signal": number})

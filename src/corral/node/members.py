@@ -21,7 +21,7 @@ import structlog
 from corral.errors import CorralError, InternalError, PlatformError
 from corral.node import hello, mounts, runsc, sentry, urpc
 from corral.node.cgroup import Group, Groups, Limits
-from corral.node.holder_client import HolderClient, Spawn
+from corral.node.holder_client import HolderClient, HolderLost, Spawn
 from corral.node.member import MemberPlaces
 from corral.node.runsc import Runsc
 from corral.node.sentry import Identity, Sentry
@@ -145,6 +145,8 @@ class Members:
             await self._holder.kill(pid, signal.SIGKILL)
             raise CreateFailed(f"`runsc create` did not end within {CREATE_TIMEOUT:g} s and was killed") from None
         await self._holder.forget([pid])
+        if status is None:
+            raise HolderLost("the holder went away while it was starting a sandbox")
         if status != 0:
             raise CreateFailed(f"`runsc create` ended with status {status}: {places.excerpt(places.runsc_log) or 'it wrote no log'}")
 

@@ -1,7 +1,7 @@
 """Started members waiting for a claim, asleep, refilled in the background.
 
-Taking one is a `popleft`. Claims go first: members are made one after the other, by processes with a small share of the processors, with a pause as long as each took; and while claims follow each other
-closely, only once half of the pool is used up.
+Taking one is a `popleft`. Claims go first: members are made one after the other, by processes with a small share of the processors; with pauses in between while there are claims, and
+while these follow each other closely, only once half of the pool is used up.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ LOOK = 5.0
 """Seconds between two looks at the machine's memory."""
 CALM = 0.3
 """Seconds after a claim in which a pool that is at least half full is left as it is: the new sandbox's first command is worth more."""
+BUSY = 2.0
+"""Seconds after a claim in which making a member is followed by a pause of the same length."""
 RETRY = (0.5, 30.0)
 """Seconds to wait after a failure: the first time, and at most."""
 
@@ -168,5 +170,6 @@ class Pool:
                 continue
             delay = RETRY[0]
             self.add(member)
-            if len(self._ready) < self.size:
-                await asyncio.sleep(time.monotonic() - began)
+            now = time.monotonic()
+            if now - self._taken_at < BUSY:
+                await asyncio.sleep(now - began)
