@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,7 @@ class Pidfile:
 
 
 @contextmanager
-def occupy(places: Places) -> Iterator[Pidfile]:
+def occupy(places: Places) -> Generator[Pidfile, None, None]:
     """Hold the home. Raises `SetupError` when another server does. The lock goes with the process, however that ends."""
     places.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(path(places), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -30,6 +30,7 @@ from corral.capacity import Machine, booted_at
 from corral.control.accounts import Accounts
 from corral.control.admission import Gate
 from corral.control.events import EventLog
+from corral.control.history import History
 from corral.control.housekeeping import Housekeeper
 from corral.control.idempotency import Replays
 from corral.control.ports import Node
@@ -84,6 +85,7 @@ class Application:
             store=self._store,
             node=node,
             meter=Meter(self._sandboxes.in_state),
+            history=History(node, self._sandboxes.running),
             streams=Streams(),
             readiness=self._readiness,
         )
@@ -108,6 +110,7 @@ class Application:
         """Open the node and find again what lives. From then on requests are answered."""
         await self._sandboxes.open()
         self._housekeeper.start()
+        self.services.history.start()
         self._ready.set()
 
     async def open(self) -> None:
@@ -119,6 +122,7 @@ class Application:
         """Leave. Sandboxes go on living, or with `terminate` are stopped; their disks are kept."""
         self.services.streams.end()
         self._housekeeper.stop()
+        self.services.history.stop()
         if terminate:
             await self._sandboxes.stop_all()
         await self._sandboxes.close()

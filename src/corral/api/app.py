@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from corral.api import errors, events, health, images, keys, output, processes, projects, sandboxes
+from corral.api import attach, errors, events, files, health, images, keys, observe, output, processes, projects, sandboxes, tree
 from corral.api.auth import Authenticate
 from corral.api.services import Services
 from corral.errors import CorralError
@@ -17,7 +17,11 @@ from corral.version import __version__
 ROUTERS: tuple[APIRouter, ...] = (
     processes.routes,
     output.routes,
+    attach.routes,
     sandboxes.routes,
+    files.routes,
+    tree.routes,
+    observe.routes,
     events.routes,
     health.routes,
     images.routes,

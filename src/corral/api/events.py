@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import Query
@@ -12,9 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from corral.api.route import JSON, Actor, Services, may, router
-from corral.api.stream import EVENT_STREAM, EventStream, event
+from corral.api.stream import EVENT_STREAM, EventStream, event, finishing, last_event_id
 from corral.control.roles import Permission
-from corral.errors import InvalidArgument
 from corral.schema.observe import Events
 
 routes = router("events")
@@ -46,20 +44,11 @@ async def events(request: Request, services: Services, actor: Actor, query: Anno
     if not query.follow:
         found = await services.events.since(actor.project, after=query.after, sandbox=sandbox, kind=query.kind, limit=query.limit)
         return Response(Events(events=found).model_dump_json(), media_type=JSON)
-    after = _resumed(request, query.after)
+    after = query.after if (last := last_event_id(request)) is None else last
 
     async def stream() -> AsyncGenerator[bytes, None]:
-        async with aclosing(services.events.follow(actor.project, after=after, sandbox=sandbox, kind=query.kind)) as items:
+        async with finishing(services.events.follow(actor.project, after=after, sandbox=sandbox, kind=query.kind)) as items:
             async for item in items:
                 yield event(item.model_dump_json().encode(), name="event", id=str(item.seq))
 
     return EventStream(stream(), services.streams)
-
-
-def _resumed(request: Request, after: int) -> int:
-    last = request.headers.get("last-event-id")
-    if not last:
-        return after
-    if not last.isdecimal() or len(last) > 18:
-        raise InvalidArgument(f"Last-Event-ID: {last[:60]!r} is no number", details={"field": "Last-Event-ID"})
-    return int(last)

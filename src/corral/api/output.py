@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import Query
@@ -15,7 +14,7 @@ from starlette.responses import Response
 from corral.api.body import pieces
 from corral.api.meter import Meter
 from corral.api.route import Actor, Services, may, router
-from corral.api.stream import EVENT_STREAM, ByteStream, EventStream, event
+from corral.api.stream import EVENT_STREAM, ByteStream, EventStream, event, finishing
 from corral.control.ports import Chunk, ProcessBook
 from corral.control.roles import Permission
 from corral.errors import InternalError, InvalidArgument
@@ -101,7 +100,7 @@ async def stdin(request: Request, services: Services, actor: Actor, sandbox: str
 async def follow(book: ProcessBook, id: str, meter: Meter, stdout: int = 0, stderr: int = 0, *, wait: bool = True) -> AsyncGenerator[bytes, None]:
     """The events of a process' output, and at last its end; without `wait` of what there is."""
     at = {Stream.STDOUT: stdout, Stream.STDERR: stderr}
-    async with aclosing(book.raw_output(id, stdout, stderr, follow=wait)) as items:
+    async with finishing(book.raw_output(id, stdout, stderr, follow=wait)) as items:
         async for item in items:
             if isinstance(item, Process):
                 if not item.running:
@@ -140,8 +139,8 @@ def _raw(book: ProcessBook, services: Services, id: str, stream: Stream, query: 
 
     async def body() -> AsyncGenerator[bytes, None]:
         at = first
-        offsets = {"stdout": first, "stderr": None} if stream is Stream.STDOUT else {"stdout": None, "stderr": first}
-        async with aclosing(book.raw_output(id, **offsets, follow=query.follow)) as items:
+        stdout, stderr = (first, None) if stream is Stream.STDOUT else (None, first)
+        async with finishing(book.raw_output(id, stdout, stderr, follow=query.follow)) as items:
             async for item in items:
                 if isinstance(item, Process):
                     return

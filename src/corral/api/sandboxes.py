@@ -71,7 +71,7 @@ async def delete_many(services: Services, actor: Actor, wanted: SandboxDelete) -
     """End many at once: those named, or all that have these tags."""
     ids = wanted.sandboxes if wanted.sandboxes is not None else services.sandboxes.tagged(actor.project, wanted.tags or {})
     records = await services.sandboxes.delete_many(actor, ids)
-    return SandboxPage(sandboxes=[record.show() for record in records])
+    return SandboxPage(sandboxes=[record.show() for record in records], next=None)
 
 
 @routes.get("/v1/sandboxes/{sandbox}", response_model=Sandbox)

@@ -10,6 +10,7 @@ from corral.api.meter import Meter
 from corral.api.stream import Streams
 from corral.control.accounts import Accounts
 from corral.control.events import EventLog
+from corral.control.history import History
 from corral.control.idempotency import Replays
 from corral.control.ports import Node, Store
 from corral.control.sandboxes import Sandboxes
@@ -26,6 +27,7 @@ class Services:
     store: Store
     node: Node
     meter: Meter
+    history: History
     streams: Streams
     readiness: Callable[[], dict[str, str]]
     """What has to be in order to create a sandbox: `ok`, or what is the matter."""

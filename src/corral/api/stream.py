@@ -7,21 +7,31 @@ leaves ends the answer early, which clients take as a reason to come back at the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Protocol, TypeVar
 
 import structlog
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from corral.api import errors
-from corral.errors import CorralError
+from corral.errors import CorralError, InvalidArgument
+
+T = TypeVar("T")
 
 KEEP_ALIVE = 15.0
 """Seconds without an event after which a comment line is sent."""
 EVENT_STREAM = "text/event-stream"
 
 log = structlog.get_logger(__name__)
+
+
+class Closable(Protocol):
+    """Something that must be closed even if nobody began to read it."""
+
+    async def aclose(self) -> None: ...
 
 
 class Streams:
@@ -45,7 +55,7 @@ class Streams:
 
 
 class ByteStream(Response):
-    """Pieces of bytes as they are. `on_hang_up` is awaited when the client left before the end."""
+    """Pieces of bytes as they are. `on_hang_up` is awaited when the client left before the end; `owns` is closed at the end, whichever way that comes."""
 
     def __init__(
         self,
@@ -56,6 +66,7 @@ class ByteStream(Response):
         headers: Mapping[str, str] | None = None,
         media_type: str = "application/octet-stream",
         on_hang_up: Callable[[], Awaitable[None]] | None = None,
+        owns: Closable | None = None,
     ) -> None:
         self.status_code = status
         self.media_type = media_type
@@ -64,6 +75,7 @@ class ByteStream(Response):
         self._pieces = pieces
         self._streams = streams
         self._on_hang_up = on_hang_up
+        self._owns = owns
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
@@ -77,6 +89,8 @@ class ByteStream(Response):
             pump.cancel()
             watch.cancel()
             await asyncio.wait((pump, watch))
+            if self._owns is not None:
+                await self._owns.aclose()
             if gone and self._on_hang_up is not None and not self._streams.leaving:
                 await asyncio.shield(self._on_hang_up())
         if not pump.cancelled() and (error := pump.exception()) is not None:
@@ -89,7 +103,7 @@ class ByteStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _body(self, send: Send) -> None:
-        async with aclosing(self._pieces) as pieces:
+        async with finishing(self._pieces) as pieces:
             async for piece in pieces:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
 
@@ -98,10 +112,16 @@ class EventStream(ByteStream):
     """Server-sent events (see `event`). An error becomes the event `error`, whose data is an error body; then the stream ends."""
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], streams: Streams, *, status: int = 200, on_hang_up: Callable[[], Awaitable[None]] | None = None
+        self,
+        events: AsyncGenerator[bytes, None],
+        streams: Streams,
+        *,
+        status: int = 200,
+        on_hang_up: Callable[[], Awaitable[None]] | None = None,
+        owns: Closable | None = None,
     ) -> None:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        super().__init__(events, streams, status=status, headers=headers, media_type=EVENT_STREAM, on_hang_up=on_hang_up)
+        super().__init__(events, streams, status=status, headers=headers, media_type=EVENT_STREAM, on_hang_up=on_hang_up, owns=owns)
 
     async def _body(self, send: Send) -> None:
         loop = asyncio.get_running_loop()
@@ -119,7 +139,7 @@ class EventStream(ByteStream):
 
         timer = loop.call_later(KEEP_ALIVE, keep_alive)
         try:
-            async with aclosing(self._pieces) as pieces:
+            async with finishing(self._pieces) as pieces:
                 async for piece in pieces:
                     sent = loop.time()
                     await _say(send, piece)
@@ -131,10 +151,31 @@ class EventStream(ByteStream):
             timer.cancel()
 
 
+def last_event_id(request: Request) -> int | None:
+    """The number of the event after which a client wants to go on. Raises `InvalidArgument`."""
+    last = request.headers.get("last-event-id")
+    if not last:
+        return None
+    if not last.isdecimal() or len(last) > 19:
+        raise InvalidArgument(f"Last-Event-ID: {last[:60]!r} is no number", details={"field": "Last-Event-ID"})
+    return int(last)
+
+
 def event(data: bytes, *, name: str, id: str | None = None) -> bytes:
     """One event. `data` is a line of JSON."""
     head = b"" if id is None else b"id: %b\n" % id.encode()
     return b"%bevent: %b\ndata: %b\n\n" % (head, name.encode(), data)
+
+
+@asynccontextmanager
+async def finishing(items: AsyncIterator[T]) -> AsyncGenerator[AsyncIterator[T], None]:
+    """What can be closed is closed where its use ends, not when it is collected."""
+    try:
+        yield items
+    finally:
+        close: Callable[[], Awaitable[None]] | None = getattr(items, "aclose", None)
+        if close is not None:
+            await close()
 
 
 async def _say(send: Send, piece: bytes) -> None:

@@ -36,7 +36,7 @@ class Accounts:
             self._keys[digest] = key
             self._digests[key.id] = digest
         if DEFAULT not in self._projects:
-            await self._add_project(ProjectCreate(name=DEFAULT))
+            await self._add_project(ProjectCreate.model_validate({"name": DEFAULT}))
         if any(key.role is Role.ADMIN for key in self._keys.values()):
             return None
         return (await self.add_key(KeyCreate(name="admin", role=Role.ADMIN))).value

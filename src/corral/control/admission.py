@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -77,7 +77,7 @@ class Gate:
         return sum(len(queue) for queue in self._queues.values())
 
     @asynccontextmanager
-    async def turn(self, project: str, *, wait: float) -> AsyncIterator[None]:
+    async def turn(self, project: str, *, wait: float) -> AsyncGenerator[None, None]:
         """Hold a place while a sandbox starts. Raises `Unavailable` when there is no room for `wait` seconds."""
         if self._queues or self._starting >= self._places or self._lacks() is not None:
             await self._queue(project, wait)

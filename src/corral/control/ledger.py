@@ -67,19 +67,19 @@ class Ledger:
                 pass
         fresh = replace(record, state=state, **changes)
         told = {"reason": fresh.reason, "detail": fresh.detail} if fresh.reason else {"timing": fresh.timing} if action is Action.RUN else {}
-        self._write(fresh, self._event(lifecycle.EVENT[action], fresh, actor=actor or fresh.ended_by, **told))
+        self._write(fresh, ("state", *changes), self._event(lifecycle.EVENT[action], fresh, actor=actor or fresh.ended_by, **told))
         return fresh
 
     def amend(self, living: Living, *, actor: str | None, **changes: Any) -> Record:
         """Change what was asked for: name, tags, times. Raises `Conflict` for a name that is taken."""
         fresh = replace(living.record, **changes)
-        self._write(fresh, self._event("sandbox.updated", fresh, actor=actor, changed=sorted(changes)), tags="tags" in changes)
+        self._write(fresh, tuple(changes), self._event("sandbox.updated", fresh, actor=actor, changed=sorted(changes)))
         return fresh
 
     def removed(self, record: Record) -> Record:
         """The node has nothing of it any more."""
         fresh = replace(record, removed=True)
-        self._rows.save(fresh, [])
+        self._rows.save(fresh, ("removed",), [])
         return fresh
 
     def find(self, project: str, id_or_name: str) -> Living | None:
@@ -106,9 +106,9 @@ class Ledger:
             details={"reason": record.reason or record.state, "sandbox": record.id},
         )
 
-    def _write(self, record: Record, event: Event, *, tags: bool = False) -> None:
+    def _write(self, record: Record, changed: tuple[str, ...], event: Event) -> None:
         self.registry.put(record)
-        stored = self._rows.save(record, [event], tags=tags)
+        stored = self._rows.save(record, changed, [event])
         self.log.when_stored(stored, event)
 
     def _event(self, kind: str, record: Record, *, actor: str | None, **data: Any) -> Event:

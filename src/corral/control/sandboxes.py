@@ -197,6 +197,10 @@ class Sandboxes:
             counts[living.record.state] += 1
         return counts
 
+    def running(self) -> list[str]:
+        """Ids of those that run, of all projects."""
+        return [living.record.id for living in self.ledger.registry if living.record.state in (State.RUNNING, State.FROZEN)]
+
     def living_in(self, project: str) -> int:
         return sum(1 for _ in self.ledger.registry.of(project))
 

@@ -43,6 +43,21 @@ class Metrics(Answer):
     samples: list[Sample] = Field(description="oldest first; the last is taken now")
 
 
+class Port(Answer):
+    """A TCP port that something in a sandbox listens on."""
+
+    port: int
+    address: str
+    pid: int | None = Field(None, description="inside the sandbox; never an identity")
+    process: str | None = Field(None, description="the program's name, as the sandbox says")
+
+
+class Ports(Answer):
+    """GET /v1/sandboxes/{id}/ports."""
+
+    ports: list[Port]
+
+
 class LogLine(Answer):
     at: datetime
     source: str = Field(description="`engine`, `agent`, or a process id")

@@ -7,7 +7,7 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -97,43 +97,38 @@ class Database:
             await asyncio.wait([self._newest])
 
     def _write(self) -> None:
-        while True:
-            first = self._queue.get()
-            batch: list[_Write] = []
-            last = first is None
-            if first is not None:
-                batch.append(first)
-            with contextlib.suppress(queue.Empty):
-                while not last and len(batch) < BATCH:
-                    following = self._queue.get_nowait()
-                    if following is None:
-                        last = True
-                    else:
-                        batch.append(following)
-            self._commit(batch)
-            if last:
-                return
+        with self._writing.connect() as connection:
+            while batch := self._next_batch():
+                results = self._commit(connection, batch)
+                failed = [result for result in results if isinstance(result, Exception)]
+                self.failure = str(failed[-1]) if failed else None
+                assert self._loop is not None
+                self._loop.call_soon_threadsafe(_resolve, list(zip(batch, results, strict=True)))
 
-    def _commit(self, batch: list[_Write]) -> None:
+    def _next_batch(self) -> list[_Write]:
+        """Wait for a write, and take along what else is there. Empty: there will be none any more."""
+        write = self._queue.get()
+        batch: list[_Write] = []
+        with contextlib.suppress(queue.Empty):
+            while write is not None:
+                batch.append(write)
+                if len(batch) == BATCH:
+                    break
+                write = self._queue.get_nowait()
+            else:
+                if batch:
+                    self._queue.put(None)  # the end is for the next turn
+        return batch
+
+    def _commit(self, connection: Connection, batch: list[_Write]) -> list[Any | Exception]:
         try:
-            results = self._together(batch)
+            with connection.begin():
+                return [write.do(connection) for write in batch]
         except Exception as error:
+            if len(batch) == 1:
+                return [error]
             # One of them is to blame: each by itself, so that the others are done.
-            results = [self._alone(write) for write in batch] if len(batch) > 1 else [error]
-        failed = next((result for result in reversed(results) if isinstance(result, Exception)), None)
-        self.failure = None if failed is None else str(failed)
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(_resolve, list(zip(batch, results, strict=True)))
-
-    def _together(self, batch: Iterable[_Write]) -> list[Any]:
-        with self._writing.begin() as connection:
-            return [write.do(connection) for write in batch]
-
-    def _alone(self, write: _Write) -> Any:
-        try:
-            return self._together([write])[0]
-        except Exception as error:
-            return error
+            return [result for write in batch for result in self._commit(connection, [write])]
 
     def _file(self) -> Path | None:
         if self._url.get_backend_name() != "sqlite" or self._url.database in (None, "", ":memory:"):

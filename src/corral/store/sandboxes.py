@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, bindparam, delete, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from corral.control.idempotency import Claim
@@ -22,6 +22,8 @@ from corral.store.tables import idempotency, sandbox_tags, sandboxes
 
 _INSERT = insert(sandboxes)
 _UPDATE = update(sandboxes).where(sandboxes.c.id == bindparam("of"))
+_NAMES = tuple(field.name for field in fields(Record))
+_JSON = frozenset({"env", "tags", "timing"})
 _INSERT_TAG = insert(sandbox_tags)
 
 
@@ -34,8 +36,10 @@ class SandboxRows:
     def create(self, record: Record, happened: Sequence[Event], claim: Claim | None) -> asyncio.Future[None]:
         """A new row; with a claim, what its Idempotency-Key made, in the same transaction."""
 
+        row = _row(record)
+
         def do(connection: Connection) -> None:
-            connection.execute(_INSERT, _row(record))
+            connection.execute(_INSERT, row)
             _tag(connection, record)
             if claim is not None:
                 _claim(connection, claim, record)
@@ -43,14 +47,13 @@ class SandboxRows:
 
         return self._database.write(do)
 
-    def save(self, record: Record, happened: Sequence[Event], *, tags: bool = False) -> asyncio.Future[None]:
-        """Change the row; `tags`: these too."""
+    def save(self, record: Record, changed: Collection[str], happened: Sequence[Event]) -> asyncio.Future[None]:
+        """Write these fields of the record into its row."""
+        row = _row(record, changed)
 
         def do(connection: Connection) -> None:
-            row = _row(record)
-            del row["id"]
             connection.execute(_UPDATE, {"of": record.id, **row})
-            if tags:
+            if "tags" in changed:
                 connection.execute(delete(sandbox_tags).where(sandbox_tags.c.sandbox == record.id))
                 _tag(connection, record)
             events.insert_all(connection, happened)
@@ -59,13 +62,13 @@ class SandboxRows:
 
     async def get(self, project: str, id: str) -> Record | None:
         query = select(sandboxes).where(sandboxes.c.id == id, sandboxes.c.project == project)
-        row = await self._database.read(lambda connection: connection.execute(query).first())
+        row = await self._database.read(lambda connection: connection.execute(query).mappings().first())
         return None if row is None else _record(row)
 
     async def unfinished(self) -> list[Record]:
         """Those that live, and those that have ended and are not yet removed from the node."""
         query = select(sandboxes).where(or_(sandboxes.c.state.in_(LIVING), sandboxes.c.removed.is_(False))).order_by(sandboxes.c.created_at)
-        rows = await self._database.read(lambda connection: connection.execute(query).all())
+        rows = await self._database.read(lambda connection: connection.execute(query).mappings().all())
         return [_record(row) for row in rows]
 
     async def page(self, project: str, *, states: frozenset[State], tags: Mapping[str, str], before: tuple[float, str] | None, limit: int) -> list[Record]:
@@ -78,7 +81,7 @@ class SandboxRows:
             at, id = before
             query = query.where(or_(sandboxes.c.created_at < at, and_(sandboxes.c.created_at == at, sandboxes.c.id < id)))
         query = query.order_by(sandboxes.c.created_at.desc(), sandboxes.c.id.desc()).limit(limit)
-        rows = await self._database.read(lambda connection: connection.execute(query).all())
+        rows = await self._database.read(lambda connection: connection.execute(query).mappings().all())
         return [_record(row) for row in rows]
 
     async def forget_ended(self, before: float) -> int:
@@ -105,15 +108,15 @@ def _claim(connection: Connection, claim: Claim, record: Record) -> None:
     connection.execute(statement.on_conflict_do_update(index_elements=["project", "key"], set_=values))
 
 
-def _row(record: Record) -> dict[str, Any]:
-    row = asdict(record)
-    for name in ("env", "tags", "timing"):
+def _row(record: Record, names: Iterable[str] = _NAMES) -> dict[str, Any]:
+    row = {name: getattr(record, name) for name in names}
+    for name in _JSON.intersection(row):
         row[name] = None if row[name] is None else json.dumps(row[name], separators=(",", ":"))
     return row
 
 
-def _record(row: Row[Any]) -> Record:
-    values: dict[str, Any] = dict(row._mapping)
+def _record(row: RowMapping) -> Record:
+    values: dict[str, Any] = dict(row)
     record = Record(**values)
     return replace(
         record,
