@@ -54,6 +54,7 @@ class EngineHome:
     async def shutdown(self) -> None:
         await self.engine.shutdown()
         await self.disks.shutdown()
+        self.places.run.rmdir()
 
     async def claim(self, spec: BoxSpec | None = None) -> Inside:
         box, timing = await self.engine.claim(spec or self.spec())

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from corral.errors import SetupError
+from corral.node import record
 from corral.places import Places
 from corral.schema.sandbox import Reason
 from harness.engine import EngineHome, Inside, engine_home, home_directory, nothing_left
@@ -82,6 +83,21 @@ async def test_one_that_died_without_a_server_is_told_with_its_reason(shared: Pl
         assert [box.id for box in boxes] == [alive]
         ended = await home.next_end()
         assert (ended.id, ended.reason, ended.disk_kept) == (dead, Reason.KILLED, True)
+        await home.shutdown()
+        await nothing_left(places)
+
+
+async def test_when_the_holder_is_lost_with_the_server_sandboxes_end_and_keep_their_disks(shared: Places) -> None:
+    with home_directory(shared) as places:
+        (lost,) = killed_server(places, 1)
+        spec = next(record.read_all(places.boxes)).spec
+        os.kill(_holder(places), signal.SIGKILL)
+        home = EngineHome(places)
+        assert await home.open() == []
+        ended = await home.next_end()
+        assert (ended.id, ended.reason, ended.disk_kept) == (lost, Reason.ENGINE_ERROR, True)
+        again = await home.claim(spec)
+        assert await again.run("cat /number") == (0, "0\n")
         await home.shutdown()
         await nothing_left(places)
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from corral.errors import CorralError, InternalError, InvalidState, SetupError
+from corral.errors import CorralError, InternalError, InvalidState, SetupError, Unavailable
 from corral.node import death, holder_client, record, runsc
 from corral.node.box import RunscBox
 from corral.node.cgroup import Group, Groups, Limits, find_hierarchies
@@ -36,6 +36,7 @@ from corral.schema.sandbox import Reason
 
 SETTLE_TIMEOUT = 60.0
 """Seconds for ends that are under way when the server leaves."""
+DISK_TIMEOUT = 60.0
 SENTRY_MEMORY = 64
 """MiB on top of a sandbox's memory for its sentry, gofer and page tables (measured: 25 idle) …"""
 SENTRY_MEMORY_SHARE = 8
@@ -215,16 +216,21 @@ class RunscEngine:
             except ProcessLookupError:
                 await self._bury(members, found)
             except HolderError as error:
-                await self._bury(members, found, lost=str(error))
+                await self._bury(members, found, lost=f"its sockets went with an earlier holder: {error}")
             else:
-                await self._disks.attach(found.spec.id, found.spec.disk)
-                self._enter(RunscBox(found.spec, member, disk_used=self._disks.used))
+                try:
+                    await self._attach(found.spec)
+                except (CorralError, OSError) as error:
+                    member.release()
+                    await self._bury(members, found, lost=f"its disk can't be found again: {error}")
+                else:
+                    self._enter(RunscBox(found.spec, member, disk_used=self._disks.used))
 
     async def _bury(self, members: Members, found: Record, *, lost: str | None = None) -> None:
         """A box that ended while no server was there or, with `lost`, can't be reached any more."""
         places = members.places(found.member)
         if lost is not None:
-            reason, detail = Reason.ENGINE_ERROR, f"its sockets went with an earlier holder: {lost}"
+            reason, detail = Reason.ENGINE_ERROR, lost
         else:
             exits = [self._holder.exit_of(found.identity.pid)]
             reason, detail = death.explain(_evidence(exits, members.group(found.member), places))
@@ -264,7 +270,7 @@ class RunscEngine:
                 # Awake before the mounts: it comes to itself on another processor meanwhile, and looks at nothing before it is told to.
                 member.sentry.wake()
                 ready = time.perf_counter()
-                writable = await self._disks.attach(spec.id, spec.disk)
+                writable = await self._attach(spec)
                 self._rootfs.mount_root(member.places.root, spec.image.layers, writable)
             except BaseException:
                 await asyncio.shield(self._abandon(member, spec.id))
@@ -281,6 +287,15 @@ class RunscEngine:
             "cold": float(cold),
         }
         return box, timing
+
+    async def _attach(self, spec: BoxSpec) -> Path:
+        try:
+            async with asyncio.timeout(DISK_TIMEOUT):
+                return await self._disks.attach(spec.id, spec.disk)
+        except TimeoutError:
+            raise Unavailable(
+                f"the disk of sandbox {spec.id} was not there within {DISK_TIMEOUT:g} s", hint="look at the load of the pool's device, and try again"
+            ) from None
 
     async def _abandon(self, member: Member, id: str) -> None:
         await member.sentry.kill()
