@@ -84,6 +84,7 @@ class Link:
         self._ready: deque[Port] = deque()
         self._waiting_ready: set[int] = set()
         self._blocked = False
+        self._reading = False
         self._held = 0
         self._garbage = 0
         self._on_garbage = on_garbage
@@ -190,10 +191,13 @@ class Link:
             self._flush()
 
     def ack(self, channel: int, stream: int, offset: int, window: int) -> None:
-        """Acknowledge a stream. Of acks that the agent does not read only the newest is kept."""
+        """Acknowledge a stream. Of acks that the agent does not read only the newest is kept.
+
+        Those of a batch of frames are sent behind it: a short process has ended by then, and closing its channel says as much in one packet.
+        """
         if self.error is None:
             self._acks[channel, stream] = wire.ack(channel, stream, offset, window)
-            if not self._blocked:
+            if not self._blocked and not self._reading:
                 self._flush()
 
     # ── writing ──
@@ -269,6 +273,15 @@ class Link:
 
     def _read(self) -> None:
         """Take what has arrived, up to a bound."""
+        self._reading = True
+        try:
+            self._take_batch()
+        finally:
+            self._reading = False
+        if self._acks and not self._blocked:
+            self._flush()
+
+    def _take_batch(self) -> None:
         buffer = self._buffer
         budget = _BYTES_A_TURN
         for _ in range(_FRAMES_A_TURN):

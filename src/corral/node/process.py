@@ -116,7 +116,9 @@ class Process:
 
     def disconnect(self) -> None:
         """The channel is not there any more."""
-        self._channel = None
+        if self._channel is not None:
+            self._channel.link.detach(self.asked.channel)
+            self._channel = None
         self._stop_timer()
         for spool in self._spools.values():
             spool.close()

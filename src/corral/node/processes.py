@@ -22,7 +22,7 @@ from corral.node.refusals import start_refusal
 from corral.node.spool import BOUND
 from corral.schema import process as schema
 from corral.wire import requests
-from corral.wire.frame import MAX_CHANNEL
+from corral.wire.frame import MAX_CHANNEL, ProtocolError
 from corral.wire.messages import Greeting, Held, Started
 
 _CHANNELS_A_TIME = 4096
@@ -143,8 +143,13 @@ class ProcessBook:
     def _resume(self, process: Process, link: Link, held: Held) -> None:
         process.pid = held.pid or process.pid
         process.connect(link, stdin=held.received.get("0", 0))
-        if held.ended is not None:
-            process.on_event(held.ended)
+        try:
+            if held.ended is not None:
+                process.on_event(held.ended)
+        except ProtocolError as error:
+            log.warning("process_ended_strangely", sandbox=self.sandbox, process=process.asked.id, error=str(error))
+            link.post(requests.Close(channel=held.channel))
+            process.lose()
         process.arm()
 
     def next_channel(self) -> int:

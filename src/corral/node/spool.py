@@ -117,7 +117,7 @@ class Spool:
         oldest = self._segments.pop(0)
         if not self._segments:
             self.close()
-        Path(self._path(oldest)).unlink()
+        Path(self._path(oldest)).unlink(missing_ok=True)
         self._on_change(oldest - (self._segments[0] if self._segments else self.end))
 
     def read(self, offset: int, limit: int) -> Piece | None:
