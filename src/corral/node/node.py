@@ -96,6 +96,7 @@ class Node:
             running.close(thaw=False)
         self._running.clear()
         await self._engine.shutdown()
+        await asyncio.to_thread(rootfs.unmount_layers, self._places)
         await self._disks.shutdown()
 
     async def _adopt(self, box: RunscBox) -> str | None:
@@ -161,7 +162,9 @@ class Node:
 
     async def remove(self, id: str) -> None:
         """End it and delete everything of it. Idempotent."""
-        await self.stop(id)
+        self._leave(id)
+        # The disk goes before it is unmounted: nothing of it need be written out.
+        await self._engine.kill(id, keep_disk=False)
         await self._remove_stored(id)
 
     async def _remove_stored(self, id: str) -> None:
