@@ -22,6 +22,8 @@ from harness.server import Server
 CACHE = Path(os.environ.get("CORRAL_TEST_CACHE", "/var/cache/corral/test"))
 SETTLE = 20.0
 """Seconds that the end of a sandbox may take after the call that ended it, on a busy machine."""
+HOMES = "corral-test-"
+"""What the names of homes begin with; the number of the run's process follows."""
 PARTS = ("test_engine", "test_disks", "test_images", "test_guest", "test_setup")
 """System tests of single parts of the node: they have no server and look after themselves."""
 
@@ -56,7 +58,8 @@ def home(shared: Places) -> Iterator[Path]:
     """A home for this run, with the shared images, and the runsc that is to be tested first on PATH. It must be all gone at the end."""
     from corral import images
 
-    path = Path(tempfile.mkdtemp(prefix="corral-test-", dir="/var/tmp"))
+    _sweep_killed_runs()
+    path = Path(tempfile.mkdtemp(prefix=f"{HOMES}{os.getpid()}-", dir="/var/tmp"))
     places = Places(path)
     images.share(places, shared, ["tiny", "base"])
     (path / "cache").mkdir()
@@ -70,6 +73,15 @@ def home(shared: Places) -> Iterator[Path]:
     left = leaks.of_home(places)
     shutil.rmtree(path)
     assert not left, "left behind after `corral down`:\n" + "\n".join(left)
+
+
+def _sweep_killed_runs() -> None:
+    """End what test runs that were killed have left on this machine."""
+    for path in Path("/var/tmp").glob(f"{HOMES}*-*"):
+        run = path.name.removeprefix(HOMES).partition("-")[0]
+        if run.isdigit() and not Path("/proc", run).exists():
+            Server(path).down()
+            shutil.rmtree(path)
 
 
 @pytest.fixture(scope="session")

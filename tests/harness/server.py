@@ -98,7 +98,7 @@ class Server:
 
     def down(self) -> None:
         """`corral down`: the server and everything of it ends."""
-        done = subprocess.run([sys.executable, "-m", "corral", "down"], env=self.env, capture_output=True, timeout=LEAVE_TIMEOUT * 2, check=False)
+        done = subprocess.run([sys.executable, "-m", "corral", "down"], env=self._own_env(), capture_output=True, timeout=LEAVE_TIMEOUT * 2, check=False)
         if self.process is not None:
             self.process.wait(timeout=LEAVE_TIMEOUT)
         if done.returncode:
@@ -124,4 +124,4 @@ class Server:
 
     def tail(self) -> str:
         """The end of what the server said."""
-        return self.log.read_text(errors="replace")[-6000:]
+        return self.log.read_text(errors="replace")[-6000:] if self.log.exists() else ""
