@@ -30,8 +30,11 @@ func prepareGroups() (err error) {
 	if tree, err = boxOf("cpuacct"); err != nil {
 		return err
 	}
-	boxUsage, err = syscall.Openat(tree, "cpuacct.usage", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
-	return failed(err, "cpuacct.usage")
+	if boxUsage, err = syscall.Openat(tree, "cpuacct.usage", syscall.O_RDONLY|syscall.O_CLOEXEC, 0); err != nil {
+		return failed(err, "cpuacct.usage")
+	}
+	groups.stray, err = groups.take()
+	return err
 }
 
 // boxOf makes the group `box` of a controller and returns its directory.
@@ -109,26 +112,36 @@ type treeGroup struct {
 	tasks int // descriptor that moves the writing thread into the group
 }
 
-var (
-	spareGroupsMu sync.Mutex
-	spareGroups   []*treeGroup
-	groupsMade    int
-)
+// groupStore are the groups nobody uses.
+type groupStore struct {
+	mu    sync.Mutex
+	made  int
+	clean []*treeGroup
+	dirty []*treeGroup // killed, but not yet empty when they were given back
+	stray *treeGroup   // for what belongs to no started process
+}
 
-// newTreeGroup returns nil where the kernel has no such groups.
-func newTreeGroup() (*treeGroup, error) {
+var groups groupStore
+
+// take returns an empty group, nil where the kernel has none.
+func (s *groupStore) take() (*treeGroup, error) {
 	if tree < 0 {
 		return nil, nil
 	}
-	spareGroupsMu.Lock()
-	defer spareGroupsMu.Unlock()
-	if n := len(spareGroups); n > 0 {
-		g := spareGroups[n-1]
-		spareGroups = spareGroups[:n-1]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.clean); n > 0 {
+		g := s.clean[n-1]
+		s.clean = s.clean[:n-1]
 		return g, nil
 	}
-	groupsMade++
-	name := strconv.Itoa(groupsMade)
+	if len(s.dirty) > 0 && len(s.dirty[0].pids()) == 0 {
+		g := s.dirty[0]
+		s.dirty = s.dirty[1:]
+		return g, nil
+	}
+	s.made++
+	name := strconv.Itoa(s.made)
 	if err := syscall.Mkdirat(tree, name, 0o755); err != nil {
 		return nil, failed(err, name)
 	}
@@ -144,8 +157,26 @@ func newTreeGroup() (*treeGroup, error) {
 	return &treeGroup{dir, tasks}, nil
 }
 
-// enter moves the calling thread, and with it what it forks, into the group.
+// give takes a group back.
+func (s *groupStore) give(g *treeGroup) {
+	if g == nil {
+		return
+	}
+	empty := len(g.pids()) == 0
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if empty {
+		s.clean = append(s.clean, g)
+	} else {
+		s.dirty = append(s.dirty, g)
+	}
+}
+
+// enter moves the calling thread, and with it what it forks, into the group, or into the one of strays.
 func (g *treeGroup) enter() error {
+	if g == nil {
+		g = groups.stray
+	}
 	if g == nil {
 		return nil
 	}
@@ -153,7 +184,7 @@ func (g *treeGroup) enter() error {
 	return err
 }
 
-// pids lists the processes of the group.
+// pids lists the processes of the group. A spawner stays in the group it entered last; the agent itself is never listed.
 func (g *treeGroup) pids() (pids []int) {
 	text, err := readAt(g.dir, "cgroup.procs")
 	if err != nil {
@@ -165,11 +196,4 @@ func (g *treeGroup) pids() (pids []int) {
 		}
 	}
 	return pids
-}
-
-// free gives the group back. It must be empty but for spawners, which stay in the group they entered last.
-func (g *treeGroup) free() {
-	spareGroupsMu.Lock()
-	spareGroups = append(spareGroups, g)
-	spareGroupsMu.Unlock()
 }

@@ -103,6 +103,9 @@ func (l *link) hello(number uint32, payload []byte) {
 			}
 		}
 	}
+	if l.greeted != nil {
+		l.greeted()
+	}
 }
 
 // openChannels lists the link's channels in order of their numbers.

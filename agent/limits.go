@@ -23,14 +23,11 @@ var (
 	shownStat    = shownFile{path: "/proc/stat"}
 	shownOnline  = shownFile{path: "/sys/devices/system/cpu/online"}
 
-	kernelMeminfo *os.File // the uncovered /proc/meminfo
+	kernelMeminfo *os.File // the /proc/meminfo below the cover
 )
 
 // prepareLimits covers the files. What they tell is written at the claim.
 func prepareLimits() (err error) {
-	if kernelMeminfo, err = os.Open(shownMeminfo.path); err != nil {
-		return err
-	}
 	for _, s := range []*shownFile{&shownMeminfo, &shownCPUInfo, &shownStat, &shownOnline} {
 		text, err := os.ReadFile(s.path)
 		if err != nil {
@@ -123,28 +120,55 @@ func refreshMemory(age time.Duration) error {
 	} else {
 		memory.refreshed = now
 	}
+	text, err := readMeminfo()
+	if err != nil {
+		return err
+	}
+	return shownMeminfo.show(limitedMeminfo(text, memory.limit))
+}
+
+// readMeminfo returns what the kernel says.
+func readMeminfo() (string, error) {
 	var text [4096]byte
 	n, err := kernelMeminfo.ReadAt(text[:], 0)
 	if n == 0 {
-		return err
+		return "", err
 	}
-	return shownMeminfo.show(limitedMeminfo(string(text[:n]), memory.limit))
+	return string(text[:n]), nil
+}
+
+// usedMemory is in bytes.
+func usedMemory() int64 {
+	text, err := readMeminfo()
+	if err != nil {
+		logf("meminfo: %v", err)
+		return 0
+	}
+	fields := meminfoFields(text)
+	return (fields["MemTotal"] - fields["MemFree"]) << 10
+}
+
+// meminfoFields reads the numbers of /proc/meminfo, in KiB.
+func meminfoFields(text string) map[string]int64 {
+	fields := map[string]int64{}
+	for _, line := range strings.Split(text, "\n") {
+		name, rest, _ := strings.Cut(line, ":")
+		value, _, _ := strings.Cut(strings.TrimSpace(rest), " ")
+		if n, err := strconv.ParseInt(value, 10, 64); err == nil {
+			fields[name] = n
+		}
+	}
+	return fields
 }
 
 // limitedMeminfo rewrites the kernel's /proc/meminfo for a limit in KiB: what is used stays, what is free shrinks.
 func limitedMeminfo(text string, limit int64) string {
-	fields := map[string]int64{}
-	lines := strings.Split(text, "\n")
-	for _, line := range lines {
-		name, rest, _ := strings.Cut(line, ":")
-		value, _, _ := strings.Cut(strings.TrimSpace(rest), " ")
-		fields[name], _ = strconv.ParseInt(value, 10, 64)
-	}
+	fields := meminfoFields(text)
 	used := fields["MemTotal"] - fields["MemFree"]
 	free := max(limit-used, 0)
 	available := min(max(limit-(fields["MemTotal"]-fields["MemAvailable"]), free), limit)
 	var out strings.Builder
-	for i, line := range lines {
+	for i, line := range strings.Split(text, "\n") {
 		name, _, ok := strings.Cut(line, ":")
 		if !ok {
 			continue

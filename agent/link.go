@@ -25,6 +25,8 @@ type link struct {
 	raw    syscall.RawConn
 	ops    map[string]operation
 
+	greeted func() // called after each hello, or nil
+
 	writing sync.Mutex  // one writer at a time
 	open    atomic.Bool // the node has said hello
 

@@ -1,63 +1,126 @@
 // The guest agent of a Corral sandbox: its init process. It is injected from outside, speaks docs/wire.md on the descriptors it is born with,
 // and needs nothing of the image it runs in: no libc, no shell, no /etc/passwd.
+//
+// Where a byte of stdout travels: a process writes into a pipe, source.go reads it into the memory of an outlet (outlet.go, ring.go), which sends it
+// over the link (link.go) and keeps it until the node has acknowledged it.
 package main
 
 import (
 	"os"
+	"os/signal"
+	"path"
 	"runtime"
 	"runtime/debug"
 	"syscall"
 )
 
-// children reaps and signals every process of the sandbox.
-var children *reaper
+var (
+	selfPID = os.Getpid()
 
-// nullDevice is the stdin of processes without one.
-var nullDevice *os.File
+	// children reaps and signals every process of the sandbox.
+	children = newReaper()
 
-var selfPID = os.Getpid()
+	// nullDevice is the stdin of processes without one.
+	nullDevice uintptr
 
-var controlOps = map[string]operation{
-	"ping": op(ping), "claim": op(claim),
-	"volume":   op(volume),
-	"channels": op(listChannels),
-	"start":    op(start),
-	"signal":   op(signal),
-	"resize":   op(resize),
-	"close":    op(closeChannel),
-	"stat":     op(stat),
-	"list":     op(list),
-	"mkdir":    op(mkdir),
-	"remove":   op(remove),
-	"move":     op(move),
-	"copy":     op(copyFiles),
-	"chmod":    op(chmod),
-	"chown":    op(chown),
-	"symlink":  op(symlink),
-	"glob":     op(glob),
-	"read":     op(read),
-	"write":    op(write),
-}
+	// links are descriptors 0 and 1.
+	links []*link
+)
+
+// controlOps are the requests of descriptor 0, relayOps those of descriptor 1. Both know hello.
+var (
+	controlOps = map[string]operation{
+		"ping":      op(ping),
+		"claim":     op(claim),
+		"channels":  op(listChannels),
+		"start":     op(start),
+		"signal":    op(sendSignal),
+		"resize":    op(resize),
+		"close":     op(closeChannel),
+		"stat":      op(stat),
+		"list":      op(list),
+		"mkdir":     op(mkdir),
+		"remove":    op(remove),
+		"move":      op(move),
+		"copy":      op(copyFiles),
+		"chmod":     op(chmod),
+		"chown":     op(chown),
+		"symlink":   op(symlink),
+		"glob":      op(glob),
+		"read":      op(read),
+		"write":     op(write),
+		"tar_out":   op(tarOut),
+		"tar_in":    op(tarIn),
+		"watch":     op(watch),
+		"dial":      op(dial),
+		"ports":     op(ports),
+		"processes": op(processes),
+		"volume":    op(volume),
+		"usage":     op(usage),
+		"quiesce":   op(quiesce),
+	}
+	relayOps = map[string]operation{
+		"ping":     op(ping),
+		"channels": op(listChannels),
+		"dial":     op(dial),
+		"close":    op(closeChannel),
+	}
+)
 
 func main() {
-	runtime.GOMAXPROCS(2)
-	debug.SetGCPercent(50)
-	_ = syscall.SetNonblock(2, true)
-	nullDevice, _ = os.OpenFile("/dev/null", os.O_RDWR, 0)
-	children = newReaper(func(bool) {})
-	go children.run()
-	confineUsers()
-	if selfPID == 1 {
-		if err := prepare(); err != nil {
-			logf("not ready for a claim: %v", err)
-		}
+	if path.Base(os.Args[0]) == "sudo" {
+		os.Exit(sudo(os.Args[1:]))
 	}
-	l, err := newLink(0, "control", controlOps)
-	if err != nil {
-		logf("control link: %v", err)
+	if err := serve(); err != nil {
+		logf("agent: %v", err)
 		os.Exit(1)
 	}
-	if err := l.serve(); err != nil {
-		logf("control link: %v", err)
+}
+
+// serve is the life of the agent. It ends when the control link does: then nobody can reach the sandbox any more.
+func serve() error {
+	tune()
+	_ = syscall.SetNonblock(2, true) // a log that can't be made to never wait is still better than none
+	null, err := syscall.Open("/dev/null", syscall.O_RDWR|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return failed(err, "/dev/null")
 	}
+	nullDevice = uintptr(null)
+	if kernelMeminfo, err = os.Open(shownMeminfo.path); err != nil {
+		return err
+	}
+	startSpawners()
+	if selfPID == 1 {
+		if err := prepare(); err != nil {
+			return err
+		}
+	}
+	confineUsers()
+	control, err := newLink(0, "control", controlOps)
+	if err != nil {
+		return err
+	}
+	relay, err := newLink(1, "relay", relayOps)
+	if err != nil {
+		return err
+	}
+	links = []*link{control, relay}
+	heart := newPulse(control)
+	control.greeted = heart.repeat
+	go children.run()
+	go heart.run()
+	go func() {
+		if err := relay.serve(); err != nil {
+			logf("relay: %v", err)
+		}
+	}()
+	return control.serve()
+}
+
+// tune makes the runtime small and quiet. An idle agent makes no system calls at all: everything waits in the kernel.
+func tune() {
+	runtime.GOMAXPROCS(2)
+	debug.SetGCPercent(50)
+	// Signals that would end the agent, and the sandbox with it. They are caught, not ignored: ignoring would be inherited by every process.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGPIPE)
 }

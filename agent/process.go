@@ -13,8 +13,7 @@ import (
 type process struct {
 	channel *channel
 	id      string
-	pid     int
-	alive   bool // guarded by the reaper
+	child
 	started time.Time
 	group   *treeGroup
 
@@ -24,7 +23,7 @@ type process struct {
 	mu      sync.Mutex
 	sources []*source
 	pending int // what the exit event waits for: the end, and each source drained
-	end     *end
+	status  *end
 	seconds float64
 }
 
@@ -69,12 +68,16 @@ func start(l *link, args *startArgs) (any, error) {
 		outs = outs[:1]
 	}
 	return l.openChannel(args.Channel, "process", withStreams(args.Window, args.Stdin, outs...), func(c *channel) (any, error) {
-		c.process = &process{channel: c, id: args.ID, pending: 1 + len(outs)}
-		if err := c.process.start(args); err != nil {
+		p := &process{channel: c, id: args.ID, pending: 1 + len(outs)}
+		p.ended = p.exited
+		c.mu.Lock()
+		c.process = p
+		c.mu.Unlock()
+		if err := p.start(args); err != nil {
 			return nil, err
 		}
-		c.onClose(c.process.abandon)
-		return startAnswer{c.process.pid}, nil
+		c.onClose(p.abandon)
+		return startAnswer{p.pid}, nil
 	})
 }
 
@@ -162,17 +165,21 @@ func (p *process) start(args *startArgs) error {
 	if err != nil {
 		return err
 	}
-	p.group, err = newTreeGroup()
+	if err := refreshMemory(time.Second); err != nil {
+		logf("%v", err)
+	}
+	p.group, err = groups.take()
 	if err == nil {
 		p.started = time.Now()
-		err = children.start(p, func() (int, error) { return c.spawn(p.group, d.child, args.Pty != nil) })
+		err = children.start(&p.child, func() (int, error) { return c.spawn(p.group, d.child, args.Pty != nil) })
 	}
 	d.closeChild()
 	if err != nil {
 		d.closeOurs()
-		p.freeGroup()
+		groups.give(p.group)
 		return err
 	}
+	running.add(p)
 	p.attach(d)
 	return nil
 }
@@ -183,7 +190,7 @@ func (p *process) attach(d *descriptors) {
 		s := &source{file: file, out: p.channel.out[streamOut+i], drained: p.drained}
 		p.mu.Lock()
 		p.sources = append(p.sources, s)
-		ended := p.end != nil
+		ended := p.status != nil
 		p.mu.Unlock()
 		if ended {
 			s.processEnded()
@@ -200,7 +207,7 @@ func (p *process) attach(d *descriptors) {
 // exited is called once, when the process has been reaped.
 func (p *process) exited(e end) {
 	p.mu.Lock()
-	p.end = &e
+	p.status = &e
 	p.seconds = time.Since(p.started).Seconds()
 	sources := p.sources
 	p.mu.Unlock()
@@ -222,8 +229,8 @@ func (p *process) drained() {
 }
 
 func (p *process) exitEvent() exitEvent {
-	status := p.end.status
-	e := exitEvent{Event: "exit", Seconds: p.seconds, CPU: seconds(p.end.usage.Utime) + seconds(p.end.usage.Stime)}
+	status := p.status.status
+	e := exitEvent{Event: "exit", Seconds: p.seconds, CPU: seconds(p.status.usage.Utime) + seconds(p.status.usage.Stime)}
 	if status.Signaled() {
 		signal := int(status.Signal())
 		e.Signal, e.Core = &signal, status.CoreDump()
@@ -251,12 +258,43 @@ func (p *process) abandon() {
 	if p.input != nil {
 		p.input.Close()
 	}
-	p.freeGroup()
+	running.remove(p)
+	groups.give(p.group)
 }
 
-// freeGroup lets the group be used again, when nothing is left in it. What resists being killed keeps it.
-func (p *process) freeGroup() {
-	if p.group != nil && len(p.group.pids()) == 0 {
-		p.group.free()
+// runningSet are the processes of open channels.
+type runningSet struct {
+	mu  sync.Mutex
+	all map[*process]struct{}
+}
+
+var running = runningSet{all: map[*process]struct{}{}}
+
+func (r *runningSet) add(p *process) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.all[p] = struct{}{}
+}
+
+func (r *runningSet) remove(p *process) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.all, p)
+}
+
+// owners tells which of them each living process belongs to.
+func (r *runningSet) owners() map[int]*process {
+	r.mu.Lock()
+	all := make([]*process, 0, len(r.all))
+	for p := range r.all {
+		all = append(all, p)
 	}
+	r.mu.Unlock()
+	owners := map[int]*process{}
+	for _, p := range all {
+		for _, pid := range p.members() {
+			owners[pid] = p
+		}
+	}
+	return owners
 }

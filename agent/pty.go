@@ -30,7 +30,7 @@ func openDescriptors(args *startArgs, who *account) (*descriptors, error) {
 		d.inner, d.input = append(d.inner, inner), outer
 		d.child[0] = uintptr(inner)
 	} else {
-		d.child[0] = nullDevice.Fd()
+		d.child[0] = nullDevice
 	}
 	for i := 1; i <= 2; i++ {
 		inner, outer, err := pipe(true)
@@ -66,37 +66,46 @@ func pipe(output bool) (inner int, outer *os.File, err error) {
 
 // openTerminal makes a pseudo terminal that belongs to the user.
 func (d *descriptors) openTerminal(size terminalSize, who *account) error {
-	master, err := syscall.Open("/dev/ptmx", syscall.O_RDWR|syscall.O_NOCTTY|syscall.O_CLOEXEC|syscall.O_NONBLOCK, 0)
+	master, slave, err := newTerminal(size)
 	if err != nil {
-		return failed(err, "/dev/ptmx")
+		return err
 	}
-	d.terminal = os.NewFile(uintptr(master), "terminal")
-	d.outputs, d.input = []*os.File{d.terminal}, d.terminal
+	d.inner = []int{slave}
+	d.terminal, d.outputs, d.input = master, []*os.File{master}, master
+	d.child = [3]uintptr{uintptr(slave), uintptr(slave), uintptr(slave)}
+	if who.uid != 0 {
+		if err := syscall.Fchown(slave, int(who.uid), int(who.gid)); err != nil {
+			d.closeChild()
+			d.closeOurs()
+			return failed(err, "terminal")
+		}
+	}
+	return nil
+}
+
+// newTerminal opens both sides of a pseudo terminal.
+func newTerminal(size terminalSize) (master *os.File, slave int, err error) {
+	fd, err := syscall.Open("/dev/ptmx", syscall.O_RDWR|syscall.O_NOCTTY|syscall.O_CLOEXEC|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, -1, failed(err, "/dev/ptmx")
+	}
 	var unlock, number int32
-	err = ioctl(master, syscall.TIOCSPTLCK, unsafe.Pointer(&unlock))
+	err = ioctl(fd, syscall.TIOCSPTLCK, unsafe.Pointer(&unlock))
 	if err == nil {
-		err = ioctl(master, syscall.TIOCGPTN, unsafe.Pointer(&number))
+		err = ioctl(fd, syscall.TIOCGPTN, unsafe.Pointer(&number))
 	}
 	if err == nil {
-		err = setSize(master, size)
+		err = setSize(fd, size)
 	}
 	name := "/dev/pts/" + strconv.Itoa(int(number))
-	slave := -1
 	if err == nil {
 		slave, err = syscall.Open(name, syscall.O_RDWR|syscall.O_NOCTTY|syscall.O_CLOEXEC, 0)
 	}
-	if err == nil && who.uid != 0 {
-		d.inner = []int{slave}
-		err = syscall.Fchown(slave, int(who.uid), int(who.gid))
-	}
 	if err != nil {
-		d.closeChild()
-		d.closeOurs()
-		return failed(err, name)
+		syscall.Close(fd)
+		return nil, -1, failed(err, name)
 	}
-	d.inner = []int{slave}
-	d.child = [3]uintptr{uintptr(slave), uintptr(slave), uintptr(slave)}
-	return nil
+	return os.NewFile(uintptr(fd), "terminal"), slave, nil
 }
 
 func (d *descriptors) closeChild() {

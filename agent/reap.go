@@ -12,11 +12,18 @@ type reaper struct {
 	mu       sync.Mutex
 	born     sync.Cond
 	starts   int // starts so far
-	byPID    map[int]*process
-	starting int         // starts under way, whose pid isn't in byPID yet
-	early    map[int]end // children that ended during one of those
-	living   bool        // there are processes, as far as the node was told
-	changed  func(living bool)
+	byPID    map[int]*child
+	starting int           // starts under way, whose pid isn't in byPID yet
+	early    map[int]end   // children that ended during one of those
+	living   bool          // there are processes
+	changed  chan struct{} // gets a token at each start, and when the last process is gone
+}
+
+// child is a process that was started, until it ends.
+type child struct {
+	pid   int
+	alive bool // guarded by the reaper: the pid is still this process'
+	ended func(end)
 }
 
 // end is how a process ended.
@@ -25,14 +32,14 @@ type end struct {
 	usage  syscall.Rusage
 }
 
-func newReaper(changed func(living bool)) *reaper {
-	r := &reaper{byPID: map[int]*process{}, early: map[int]end{}, changed: changed}
+func newReaper() *reaper {
+	r := &reaper{byPID: map[int]*child{}, early: map[int]end{}, changed: make(chan struct{}, 1)}
 	r.born.L = &r.mu
 	return r
 }
 
-// start runs fork and registers the process it made, so that an end before the registration isn't lost.
-func (r *reaper) start(p *process, fork func() (int, error)) error {
+// start runs fork and registers the child it made, so that an end before the registration isn't lost.
+func (r *reaper) start(c *child, fork func() (int, error)) error {
 	r.mu.Lock()
 	r.starting++
 	r.mu.Unlock()
@@ -41,18 +48,15 @@ func (r *reaper) start(p *process, fork func() (int, error)) error {
 	defer r.mu.Unlock()
 	r.starting--
 	if err == nil {
-		p.pid = pid
-		p.alive = true
+		c.pid = pid
 		if e, ok := r.early[pid]; ok {
-			p.alive = false
-			go p.exited(e)
+			go c.ended(e)
 		} else {
-			r.byPID[pid] = p
+			c.alive = true
+			r.byPID[pid] = c
 		}
-		if !r.living {
-			r.living = true
-			r.changed(true)
-		}
+		r.living = true
+		r.notify()
 	}
 	if r.starting == 0 {
 		clear(r.early)
@@ -86,7 +90,7 @@ func (r *reaper) run() {
 			r.mu.Lock()
 			if r.living && r.starting == 0 && r.starts == seen {
 				r.living = false
-				r.changed(false)
+				r.notify()
 			}
 			for r.starts == seen {
 				r.born.Wait()
@@ -107,24 +111,38 @@ func (r *reaper) collect(pid int) {
 	if err != nil || got != pid {
 		return // a failed start took it itself
 	}
-	p := r.byPID[pid]
-	if p == nil {
+	c := r.byPID[pid]
+	if c == nil {
 		if r.starting > 0 {
 			r.early[pid] = e
 		}
 		return
 	}
 	delete(r.byPID, pid)
-	p.alive = false
-	go p.exited(e)
+	c.alive = false
+	go c.ended(e)
+}
+
+func (r *reaper) notify() {
+	select {
+	case r.changed <- struct{}{}:
+	default:
+	}
+}
+
+// isLiving tells whether there are processes other than the agent.
+func (r *reaper) isLiving() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.living
 }
 
 // signal reaches the process itself, never another one that got its pid.
-func (r *reaper) signal(p *process, signal syscall.Signal) error {
+func (r *reaper) signal(c *child, signal syscall.Signal) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !p.alive {
+	if !c.alive {
 		return syscall.ESRCH
 	}
-	return syscall.Kill(p.pid, signal)
+	return syscall.Kill(c.pid, signal)
 }

@@ -1,11 +1,6 @@
 package main
 
-import (
-	"os"
-	"strconv"
-	"strings"
-	"syscall"
-)
+import "syscall"
 
 type signalArgs struct {
 	named
@@ -14,8 +9,8 @@ type signalArgs struct {
 	To      string `json:"to"`
 }
 
-// signal answers the request of that name.
-func signal(l *link, args *signalArgs) (any, error) {
+// sendSignal answers the request `signal`.
+func sendSignal(l *link, args *signalArgs) (any, error) {
 	p, err := l.processOf(args.Channel)
 	if err != nil {
 		return nil, err
@@ -26,7 +21,7 @@ func signal(l *link, args *signalArgs) (any, error) {
 	number := syscall.Signal(args.Signal)
 	switch args.To {
 	case "process":
-		err = children.signal(p, number)
+		err = children.signal(&p.child, number)
 	case "group":
 		err = syscall.Kill(-p.pid, number)
 	case "tree":
@@ -96,53 +91,4 @@ func descendants(root int) (pids []int) {
 		}
 	}
 	return pids
-}
-
-func allPIDs() (pids []int) {
-	dir, err := os.Open("/proc")
-	if err != nil {
-		return nil
-	}
-	defer dir.Close()
-	names, _ := dir.Readdirnames(-1)
-	for _, name := range names {
-		if pid, err := strconv.Atoi(name); err == nil {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
-
-// procStat is what the agent reads of /proc/PID/stat.
-type procStat struct {
-	comm    string
-	state   string
-	ppid    int
-	ticks   uint64 // user and system time in 1/100 s
-	threads int
-	pages   int64 // resident
-}
-
-func readStat(pid int) (s procStat, ok bool) {
-	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return s, false
-	}
-	line := string(text)
-	open, end := strings.IndexByte(line, '('), strings.LastIndexByte(line, ')')
-	if open < 0 || end < open {
-		return s, false
-	}
-	f := strings.Fields(line[end+1:])
-	if len(f) < 22 {
-		return s, false
-	}
-	s.comm, s.state = line[open+1:end], f[0]
-	s.ppid, _ = strconv.Atoi(f[1])
-	user, _ := strconv.ParseUint(f[11], 10, 64)
-	system, _ := strconv.ParseUint(f[12], 10, 64)
-	s.ticks = user + system
-	s.threads, _ = strconv.Atoi(f[17])
-	s.pages, _ = strconv.ParseInt(f[21], 10, 64)
-	return s, true
 }

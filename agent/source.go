@@ -21,6 +21,7 @@ type source struct {
 	drained func() // called once, see mark
 
 	ended atomic.Bool // the process has
+	done  atomic.Bool // the pump has, and closes the file
 	told  bool
 	mark  uint64 // the offset reached when everything readable at the process' end had been read
 }
@@ -29,6 +30,7 @@ type source struct {
 func (s *source) pump() {
 	defer s.file.Close()
 	defer s.out.finish()
+	defer s.done.Store(true)
 	defer s.tell()
 	raw, err := s.file.SyscallConn()
 	if err != nil {
@@ -88,7 +90,7 @@ func (s *source) read(raw syscall.RawConn, piece []byte) (n int, err error) {
 // processEnded makes the pump note the offset at which it has read everything there is now, even if a descendant keeps the other side open.
 func (s *source) processEnded() {
 	s.ended.Store(true)
-	if err := s.file.SetReadDeadline(time.Unix(1, 0)); err != nil && !errors.Is(err, os.ErrClosed) { // closed: drained already
+	if err := s.file.SetReadDeadline(time.Unix(1, 0)); err != nil && !s.done.Load() && !s.out.isClosed() {
 		logf("source: %v", err)
 	}
 }

@@ -13,7 +13,7 @@ type spawner struct {
 	work chan func()
 }
 
-// newSpawner starts the thread. It lives as long as the agent.
+// newSpawner starts the thread, which lives as long as the agent.
 func newSpawner() *spawner {
 	s := &spawner{work: make(chan func())}
 	go func() {
@@ -44,9 +44,14 @@ func (s *spawner) spawn(g *treeGroup, program string, argv []string, attr *sysca
 
 // rootSpawner starts what runs as root, userSpawner everything else.
 var (
-	rootSpawner, userSpawner = newSpawner(), newSpawner()
-	spawners                 = []*spawner{rootSpawner, userSpawner}
+	rootSpawner, userSpawner *spawner
+	spawners                 []*spawner
 )
+
+func startSpawners() {
+	rootSpawner, userSpawner = newSpawner(), newSpawner()
+	spawners = []*spawner{rootSpawner, userSpawner}
+}
 
 func spawnerFor(uid uint32) *spawner {
 	if uid == 0 {

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Intervals of the pulse: it looks soon after something was started, then less and less often.
+const (
+	firstPulse = 50 * time.Millisecond
+	lastPulse  = time.Second
+	// surePulses is after how many silent pulses the pulse looks anyway: processor time is counted coarsely.
+	surePulses = 10
+)
+
+// pulse watches the sandbox while processes live: it tells the node when there are none any more or some again, and which ports are listened on,
+// and keeps /proc/meminfo fresh. A pulse in which nothing has used the processor does nothing but notice that. Without processes there is none.
+type pulse struct {
+	link *link
+
+	mu     sync.Mutex // a hello repeats what was told
+	living bool
+	open   map[uint16]string // listening ports, with the name of who listens
+
+	used   string // CPU time at the last look
+	silent int
+}
+
+type activityEvent struct {
+	Event     string `json:"event"`
+	Processes int    `json:"processes"`
+}
+
+type portEvent struct {
+	Event   string `json:"event"`
+	Port    uint16 `json:"port"`
+	Open    bool   `json:"open"`
+	Process string `json:"process"`
+}
+
+func newPulse(l *link) *pulse { return &pulse{link: l, open: map[uint16]string{}} }
+
+// run never returns.
+func (p *pulse) run() {
+	timer := time.NewTimer(lastPulse)
+	timer.Stop()
+	wait := firstPulse
+	for {
+		select {
+		case <-children.changed:
+			wait = firstPulse
+		case <-timer.C:
+			living := children.isLiving()
+			p.tellActivity(living)
+			if wait == firstPulse || !living || p.worked() {
+				p.look()
+			}
+			if !living {
+				continue // until the next start
+			}
+			wait = min(2*wait, lastPulse)
+		}
+		timer.Reset(wait)
+	}
+}
+
+// worked tells whether processes have used the processor since the last time, as far as the kernel says.
+func (p *pulse) worked() bool {
+	if boxUsage < 0 {
+		return true
+	}
+	var b [32]byte
+	n, err := syscall.Pread(boxUsage, b[:], 0)
+	if err != nil {
+		logf("cpuacct.usage: %v", err)
+		return true
+	}
+	used := string(b[:n])
+	p.silent++
+	if used == p.used && p.silent < surePulses {
+		return false
+	}
+	p.used, p.silent = used, 0
+	return true
+}
+
+func (p *pulse) tellActivity(living bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if living != p.living {
+		p.living = living
+		p.sendActivity()
+	}
+}
+
+// sendActivity tells 1 for any number of processes: counting them would cost more than it is worth.
+func (p *pulse) sendActivity() {
+	e := activityEvent{Event: "activity"}
+	if p.living {
+		e.Processes = 1
+	}
+	p.link.event(0, mustJSON(e))
+}
+
+// look compares the listening ports with those told.
+func (p *pulse) look() {
+	if err := refreshMemory(lastPulse / 2); err != nil {
+		logf("meminfo: %v", err)
+	}
+	now := map[uint16]string{} // inode
+	for _, l := range listeners() {
+		now[l.port] = l.inode
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for port, name := range p.open {
+		if _, ok := now[port]; !ok {
+			delete(p.open, port)
+			p.link.event(0, mustJSON(portEvent{"port", port, false, name}))
+		}
+	}
+	for port, inode := range now {
+		if _, ok := p.open[port]; !ok && len(p.open) < portsTold {
+			_, name := holder(inode)
+			p.open[port] = name
+			p.link.event(0, mustJSON(portEvent{"port", port, true, name}))
+		}
+	}
+}
+
+// repeat tells a new node process what it can't know.
+func (p *pulse) repeat() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.living {
+		p.sendActivity()
+	}
+	for port, name := range p.open {
+		p.link.event(0, mustJSON(portEvent{"port", port, true, name}))
+	}
+}
