@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from corral.control.ports import AccountRows
 from corral.control.quota import Limits
@@ -90,7 +90,9 @@ class Accounts:
         self.project(name)
         if name == DEFAULT:
             raise Conflict("the default project can't be removed", hint="delete its sandboxes instead")
-        for key in [key for key in self._keys.values() if key.project == name]:
+        theirs = [key for key in self._keys.values() if key.project == name]
+        self._keep_an_admin(theirs)
+        for key in theirs:
             await self.revoke(key.id)
         del self._projects[name]
         await self._rows.remove_project(name)
@@ -116,10 +118,13 @@ class Accounts:
         if (digest := self._digests.get(id)) is None:
             raise NotFound(f"there is no key {id}", hint="GET /v1/keys lists them")
         key = self._keys[digest]
-        if key.role is Role.ADMIN and sum(other.role is Role.ADMIN for other in self._keys.values()) == 1:
-            raise Conflict("this is the last admin key", hint="create another one first")
+        self._keep_an_admin([key])
         del self._keys[digest], self._digests[id]
         await self._rows.revoke_key(id, moment(self._clock()))
+
+    def _keep_an_admin(self, leaving: Collection[Key]) -> None:
+        if any(key.role is Role.ADMIN for key in leaving) and not any(key.role is Role.ADMIN for key in self._keys.values() if key not in leaving):
+            raise Conflict("this is the last admin key", hint="create another one first")
 
 
 def _digest(value: str) -> str:
