@@ -23,6 +23,7 @@ UP_TIMEOUT = 120
 STEP_TIMEOUT = 600
 """Seconds for any command in the sandbox; the slowest takes tens."""
 
+_PROMPT = "$ "
 _TERMINAL = ("tty", "uname -sr", "python3 -c 'print(6 * 7)'", "exit")
 
 
@@ -129,11 +130,18 @@ def _outcome(report: bytes) -> Outcome:
 
 
 def _terminal(sandbox: Sandbox) -> list[str]:
-    """A shell on a pseudo-terminal, spoken to as a person would; returns what stood on the screen."""
-    shell = sandbox.exec("bash", "--norc", "-i", pty=(24, 80), env={"PS1": "$ ", "TERM": "dumb"}, timeout=STEP_TIMEOUT)
+    """A shell on a pseudo-terminal, spoken to as a person would, each command after a prompt; returns what stood on the screen."""
+    shell = sandbox.exec("bash", "--norc", "-i", pty=(24, 80), env={"PS1": _PROMPT, "TERM": "dumb"}, timeout=STEP_TIMEOUT)
+    text = ""
     for command in _TERMINAL:
+        while not text.endswith(_PROMPT):
+            piece = shell.stdout.read1()
+            if not piece:
+                raise PlatformError(f"the shell ended before it was told to: {text!r}")
+            text += piece
         shell.stdin.write(f"{command}\n")
-    text = shell.stdout.read()
+        text += shell.stdout.read1()
+    text += shell.stdout.read()
     shell.wait()
     return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
 
