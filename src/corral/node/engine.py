@@ -41,10 +41,10 @@ SENTRY_MEMORY = 64
 """MiB on top of a sandbox's memory for its sentry, gofer and page tables (measured: 25 idle) …"""
 SENTRY_MEMORY_SHARE = 8
 """… or this fraction of it, if that is more."""
-SENTRY_TASKS = 256
-"""Tasks of the host on top of those that the guest's processes need: threads of sentry and gofer …"""
+SENTRY_TASKS = 1024
+"""Tasks of the host on top of those that the guest's processes need: some 60 threads of sentry and gofer, the rest time for the guest's own limit to work, since a sentry that is refused a task panics …"""
 TASKS_PER_PROCESS = 4
-"""… and at most so many for each process of the guest, so that the guest's own limit is met first."""
+"""… and so many for each process of the guest (measured: 2.1 to 2.9)."""
 SENTRY_GRACE = 0.5
 """Seconds a sentry and its gofer may end apart; a sentry that lives on longer without one is ended."""
 
