@@ -83,6 +83,20 @@ def test_an_answer_of_another_kind_is_the_platforms_fault() -> None:
         faults.decode(Process, b"[]")
 
 
+@pytest.mark.parametrize(
+    ("code", "reason", "kind"),
+    [
+        (4404, "not_found: no such process", errors.NotFound),
+        (4410, "sandbox_ended: oom", errors.SandboxEnded),
+        (4503, "unavailable: starting", errors.Unavailable),
+        (1001, "the server is leaving", errors.Unavailable),
+        (1006, "", errors.Unavailable),
+    ],
+)
+def test_the_end_of_a_websocket_tells_why(code: int, reason: str, kind: type[errors.CorralError]) -> None:
+    assert isinstance(faults.from_close(code, reason), kind)
+
+
 @pytest.mark.parametrize("text", ["", ".", ".."])
 def test_no_id_is_no_path(text: str) -> None:
     with pytest.raises(errors.InvalidArgument):

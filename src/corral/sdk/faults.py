@@ -8,8 +8,9 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 
-from corral.errors import BY_CODE, CorralError, InternalError, InvalidArgument, RequestError, Unauthenticated, Unavailable
+from corral.errors import BY_CODE, CommandFailed, CorralError, InternalError, InvalidArgument, RequestError, Unauthenticated, Unavailable
 from corral.schema.error import ErrorBody
+from corral.sdk.retry import Lost
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -29,6 +30,15 @@ def from_answer(status: int, body: bytes) -> CorralError:
     if known is Unauthenticated and info.hint is None:
         return known(info.message, hint="set CORRAL_API_KEY, or run `corral key create` where you have a key", details=info.details)
     return known(info.message, hint=info.hint, details=info.details)
+
+
+def from_close(code: int, reason: str) -> CorralError:
+    """The exception for the end of a WebSocket: 4000 + a status, and `code: message`, where the server had a reason; else the connection is lost."""
+    word, colon, message = reason.partition(": ")
+    known = BY_CODE.get(word)
+    if code >= 4000 and colon and known is not None and not issubclass(known, (Unavailable, CommandFailed)):
+        return known(message)
+    return Lost(f"the server hung up ({code}{': ' if reason else ''}{reason})")
 
 
 def build(model: type[M], **fields: Any) -> M:

@@ -103,7 +103,10 @@ class Process(Generic[Data]):
     async def signal(self, number: int, *, to: Literal["process", "group", "tree"] = "group") -> None:
         """Send a signal to the process, its group, or everything it started. Nothing happens when it has ended."""
         request = faults.build(Signal, signal=int(number), to=to)
-        await self._transport.call("POST", self.path + "/signal", body=faults.encode(request))
+        try:
+            await self._transport.call("POST", self.path + "/signal", body=faults.encode(request))
+        except InvalidState:  # it has ended
+            pass
 
     async def terminate(self) -> None:
         """SIGTERM to its group."""

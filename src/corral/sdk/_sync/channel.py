@@ -186,22 +186,32 @@ class Channel:
 
     def _send(self, message: bytes) -> None:
         """Send on the connection there is; on a fresh one the ledger has been sent already. Called with `_sending` held."""
-        fresh = self._line is None
-        line = self._connected()
-        if fresh and message[0] in (channel.Order.STDIN, channel.Order.EOF):
-            return
-        try:
-            line.send(message)
-        except Lost:
-            self._drop(line)
-            self._connected()
+        while True:
+            fresh, line = self._line is None, self._line
+            try:
+                line = self._connected()
+                if not (fresh and message[0] in (channel.Order.STDIN, channel.Order.EOF)):
+                    line.send(message)
+                return
+            except Lost as error:
+                self._drop(line)
+                self._transport.pause(self._waits, error, again=True)
 
     def _connected(self) -> Line:
         """The connection, opened at what was seen so far, with unacknowledged input sent again. Called with `_sending` held."""
         if self._line is None:
+            if self._ledger.pending:  # some of it may have arrived, and only its acknowledgement was lost
+                before = self._ledger.acked
+                self._ledger.ack(faults.decode(Process, self._transport.call("GET", self._path)).stdin_offset)
+                if self._ledger.acked > before:
+                    self._waits = delays()
             line = connect(self._transport, self._path + "/attach", self.seen.query())
-            for message in self._ledger.again():
-                line.send(message)
+            try:
+                for message in self._ledger.again():
+                    line.send(message)
+            except BaseException:
+                line.close()
+                raise
             self._line = line
         return self._line
 
@@ -243,7 +253,7 @@ class Line:
                     self._stream.write(outgoing, QUIET_SECONDS)
         message = self._ready.popleft()
         if isinstance(message, Closed):
-            raise Lost(f"the server hung up ({message.code}{' ' + message.reason if message.reason else ''})")
+            raise faults.from_close(message.code, message.reason)
         return message
 
     def close(self) -> None:
