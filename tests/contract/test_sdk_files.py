@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from corral.errors import AccessDenied, FileExists, FileNotFound, InvalidArgument, IsADirectory, NotADirectory
+from corral.errors import CorralError, FileExists, FileNotFound, InvalidArgument, IsADirectory, NotADirectory
 from harness.flavor import FLAVORS
 from harness.server import Server
 
@@ -96,7 +96,7 @@ async def test_errors_are_those_of_the_file_system(box: Any) -> None:
     await box.files.mkdir("full/x")
     with pytest.raises(Exception, match="not empty"):
         await box.files.remove("full")
-    with pytest.raises((AccessDenied, IsADirectory, InvalidArgument, OSError)):
+    with pytest.raises(CorralError):
         await box.files.write("/proc/version", "x")
     for path in ("", "a\0b", "x" * 5000):
         with pytest.raises((InvalidArgument, OSError)):
