@@ -36,6 +36,9 @@ from corral.schema.observe import LogLine, Sample
 from corral.schema.sandbox import Reason
 from corral.wire import messages, requests
 
+SILENCE = 5.0
+"""Seconds between the end of a sandbox's link and the end of its sentry; it takes milliseconds unless the agent closed the link itself."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -65,7 +68,7 @@ class Node:
         self._running: dict[str, Running] = {}
         self._books: dict[str, ProcessBook] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._hooks = Hooks(on_event=lambda _id, _kind, _data: None, on_garbage=self._garbage, on_silence=lambda _id, _error: None)
+        self._hooks = Hooks(on_event=lambda _id, _kind, _data: None, on_garbage=self._garbage, on_silence=self._silent)
         self._on_end: OnEnd | None = None
 
     # Opening and leaving
@@ -74,7 +77,7 @@ class Node:
         """Ready the node; returns the ids of sandboxes found alive from an earlier server. `known`: sandboxes whose disks are kept; None: all."""
         self._on_end = on_end
         if on_event is not None:
-            self._hooks = Hooks(on_event=on_event, on_garbage=self._garbage, on_silence=self._hooks.on_silence)
+            self._hooks = Hooks(on_event=on_event, on_garbage=self._garbage, on_silence=self._silent)
         await self._disks.open(known)
         boxes = await self._engine.open(self._died)
         adopted = await asyncio.gather(*(self._adopt(box) for box in boxes if isinstance(box, RunscBox)))
@@ -186,13 +189,26 @@ class Node:
             running.close(thaw=False)
 
     async def _died(self, ended: Ended) -> None:
-        self._leave(ended.id)
         await self._tell(ended)
+        self._leave(ended.id)
 
     def _garbage(self, id: str, why: str) -> None:
+        self._end(Ended(id, Reason.AGENT_GARBAGE, why, disk_kept=True))
+
+    def _silent(self, id: str) -> None:
+        """Its link has ended. When its sentry does not follow soon, the agent has left it."""
+        silent = self._running.get(id)
+
+        def end() -> None:
+            if silent is not None and self._running.get(id) is silent:
+                self._end(Ended(id, Reason.AGENT_DIED, "its guest agent closed the link", disk_kept=True))
+
+        asyncio.get_running_loop().call_later(SILENCE, end)
+
+    def _end(self, ended: Ended) -> None:
         async def end() -> None:
-            await self.stop(id)
-            await self._tell(Ended(id, Reason.AGENT_GARBAGE, why, disk_kept=True))
+            await self._engine.kill(ended.id)
+            await self._died(ended)
 
         task = asyncio.get_running_loop().create_task(end())
         self._tasks.add(task)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from corral.errors import CorralError
 from corral.node.box import RunscBox
 from corral.node.files import Files
 from corral.node.guest import Guest
@@ -33,7 +32,7 @@ class Hooks:
 
     on_event: OnEvent
     on_garbage: Callable[[str, str], None]
-    on_silence: Callable[[str, CorralError], None]
+    on_silence: Callable[[str], None]
 
 
 class Running:
@@ -52,6 +51,8 @@ class Running:
             on_event=lambda kind, data: hooks.on_event(spec.id, kind, data),
             activity=self._touch,
         )
+        # The end of the link is the first sign of a sandbox's end; why it ended is known a moment later, and told before its processes are called lost.
+        self.link.on_end = lambda _error: hooks.on_silence(spec.id)
         self.files = Files(self.link, self.guest.processes.next_channel, user=self.guest.defaults.user, workdir=self.guest.defaults.workdir)
         self._idler = self._make_idler(hooks) if freeze else None
 
