@@ -21,7 +21,8 @@ from corral.errors import CorralError, SandboxEnded, TooLarge, Unavailable
 from corral.node.files import Files
 from corral.node.guest import Guest
 from corral.node.link import GARBAGE_LIMIT, Link, RequestFailed
-from corral.node.processes import Bounds, Defaults
+from corral.node.processes import Bounds
+from corral.node.start import Defaults
 from corral.schema.file import Glob, ListFiles
 from corral.schema.process import Process, ProcessStart
 from corral.wire import frame, messages
@@ -386,6 +387,30 @@ async def test_what_came_before_the_greeting_is_not_taken_and_what_follows_it_is
     assert closed == {77, channel}
     process = again.processes.get(id)
     assert (process.exit_code, process.stdout_offset, process.stdin_offset) == (9, 3, 5)
+
+
+async def test_an_end_of_standard_input_outlives_the_server(ends: Ends, tmp_path: Path) -> None:
+    guest = await ends.guest(tmp_path)
+    id, channel = await ends.start(guest)
+    assert await guest.processes.write_stdin(id, b"abc", eof=True) == 3
+    guest.close()
+    for received, resent in ((2, None), (3, True)):
+        ends._link = None
+        again = Guest(ends.link, tmp_path, "sb-test")
+        greeting = asyncio.create_task(again.hello())
+        number, _ = await ends.peer.request("hello")
+        held = {"channel": channel, "kind": "process", "id": id, "pid": 7, "received": {"0": received}, "ended": None}
+        await ends.peer.answer(number, {**HELLO, "channels": [held]})
+        await greeting
+        if resent:
+            # The end comes again, and only then: had a byte been lost, its writer could still send it.
+            got = await ends.peer.frame()
+            assert (got.type, got.channel, got.offset, got.fin, bytes(got.payload)) == (Type.DATA, channel, 3, True, b"")
+            with pytest.raises(CorralError, match="closed"):
+                await again.processes.write_stdin(id, b"x")
+        else:
+            assert again.processes.get(id).stdin_offset == 2
+        again.close()
 
 
 async def test_one_that_does_not_read_costs_no_memory_and_holds_up_nobody(ends: Ends, tmp_path: Path) -> None:

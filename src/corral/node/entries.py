@@ -9,7 +9,7 @@ import posixpath
 from datetime import UTC, datetime
 
 from corral.errors import InvalidArgument
-from corral.node.processes import encoded
+from corral.node.start import encoded
 from corral.schema.file import At, Entry, Kind, WatchEvent
 from corral.wire import messages
 

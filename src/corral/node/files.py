@@ -8,8 +8,8 @@ from typing import NamedTuple, TypeVar
 from corral.errors import InvalidArgument, Unavailable
 from corral.node.entries import entry, place, text
 from corral.node.link import Link, RequestFailed
-from corral.node.processes import encoded
 from corral.node.refusals import refusal
+from corral.node.start import encoded
 from corral.node.transfer import WINDOW, Download, upload
 from corral.node.watch import Watches, Watching
 from corral.schema import file as schema

@@ -8,8 +8,9 @@ from typing import TypeVar
 
 from corral.errors import CorralError, PlatformError
 from corral.node.link import Link, RequestFailed
-from corral.node.processes import Bounds, Defaults, OnEvent, ProcessBook, encoded
+from corral.node.processes import Bounds, OnEvent, ProcessBook
 from corral.node.refusals import refusal
+from corral.node.start import Defaults, encoded
 from corral.wire import messages, requests
 from corral.wire.frame import ProtocolError
 from corral.wire.messages import Event
@@ -40,7 +41,7 @@ class Guest:
         self.claimed = False
         self.version = ""
         self.alive = 0
-        """Living processes inside, other than the agent, as the agent says: 0 means idle."""
+        """Whether processes other than the agent live inside, as the agent says: 0 for none, else at least one."""
         self.processes = ProcessBook(spool, sandbox, defaults=self.defaults, bounds=bounds, on_event=on_event)
         self._on_event: OnEvent = on_event or (lambda _kind, _data: None)
         link.on_event = self._event

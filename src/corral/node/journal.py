@@ -40,6 +40,13 @@ class TimedOut(msgspec.Struct, frozen=True, tag_field="fact", tag="timed_out"):
     id: str
 
 
+class StdinEnded(msgspec.Struct, frozen=True, tag_field="fact", tag="stdin_ended"):
+    """Standard input is about to be ended after `offset` bytes."""
+
+    id: str
+    offset: int
+
+
 class Exited(msgspec.Struct, frozen=True, tag_field="fact", tag="exited"):
     """A process ended. With `lost` the sandbox ended under it and there is no status."""
 
@@ -68,7 +75,7 @@ class Forgotten(msgspec.Struct, frozen=True, tag_field="fact", tag="forgotten"):
     id: str
 
 
-Fact = Opened | Asked | TimedOut | Exited | Closed | Forgotten
+Fact = Opened | Asked | TimedOut | StdinEnded | Exited | Closed | Forgotten
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Fact] = msgspec.json.Decoder(Fact)

@@ -12,6 +12,7 @@ import errno
 import secrets
 import select
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -41,6 +42,16 @@ _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 
 log = structlog.get_logger(__name__)
+
+
+class _Scratch(threading.local):
+    """Where packets are received: one place for all links of a loop, since nobody keeps a payload longer than the call that hands it over."""
+
+    def __init__(self) -> None:
+        self.buffer = memoryview(bytearray(wire.MAX_FRAME + 1))
+
+
+_scratch = _Scratch()
 
 
 class RequestFailed(Exception):
@@ -73,7 +84,7 @@ class Link:
         self._fd = sock.fileno()
         self._loop = asyncio.get_running_loop()
         self._limit = _widen(sock)
-        self._buffer = memoryview(bytearray(wire.MAX_FRAME + 1))
+        self._buffer = _scratch.buffer
         self._ports: dict[int, Port] = {}
         self._pending: dict[int, asyncio.Future[bytes]] = {}
         self._greeting: Callable[[bytes], None] | None = None

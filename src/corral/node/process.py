@@ -51,6 +51,7 @@ class Book(Protocol):
     def use_changed(self, size: int) -> None: ...
     def wrote(self, process: Process) -> None: ...
     def timing_out(self, process: Process) -> None: ...
+    def ending_stdin(self, process: Process, offset: int) -> None: ...
     def exited(self, process: Process) -> None: ...
     def closed(self, process: Process) -> None: ...
 
@@ -63,6 +64,7 @@ class Process:
         self.pid: int | None = None
         self.exited: Exited | None = None
         self.timed_out = False
+        self.stdin_ended: int | None = None
         self.forgotten = False
         self.closed = False
         self.starting: asyncio.Future[None] | None = None
@@ -105,7 +107,10 @@ class Process:
         streams = (1,) if self.asked.pty else (1, 2)
         receivers = {stream: Receiver(offset=self.spool(stream).end) for stream in streams}
         self._stdin = Sender(offset=stdin) if self.asked.stdin else None
+        if self._stdin is not None and self.stdin_ended == stdin:
+            self._stdin.finish()
         self._channel = Channel(link, self.asked.channel, self, receivers=receivers, sender=self._stdin)
+        link.ready(self._channel)
 
     def started(self, pid: int) -> None:
         """The agent has started it. A short one may have ended before we were told."""
@@ -267,7 +272,8 @@ class Process:
             if sender.closed and fresh:
                 raise InvalidState("standard input is closed", details={"offset": sender.end})
             await channel.send(fresh)
-            if eof:
+            if eof and not sender.closed:
+                self._book.ending_stdin(self, sender.end)
                 channel.finish()
             await channel.sent()
             return sender.end

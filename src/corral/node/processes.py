@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import posixpath
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,12 @@ import structlog
 
 from corral.errors import CorralError, InvalidArgument, InvalidState, NotFound
 from corral.ids import is_id, new_id
-from corral.node.journal import Asked, Closed, Exited, Fact, Forgotten, Journal, Opened, TimedOut
+from corral.node.journal import Asked, Closed, Exited, Fact, Forgotten, Journal, Opened, StdinEnded, TimedOut
 from corral.node.link import Link, RequestFailed
 from corral.node.process import CHUNK, Chunk, Process
 from corral.node.refusals import start_refusal
 from corral.node.spool import BOUND
+from corral.node.start import Defaults, prepare
 from corral.schema import process as schema
 from corral.wire import requests
 from corral.wire.frame import MAX_CHANNEL, ProtocolError
@@ -33,16 +33,6 @@ log = structlog.get_logger(__name__)
 
 OnEvent = Callable[[str, Mapping[str, Any]], None]
 """Told of `process.started`, `process.exited`, `port.opened` and `port.closed`, with what is known of them."""
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What a process gets unless it is asked for otherwise."""
-
-    env: Mapping[str, str] = field(default_factory=dict[str, str])
-    user: str | None = None
-    workdir: str | None = None
-    shell: tuple[str, ...] = ("/bin/sh", "-c")
 
 
 @dataclass(frozen=True)
@@ -97,6 +87,8 @@ class ProcessBook:
                     self._processes[fact.id] = self._process(fact, fresh=False)
                 case TimedOut() if process := self._processes.get(fact.id):
                     process.timed_out = True
+                case StdinEnded() if process := self._processes.get(fact.id):
+                    process.stdin_ended = fact.offset
                 case Exited() if process := self._processes.get(fact.id):
                     process.exited, process.pid, process.closed = fact, fact.pid, fact.closed
                     self._finished[fact.id] = None
@@ -190,30 +182,7 @@ class ProcessBook:
 
     def _begin(self, request: schema.ProcessStart, id: str) -> Process:
         link = self._use()
-        argv = [*self._defaults.shell, request.command] if request.command is not None else request.argv or []
-        cwd = self._defaults.workdir if request.cwd is None else posixpath.join(self._defaults.workdir or "/", request.cwd)
-        asked = Asked(
-            id=id,
-            channel=self.next_channel(),
-            argv=[encoded(arg) for arg in argv],
-            cwd=None if cwd is None else encoded(cwd),
-            user=self._defaults.user if request.user is None else request.user,
-            tag=request.tag,
-            pty=request.pty is not None,
-            stdin=request.stdin or request.pty is not None,
-            at=self.now(),
-            timeout=request.timeout,
-        )
-        start = requests.Start(
-            channel=asked.channel,
-            id=asked.id,
-            argv=asked.argv,
-            env=[encoded(f"{name}={value}") for name, value in request.env.items()],
-            cwd=asked.cwd,
-            user=asked.user,
-            pty=None if request.pty is None else requests.Size(request.pty.rows, request.pty.cols),
-            stdin=asked.stdin,
-        )
+        asked, start = prepare(request, self._defaults, id=id, channel=self.next_channel(), at=self.now())
         # Written before the agent knows: a process that runs is always in the journal.
         self._journal.append(asked)
         process = self._processes[id] = self._process(asked, fresh=True)
@@ -349,6 +318,10 @@ class ProcessBook:
     def timing_out(self, process: Process) -> None:
         self._append(TimedOut(process.asked.id))
 
+    def ending_stdin(self, process: Process, offset: int) -> None:
+        process.stdin_ended = offset
+        self._append(StdinEnded(process.asked.id, offset))
+
     def exited(self, process: Process) -> None:
         exited = process.exited
         assert exited is not None
@@ -396,6 +369,8 @@ class ProcessBook:
             facts.append(process.asked)
             if process.timed_out:
                 facts.append(TimedOut(process.asked.id))
+            if process.stdin_ended is not None and process.running:
+                facts.append(StdinEnded(process.asked.id, process.stdin_ended))
             if process.exited is not None:
                 facts.append(process.exited)
                 if process.closed and not process.exited.closed:
@@ -409,11 +384,3 @@ class ProcessBook:
             self._journal.append(fact)
         except OSError as error:
             log.error("journal_write_failed", sandbox=self.sandbox, fact=type(fact).__name__, error=str(error))
-
-
-def encoded(text: str) -> bytes:
-    """The bytes a guest sees: UTF-8, and odd bytes that Python keeps as lone surrogates as they were."""
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        raise InvalidArgument("text with lone surrogates is not text", hint="pass bytes as Python's os.fsdecode gives them") from None
