@@ -74,7 +74,7 @@ func claim(_ *link, args *claimArgs) (any, error) {
 	if err := limitCPUs(args.CPUs); err != nil {
 		return nil, err
 	}
-	if err := limitPids(args.Pids); err != nil {
+	if err := governor.limitTasks(args.Pids); err != nil {
 		return nil, err
 	}
 	if err := showCPUs(args.CPUs); err != nil {

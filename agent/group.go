@@ -14,6 +14,7 @@ import (
 var (
 	box      = -1 // of the controller pids: limits and counts tasks; -1 where the kernel has no such thing
 	tree     = -1 // of the controller cpuacct: has a group for each process that was started, with all that it started
+	boxTasks = -1 // number of tasks in `box`
 	boxUsage = -1 // CPU time of everything in `tree`, ns
 )
 
@@ -26,6 +27,9 @@ func prepareGroups() (err error) {
 		if err != nil {
 			return failed(err, "pids/tasks")
 		}
+	}
+	if boxTasks, err = syscall.Openat(box, "pids.current", syscall.O_RDONLY|syscall.O_CLOEXEC, 0); err != nil {
+		return failed(err, "pids.current")
 	}
 	if tree, err = boxOf("cpuacct"); err != nil {
 		return err
@@ -88,22 +92,15 @@ func readAt(dir int, name string) (string, error) {
 	return string(text), err
 }
 
-// limitPids sets how many tasks the processes of the sandbox may be together, 0 for any number.
-func limitPids(n int) error {
-	if n <= 0 {
-		return nil
-	}
-	return failed(writeAt(box, "pids.max", strconv.Itoa(n+len(spawners))), "pids.max") // the spawners are in it too
-}
-
 // taskCount is the number of tasks (threads) in the sandbox but the agent's.
 func taskCount() (int, error) {
-	text, err := readAt(box, "pids.current")
+	var b [32]byte
+	n, err := syscall.Pread(boxTasks, b[:], 0)
 	if err != nil {
-		return 0, err
+		return 0, failed(err, "pids.current")
 	}
-	n, err := strconv.Atoi(strings.TrimSpace(text))
-	return n - len(spawners), err
+	count, err := strconv.Atoi(strings.TrimSpace(string(b[:n])))
+	return count - len(spawners), err // the spawners are in it, too
 }
 
 // treeGroup is a group of `tree` that holds a started process and all it starts. Emptied ones are used again.
@@ -190,6 +187,11 @@ func (g *treeGroup) pids() (pids []int) {
 	if err != nil {
 		logf("cgroup.procs: %v", err)
 	}
+	return parsePIDs(text)
+}
+
+// parsePIDs reads a list of processes, without the agent.
+func parsePIDs(text string) (pids []int) {
 	for _, line := range strings.Fields(text) {
 		if pid, err := strconv.Atoi(line); err == nil && pid != selfPID {
 			pids = append(pids, pid)

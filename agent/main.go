@@ -15,7 +15,8 @@ import (
 )
 
 var (
-	selfPID = os.Getpid()
+	selfPID   = os.Getpid()
+	selfGroup = syscall.Getpgrp()
 
 	// children reaps and signals every process of the sandbox.
 	children = newReaper()

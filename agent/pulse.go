@@ -6,9 +6,11 @@ import (
 	"time"
 )
 
-// Intervals of the pulse: it looks soon after something was started, then less and less often.
+// Intervals of the pulse: soon after something was started, often while processes work, once a second while they only wait.
 const (
 	firstPulse = 50 * time.Millisecond
+	busyPulse  = 100 * time.Millisecond
+	nearPulse  = 20 * time.Millisecond // when there are many tasks
 	lastPulse  = time.Second
 	// surePulses is after how many silent pulses the pulse looks anyway: processor time is counted coarsely.
 	surePulses = 10
@@ -23,6 +25,7 @@ type pulse struct {
 	living bool
 	open   map[uint16]string // listening ports, with the name of who listens
 
+	looked time.Time
 	used   string // CPU time at the last look
 	silent int
 }
@@ -50,16 +53,24 @@ func (p *pulse) run() {
 		select {
 		case <-children.changed:
 			wait = firstPulse
-		case <-timer.C:
+		case now := <-timer.C:
 			living := children.isLiving()
 			p.tellActivity(living)
-			if wait == firstPulse || !living || p.worked() {
+			worked := p.worked()
+			near := worked && governor.check()
+			if worked && now.Sub(p.looked) > lastPulse/2 || wait == firstPulse || !living {
+				p.looked = now
 				p.look()
 			}
 			if !living {
 				continue // until the next start
 			}
-			wait = min(2*wait, lastPulse)
+			if wait = min(2*wait, lastPulse); worked {
+				wait = min(wait, busyPulse)
+			}
+			if near {
+				wait = nearPulse
+			}
 		}
 		timer.Reset(wait)
 	}

@@ -1,6 +1,9 @@
 package main
 
-import "syscall"
+import (
+	"syscall"
+	"time"
+)
 
 type signalArgs struct {
 	named
@@ -45,26 +48,71 @@ func (l *link) processOf(id uint32) (*process, error) {
 	return c.process, nil
 }
 
-// signalTree reaches the process' group and every descendant that left it. A killing signal is repeated until nobody new is found, since
-// a process may fork while it is being looked for.
+// signalTree reaches the process' group and every descendant that left it.
 func (p *process) signalTree(number syscall.Signal) error {
+	if number == syscall.SIGKILL {
+		return p.killTree()
+	}
 	err := syscall.Kill(-p.pid, number)
-	seen := map[int]bool{}
-	for {
-		fresh := false
-		for _, pid := range p.members() {
-			if !seen[pid] {
-				seen[pid] = true
-				fresh = syscall.Kill(pid, number) == nil || fresh
-			}
+	for _, pid := range p.members() {
+		if group, e := syscall.Getpgid(pid); e == nil && group == p.pid && err == nil {
+			continue // has it already
 		}
-		if fresh {
+		if syscall.Kill(pid, number) == nil {
 			err = nil
 		}
-		if !fresh || number != syscall.SIGKILL {
-			return err
+	}
+	return err
+}
+
+// killTree leaves nothing of the tree.
+func (p *process) killTree() error {
+	err := syscall.Kill(-p.pid, syscall.SIGKILL)
+	killGroups(func() (targets []int) {
+		for group := range processGroups(p.members()) {
+			if group != selfGroup {
+				err = nil
+				targets = append(targets, -group)
+			}
+		}
+		return targets
+	})
+	return err
+}
+
+// A killing is repeated this often, this long after each other.
+const (
+	killRounds = 500
+	killPause  = 2 * time.Millisecond
+)
+
+// killGroups kills the process groups that targets lists, again and again until it lists none: in gVisor a process that is in the middle of a fork
+// when it is killed still gets its child, which nobody has killed then.
+func killGroups(targets func() []int) {
+	for range [killRounds]struct{}{} {
+		groups := targets()
+		if len(groups) == 0 {
+			return
+		}
+		for _, group := range groups {
+			if err := syscall.Kill(group, syscall.SIGKILL); err != nil && err != syscall.ESRCH {
+				logf("kill %d: %v", group, err)
+			}
+		}
+		time.Sleep(killPause)
+	}
+	logf("something resists being killed")
+}
+
+// processGroups counts the members of each process group.
+func processGroups(pids []int) map[int]int {
+	sizes := map[int]int{}
+	for _, pid := range pids {
+		if group, err := syscall.Getpgid(pid); err == nil && group > 0 {
+			sizes[group]++
 		}
 	}
+	return sizes
 }
 
 // members lists what the process started and what that started, itself included. Without groups, those that lost their parents are not found.
