@@ -1,0 +1,94 @@
+"""The server may be killed at any moment: sandboxes, processes and output go on, and what is gone is gone without a trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+
+from corral import Sandbox
+from corral.places import Places
+from harness import leaks
+from harness.server import Server
+
+COUNT = "i=0; while [ $i -lt {n} ]; do echo line $i; i=$((i+1)); done"
+
+
+def expected(n: int) -> str:
+    return "".join(f"line {i}\n" for i in range(n))
+
+
+def test_ten_sandboxes_outlive_a_killed_server_and_every_byte_arrives(server: Server) -> None:
+    boxes = [Sandbox.create("tiny") for _ in range(10)]
+    try:
+        # Slow enough to be in the middle of it when the server is killed, and more than a socket's buffer holds.
+        processes = [box.exec("sh", "-c", COUNT.format(n=20_000)) for box in boxes]
+        waiting = [box.exec("cat") for box in boxes]
+        for process in waiting:
+            process.stdin.write("before ")
+        texts: dict[int, str] = {}
+        started = threading.Barrier(len(boxes) + 1)
+
+        def read(number: int) -> None:
+            lines = iter(processes[number].stdout)
+            text = next(lines)
+            started.wait()
+            texts[number] = text + "".join(lines)
+
+        readers = [threading.Thread(target=read, args=(number,)) for number in range(len(boxes))]
+        for reader in readers:
+            reader.start()
+        started.wait()
+        server.kill()
+        server.start()
+        for reader in readers:
+            reader.join(timeout=120)
+        assert [texts[number] == expected(20_000) for number in range(len(boxes))] == [True] * len(boxes)
+        assert [process.wait(timeout=60) for process in processes] == [0] * len(boxes)
+        for process in waiting:
+            process.stdin.write("after")
+            process.stdin.close()
+        assert [process.stdout.read() for process in waiting] == ["before after"] * len(boxes)
+        assert [box.run("echo alive").stdout for box in boxes] == ["alive\n"] * len(boxes)
+    finally:
+        for box in boxes:
+            box.delete()
+
+
+def test_a_reader_that_comes_after_the_restart_gets_everything_from_its_offset(server: Server) -> None:
+    with Sandbox.create("tiny") as box:
+        process = box.exec("sh", "-c", COUNT.format(n=3000) + "; sleep 1; exit 5")
+        for line in process.stdout:
+            if line == "line 100\n":
+                break
+        server.kill()
+        server.start()
+        again = Sandbox.get(box.id).process(process.id)
+        assert again.stdout.read() == expected(3000)
+        assert again.wait(timeout=60) == 5
+
+
+def test_two_hundred_sandboxes_leave_nothing(server: Server) -> None:
+    places = Places(server.home)
+    before = set(leaks.of_sandboxes(places))
+    for _ in range(40):
+        batch = [Sandbox.create("tiny") for _ in range(5)]
+        assert all(box.run("true").exit_code == 0 for box in batch)
+        for box in batch:
+            box.delete()
+    assert set(leaks.of_sandboxes(places)) <= before
+
+
+def test_a_crashed_sandbox_is_stopped_with_its_disk_and_can_be_started_again(server: Server) -> None:
+    with Sandbox.create("tiny") as box:
+        box.files.write("/kept", b"kept")
+        record = (Places(server.home).boxes / f"{box.id}.json").read_text()
+        os.kill(json.loads(record)["identity"]["pid"], signal.SIGKILL)
+        for event in box.events(follow=True):
+            if event.kind == "sandbox.stopped":
+                break
+        box.refresh()
+        assert (box.state, box.reason) == ("stopped", "killed")
+        box.start()
+        assert box.files.read("/kept") == b"kept"
