@@ -18,7 +18,7 @@ Cli = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
 @pytest.fixture
-def cli_env(server) -> dict[str, str]:  # noqa: ANN001
+def cli_env(server) -> dict[str, str]:
     return {**os.environ, "CORRAL_URL": server.url, "CORRAL_API_KEY": server.key, "CORRAL_HOME": str(server.home)}
 
 
@@ -84,7 +84,7 @@ def test_the_host_is_not_reachable() -> None:
         assert "eth" not in links
 
 
-def _answers_at_once(server) -> float:  # noqa: ANN001
+def _answers_at_once(server) -> float:
     import httpx2
 
     began = time.perf_counter()
@@ -92,7 +92,7 @@ def _answers_at_once(server) -> float:  # noqa: ANN001
     return time.perf_counter() - began
 
 
-def test_a_fork_bomb_fails_inside_and_nothing_else_notices(server) -> None:  # noqa: ANN001
+def test_a_fork_bomb_fails_inside_and_nothing_else_notices(server) -> None:
     with Sandbox.create("base", pids=64) as sb, Sandbox.create("tiny") as sibling:
         bomb = sb.exec("bash", "-c", "for i in $(seq 500); do sleep 300 & done 2>&1; echo done; wait")
         text = ""
@@ -107,7 +107,7 @@ def test_a_fork_bomb_fails_inside_and_nothing_else_notices(server) -> None:  # n
         assert sb.run("echo alive").stdout == "alive\n"
 
 
-def test_a_huge_allocation_ends_the_process_or_the_box_with_oom_and_keeps_the_disk(server) -> None:  # noqa: ANN001
+def test_a_huge_allocation_ends_the_process_or_the_box_with_oom_and_keeps_the_disk(server) -> None:
     from corral.errors import CorralError
 
     sb = Sandbox.create("base", memory=256, on_timeout="terminate")
@@ -116,7 +116,7 @@ def test_a_huge_allocation_ends_the_process_or_the_box_with_oom_and_keeps_the_di
         sb.files.write("/home/user/kept.txt", b"kept")
         code: int | None = None
         try:
-            code = sb.run("python3 -c \"x = bytearray(10 << 30); print(len(x))\"", timeout=120).exit_code
+            code = sb.run('python3 -c "x = bytearray(10 << 30); print(len(x))"', timeout=120).exit_code
         except CorralError:
             sb.refresh()
             assert (sb.state, sb.reason) == ("stopped", "oom")
@@ -130,7 +130,7 @@ def test_a_huge_allocation_ends_the_process_or_the_box_with_oom_and_keeps_the_di
         sibling.delete()
 
 
-def test_an_endless_printer_harms_nobody(server) -> None:  # noqa: ANN001
+def test_an_endless_printer_harms_nobody(server) -> None:
     with Sandbox.create("tiny") as sb, Sandbox.create("tiny") as sibling:
         flood = sb.exec("yes", "0123456789012345678901234567890123456789")
         for _ in range(20):

@@ -1,8 +1,8 @@
 """What the parts of a node promise each other, and what a node promises the control plane. No code, only shapes.
 
-    api, control ──► Node ──► Engine ──► holder, sentry, urpc, cgroup, pool
-                      │         └──────► Disks (writable layers), rootfs (overlay)
-                      └──► Guest ──► Link ──► wire ──► (socket) ──► agent in the sandbox
+api, control ──► Node ──► Engine ──► holder, sentry, urpc, cgroup, pool
+                  │         └──────► Disks (writable layers), rootfs (overlay)
+                  └──► Guest ──► Link ──► wire ──► (socket) ──► agent in the sandbox
 """
 
 from __future__ import annotations

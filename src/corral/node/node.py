@@ -1,9 +1,9 @@
 """A node: the machine that runs sandboxes, as the control plane sees it. Puts the engine, the disks and the guests together; says the order.
 
-    create    engine.claim (member, limits, disk, root) → hello → claim → running
-    stop      engine.kill; disk and output stay
-    start     as create, on the same disk
-    remove    stop, then delete disk and output
+create    engine.claim (member, limits, disk, root) → hello → claim → running
+stop      engine.kill; disk and output stay
+start     as create, on the same disk
+remove    stop, then delete disk and output
 """
 
 from __future__ import annotations
