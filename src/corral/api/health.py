@@ -8,7 +8,7 @@ from corral.api.route import JSON, Services, may, router
 from corral.schema.observe import Health
 from corral.version import __version__
 
-routes = router("health")
+routes = router("health", key=False)
 
 
 @routes.get("/healthz", response_model=Health)

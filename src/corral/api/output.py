@@ -17,7 +17,7 @@ from corral.api.route import Actor, Services, may, router
 from corral.api.stream import EVENT_STREAM, ByteStream, EventStream, event, finishing
 from corral.control.ports import Chunk, ProcessBook
 from corral.control.roles import Permission
-from corral.errors import InternalError, InvalidArgument
+from corral.errors import InternalError, InvalidArgument, InvalidState
 from corral.schema.process import Process, StdinAnswer, Stream
 
 routes = router("output", 409, 410)
@@ -88,13 +88,24 @@ async def stdin(request: Request, services: Services, actor: Actor, sandbox: str
     offset = query.offset
     end = book.get(process).stdin_offset
     async for piece in pieces(request):
-        end = await book.write_stdin(process, piece, offset=offset)
+        end = await _write(book, process, piece, offset=offset, eof=False)
         services.meter.stdin.inc(len(piece))
         if offset is not None:
             offset += len(piece)
     if query.eof:
-        end = await book.write_stdin(process, b"", offset=offset, eof=True)
+        end = await _write(book, process, b"", offset=offset, eof=True)
     return StdinAnswer(offset=end)
+
+
+async def _write(book: ProcessBook, process: str, piece: bytes, *, offset: int | None, eof: bool) -> int:
+    try:
+        return await book.write_stdin(process, piece, offset=offset, eof=eof)
+    except InvalidState:
+        # A repetition of what was accepted before it ended is answered as it was then.
+        accepted = book.get(process).stdin_offset
+        if offset is None or offset + len(piece) > accepted:
+            raise
+        return accepted
 
 
 async def follow(book: ProcessBook, id: str, meter: Meter, stdout: int = 0, stderr: int = 0, *, wait: bool = True) -> AsyncGenerator[bytes, None]:

@@ -22,7 +22,7 @@ from corral.control.roles import Permission
 from corral.errors import CorralError, InvalidArgument
 from corral.schema.process import Process, Processes, ProcessStart, Signal, Terminal
 
-routes = router("processes", 409, 410, 422, 429)
+routes = router("processes", 409, 410, 429)
 
 LONGEST_WAIT = 600.0
 _STARTED: dict[int | str, dict[str, Any]] = {

@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from fastapi import APIRouter, Depends
 from fastapi.params import Query
 from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
@@ -151,8 +152,16 @@ _MEANINGS = {
 }
 
 
-def router(tag: str, *errors: int) -> APIRouter:
-    """A router of one resource, whose endpoints may answer with these errors besides the usual ones."""
-    statuses = sorted({400, 401, 403, 404, 413, 500, 503, *errors})
-    responses: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody, "description": _MEANINGS[status]} for status in statuses}
-    return APIRouter(route_class=Direct, tags=[tag], responses=responses)
+_KEY = HTTPBearer(
+    scheme_name="key",
+    description="An API key, `ck_` and 40 hexadecimal digits. It belongs to a project; an admin's may act in another one, named by the header `Corral-Project`.",
+)
+
+
+def router(tag: str, *errors: int, key: bool = True) -> APIRouter:
+    """A router of one resource, whose endpoints may answer with these errors besides the usual ones. `key`: they need one."""
+    # 422 always: else FastAPI documents an error of its own, in another form.
+    usual = {400, 401, 403, 404, 413, 422, 500, 503} if key else {422, 500, 503}
+    responses: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody, "description": _MEANINGS[status]} for status in sorted(usual | set(errors))}
+    # For the documentation: who asks was found out in `auth` before.
+    return APIRouter(route_class=Direct, tags=[tag], responses=responses, dependencies=[Depends(_KEY)] if key else [])

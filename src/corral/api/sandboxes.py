@@ -20,7 +20,7 @@ from corral.control.roles import Permission
 from corral.errors import InvalidArgument
 from corral.schema.sandbox import Sandbox, SandboxCreate, SandboxDelete, SandboxExtend, SandboxPage, SandboxUpdate, State
 
-routes = router("sandboxes", 409, 410, 422, 429)
+routes = router("sandboxes", 409, 410, 429)
 
 
 class Listing(BaseModel):
