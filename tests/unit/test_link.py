@@ -206,9 +206,13 @@ async def test_closing_leaves_the_sandbox_to_the_next_server(ends: Ends, tmp_pat
     id, _ = await ends.start(guest)
     asking = asyncio.create_task(guest.ping())
     await ends.peer.request("ping")
+    waiting = asyncio.create_task(guest.processes.wait(id))
+    following = asyncio.create_task(anext(guest.processes.raw_output(id)))
+    await asyncio.sleep(0)
     guest.close()
-    with pytest.raises(Unavailable, match="stopping"):
-        await asking
+    for each in (asking, waiting, following):
+        with pytest.raises(Unavailable, match="stopping"):
+            await each
     assert guest.processes.get(id).running
 
 

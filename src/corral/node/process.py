@@ -13,7 +13,7 @@ import structlog
 from corral.errors import Conflict, CorralError, InvalidState
 from corral.node.channel import Channel
 from corral.node.journal import Asked, Exited
-from corral.node.link import Link, RequestFailed
+from corral.node.link import Link, RequestFailed, again
 from corral.node.notice import Notice
 from corral.node.refusals import refusal
 from corral.node.spool import Spool
@@ -76,6 +76,7 @@ class Process:
         self._channel: Channel | None = None
         self._stdin: Sender | None = None
         self._announced: messages.Exit | None = None
+        self._gone: CorralError | None = None
         self._changed = Notice()
         self._ended = Notice()
         self._writing = asyncio.Lock()
@@ -120,7 +121,7 @@ class Process:
         self._settle()
 
     def disconnect(self) -> None:
-        """The channel is not there any more."""
+        """Take nothing more from the guest."""
         if self._channel is not None:
             self._channel.link.detach(self.asked.channel)
             self._channel = None
@@ -148,8 +149,14 @@ class Process:
         self._announced = self._announced or event
         self._settle()
 
-    def on_end(self, _error: CorralError) -> None:
+    def on_end(self, error: CorralError) -> None:
+        self.leave(error)
+
+    def leave(self, error: CorralError) -> None:
+        """Nothing more comes from the guest: whoever waits for it is told, unless the process is found lost."""
         self.disconnect()
+        self._gone = error
+        self._ended.set()
         self._changed.set()
 
     def _settle(self) -> None:
@@ -279,8 +286,9 @@ class Process:
             return sender.end
 
     async def wait(self) -> None:
-        """Until it has ended and all its output is here (or it was forgotten)."""
+        """Until it has ended and all its output is here (or it was forgotten). Raises `Unavailable` when the server stops first."""
         while self.running and not self.forgotten:
+            self._check()
             await self._ended.wait()
 
     async def output(self, stdout: int | None, stderr: int | None, *, follow: bool, limit: int = CHUNK) -> AsyncIterator[Chunk]:
@@ -298,7 +306,12 @@ class Process:
                 continue
             if not follow or self.exited is not None or self.forgotten:
                 return
+            self._check()
             await self._changed.wait()
+
+    def _check(self) -> None:
+        if self._gone is not None:
+            raise again(self._gone)
 
     def _read(self, stream: schema.Stream, position: int, limit: int, end: int) -> Chunk | None:
         piece = self.spool(STREAMS[stream]).read(position, limit)

@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from corral.errors import CorralError, InvalidArgument, InvalidState, NotFound
+from corral.errors import CorralError, InvalidArgument, InvalidState, NotFound, QuotaExceeded, Unavailable
 from corral.ids import is_id, new_id
 from corral.node.journal import Asked, Closed, Exited, Fact, Forgotten, Journal, Opened, StdinEnded, TimedOut
 from corral.node.link import Link, RequestFailed
@@ -25,6 +25,8 @@ from corral.wire import requests
 from corral.wire.frame import MAX_CHANNEL, ProtocolError
 from corral.wire.messages import Greeting, Held, Started
 
+OPEN = 1000
+"""Processes that may run at once: the agent tells of all of them in one frame when a server takes its link."""
 _CHANNELS_A_TIME = 4096
 _JOURNAL_SLACK = 1 << 20
 _END_TIMEOUT = 10.0
@@ -68,6 +70,8 @@ class ProcessBook:
         self._link: Link | None = None
         self._processes: dict[str, Process] = {}
         self._finished: dict[str, None] = {}
+        self._closed: dict[str, None] = {}
+        """Those of which nothing more comes and whose output may still be kept, oldest first."""
         self._epoch = 0
         self._channel = 0
         self._channels_reserved = 0
@@ -99,6 +103,7 @@ class ProcessBook:
                     self._finished.pop(fact.id, None)
                 case _:
                     log.warning("journal_fact_about_nothing", sandbox=self.sandbox, fact=repr(fact)[:200])
+        self._closed.update((id, None) for id, process in self._processes.items() if process.closed)
 
     def _process(self, asked: Asked, *, fresh: bool) -> Process:
         return Process(asked, self, self._directory / asked.id, bound=self._bounds.stream, fresh=fresh)
@@ -155,7 +160,7 @@ class ProcessBook:
         self._channels_reserved = self._channel + _CHANNELS_A_TIME
         if self._channels_reserved > MAX_CHANNEL:
             raise InvalidState("this sandbox has opened two thousand million channels", hint="create another one")
-        self._journal.append(Opened(epoch=self._epoch, channels=self._channels_reserved))
+        self._record(Opened(epoch=self._epoch, channels=self._channels_reserved))
 
     # ── processes ──
 
@@ -182,9 +187,11 @@ class ProcessBook:
 
     def _begin(self, request: schema.ProcessStart, id: str) -> Process:
         link = self._use()
+        if sum(process.open for process in self._processes.values()) >= OPEN:
+            raise QuotaExceeded(f"{OPEN} processes of this sandbox are running", hint="wait for some to end, or let one of them start the others")
         asked, start = prepare(request, self._defaults, id=id, channel=self.next_channel(), at=self.now())
         # Written before the agent knows: a process that runs is always in the journal.
-        self._journal.append(asked)
+        self._record(asked)
         process = self._processes[id] = self._process(asked, fresh=True)
         process.connect(link)
         process.starting = asyncio.get_running_loop().create_task(self._start(process, link, start))
@@ -229,7 +236,6 @@ class ProcessBook:
         """
         process = self._find(id)
         async for chunk in process.output(stdout, stderr, follow=follow, limit=limit):
-            self._activity()
             yield chunk
         yield process.describe()
 
@@ -280,7 +286,6 @@ class ProcessBook:
         process = self._find(id)
         if process.starting is not None:
             await asyncio.shield(process.starting)
-        self._activity()
         return process
 
     def _find(self, id: str) -> Process:
@@ -294,10 +299,6 @@ class ProcessBook:
         self._link.check()
         return self._link
 
-    def _activity(self) -> None:
-        if self._link is not None and self._link.error is None:
-            self._link.on_activity()
-
     # ── told by processes ──
 
     def use_changed(self, size: int) -> None:
@@ -307,13 +308,12 @@ class ProcessBook:
         """Keep the sandbox within its bound: first the output of what has ended goes, then the oldest of what grows."""
         if self._used <= self._bounds.sandbox:
             return
-        for finished in self._finished:
-            if not (other := self._processes[finished]).open and other.give_up_output() and self._used <= self._bounds.sandbox:
-                return
-        for stream in (1, 2):
-            spool = process.spool(stream)
-            if spool.size and self._used > self._bounds.sandbox:
-                spool.skip(spool.end)
+        while self._used > self._bounds.sandbox and self._closed:
+            oldest = next(iter(self._closed))
+            del self._closed[oldest]
+            self._processes[oldest].give_up_output()
+        while self._used > self._bounds.sandbox and (spools := [spool for stream in (1, 2) if (spool := process.spool(stream)).size]):
+            max(spools, key=lambda spool: spool.size).shrink()
 
     def timing_out(self, process: Process) -> None:
         self._append(TimedOut(process.asked.id))
@@ -327,6 +327,8 @@ class ProcessBook:
         assert exited is not None
         self._append(exited)
         self._finished[exited.id] = None
+        if exited.closed:
+            self._closed[exited.id] = None
         self._on_event(
             "process.exited", {"process": exited.id, "code": exited.code, "signal": exited.signal, "timed_out": exited.timed_out, "lost": exited.lost}
         )
@@ -337,6 +339,7 @@ class ProcessBook:
 
     def closed(self, process: Process) -> None:
         process.closed = True
+        self._closed[process.asked.id] = None
         self._append(Closed(process.asked.id))
 
     # ── the end ──
@@ -351,13 +354,14 @@ class ProcessBook:
         """Leave everything as it is for the next server."""
         self._link = None
         for process in self._processes.values():
-            process.disconnect()
+            process.leave(Unavailable("the server is stopping", hint="try again"))
         self._journal.close()
 
     def _forget(self, process: Process) -> None:
         if self._processes.pop(process.asked.id, None) is None:
             return
         self._finished.pop(process.asked.id, None)
+        self._closed.pop(process.asked.id, None)
         process.forget()
         self._append(Forgotten(process.asked.id))
         if self._journal.size > self._compact_at:
@@ -378,9 +382,15 @@ class ProcessBook:
         self._journal.rewrite(facts)
         self._compact_at = 2 * self._journal.size + _JOURNAL_SLACK
 
-    def _append(self, fact: Fact) -> None:
-        # Called where nobody could be told of a full disk; the fact is still known to this server.
+    def _record(self, fact: Fact) -> None:
         try:
             self._journal.append(fact)
         except OSError as error:
-            log.error("journal_write_failed", sandbox=self.sandbox, fact=type(fact).__name__, error=str(error))
+            raise Unavailable(f"the node can't keep records of processes: {error}", hint="make room on its disk") from error
+
+    def _append(self, fact: Fact) -> None:
+        # Called where nobody could be told; the fact is still known to this server.
+        try:
+            self._record(fact)
+        except Unavailable as error:
+            log.error("journal_write_failed", sandbox=self.sandbox, fact=type(fact).__name__, error=error.message)

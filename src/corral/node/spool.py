@@ -120,6 +120,13 @@ class Spool:
         Path(self._path(oldest)).unlink(missing_ok=True)
         self._on_change(oldest - (self._segments[0] if self._segments else self.end))
 
+    def shrink(self) -> None:
+        """Give up the oldest part of what is kept, in favour of another stream."""
+        if len(self._segments) > 1:
+            self.drop_oldest()
+        elif self.size:
+            self.skip(self.end)
+
     def read(self, offset: int, limit: int) -> Piece | None:
         """At most `limit` bytes from `offset` on, or from the oldest byte kept when that is later; None when there are none yet."""
         begin = max(offset, self.start)

@@ -184,6 +184,8 @@ class Watches:
         key = (path, recursive)
         watch = self._watches.get(key)
         if watch is None or watch.error is not None:
+            if watch is not None:
+                self._drop(watch)
             self._make_room()
             self._link.check()
             watch = self._watches[key] = Watch(self._link, self._next_channel(), path)
