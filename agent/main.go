@@ -96,6 +96,7 @@ func serve() error {
 			return err
 		}
 	}
+	calmXattrs()
 	confineUsers()
 	control, err := newLink(0, "control", controlOps)
 	if err != nil {
@@ -120,7 +121,8 @@ func serve() error {
 
 // tune makes the runtime small and quiet. An idle agent makes no system calls at all: everything waits in the kernel.
 func tune() {
-	runtime.GOMAXPROCS(2)
+	// One processor does everything: a thread more to wake for each event costs more than it gains, and system calls run beside it anyway.
+	runtime.GOMAXPROCS(1)
 	debug.SetGCPercent(50)
 	// Signals that would end the agent, and the sandbox with it. They are caught, not ignored: ignoring would be inherited by every process.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGPIPE)
