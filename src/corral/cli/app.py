@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from corral.cli import accounts, copy, execute, life, look, machine, options, run, serve
+from corral.cli import accounts, chaos, copy, execute, life, look, machine, options, run, serve
 from corral.version import __version__
 
 app = typer.Typer(
@@ -50,6 +50,7 @@ app.command()(machine.setup)
 app.command()(machine.doctor)
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(machine.quickstart)
 app.command()(machine.bench)
+app.command()(chaos.chaos)
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(machine.test)
 
 

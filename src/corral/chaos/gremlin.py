@@ -1,0 +1,183 @@
+"""Kills and cuts at random. Every kill goes to a process that was found and checked to be ours."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+
+from corral.aio import Client, Sandbox
+from corral.chaos import leaks
+from corral.chaos.gate import Gate
+from corral.chaos.known import Blow, Known
+from corral.chaos.tally import Tally
+from corral.chaos.victim import Victim
+from corral.errors import CorralError
+from corral.node import record
+from corral.node.record import Record
+from corral.node.sentry import started_at
+
+HOLDER_APART = 60.0
+"""Seconds between two ends of the holder: it is the one thing that is allowed to be slow to come back."""
+
+AGENT_SECONDS = 20.0
+"""How long the command that kills an agent may take to get there."""
+
+
+class Gremlin:
+    """`known` are the sandboxes it may hit, by id. `interval`: seconds between two acts, on average."""
+
+    def __init__(self, rng: Random, *, victim: Victim, gate: Gate, client: Client, known: Mapping[str, Known], tally: Tally, interval: float) -> None:
+        self._rng = rng
+        self._victim = victim
+        self._gate = gate
+        self._client = client
+        self._known = known
+        self._tally = tally
+        self._interval = interval
+        self.holder_kills: list[float] = []
+
+    async def rage(self) -> None:
+        """Until cancelled. What has been begun is then finished: a killed server is up again."""
+        acts: list[tuple[int, str, Callable[[], Awaitable[bool]]]] = [
+            (5, "server killed", self._kill_server),
+            (1, "server ended in order", self._leave_server),
+            (3, "server killed with a sandbox", self._kill_both),
+            (6, "sentry killed", lambda: self._strike(Blow.SENTRY)),
+            (4, "gofer killed", lambda: self._strike(Blow.GOFER)),
+            (4, "agent killed", self._kill_agent),
+            (3, "pool member killed", self._kill_member),
+            (6, "connections cut", self._cut),
+            (6, "connections cut in mid-stream", self._cut_midway),
+            (1, "holder killed", self._kill_holder),
+        ]
+        while True:
+            await asyncio.sleep(self._rng.expovariate(1 / self._interval))
+            _, name, act = self._rng.choices(acts, [weight for weight, _, _ in acts])[0]
+            doing = asyncio.ensure_future(act())
+            try:
+                done = await asyncio.shield(doing)
+            except asyncio.CancelledError:
+                await doing
+                raise
+            if done:
+                self._tally.suffered[name] += 1
+                self._tally.say(f"gremlin: {name}")
+
+    def holder_lost(self) -> bool:
+        return bool(self.holder_kills)
+
+    def orphaned(self) -> bool:
+        """Whether server and holder were killed so close together that nobody had the sandboxes' sockets."""
+        return any(abs(holder - server) < HOLDER_APART for holder in self.holder_kills for server in self._victim.kills)
+
+    async def _kill_server(self) -> bool:
+        await self._victim.kill()
+        await asyncio.sleep(self._rng.choice((0, 0, 0.5, 2)))
+        await self._victim.start()
+        return True
+
+    async def _leave_server(self) -> bool:
+        await self._victim.kill(signal.SIGTERM)
+        await self._victim.start()
+        return True
+
+    async def _kill_both(self) -> bool:
+        """A sandbox ends while nobody watches it."""
+        await self._victim.kill()
+        await self._strike(self._rng.choice((Blow.SENTRY, Blow.GOFER)))
+        await self._victim.start()
+        return True
+
+    async def _strike(self, blow: Blow) -> bool:
+        if (found := self._pick()) is None:
+            return False
+        known, box = found
+        identity = box.identity
+        pid, started = (identity.pid, identity.pid_started) if blow is Blow.SENTRY else (identity.gofer, identity.gofer_started)
+        return bool(pid) and _kill(pid, started, lambda: self._note(known, blow))
+
+    async def _kill_agent(self) -> bool:
+        """As root inside, where it is process 1."""
+        if (found := self._pick()) is None:
+            return False
+        known = found[0]
+        self._note(known, Blow.AGENT, within=AGENT_SECONDS)
+        handle = Sandbox(self._client, known.sandbox.info)
+        with suppress(CorralError, TimeoutError):  # it ends under the command that ends it
+            async with asyncio.timeout(AGENT_SECONDS):
+                await handle.run("kill -9 1", user="root")
+        return True
+
+    async def _kill_member(self) -> bool:
+        """One that waits in the pool, or is just being made."""
+        places = self._victim.places
+        claimed = {box.member for box in self._records()}
+        waiting = sorted(entry.name for entry in places.members.iterdir() if entry.name not in claimed)
+        if not waiting:
+            return False
+        member = self._rng.choice(waiting)
+        hit = False
+        for pid in leaks.processes_of_member(places, member):
+            if all(box.member != member for box in self._records()):  # it may have been claimed just now
+                with suppress(ProcessLookupError):
+                    hit |= _kill(pid, started_at(pid), lambda: None)
+        return hit
+
+    async def _kill_holder(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        if self.holder_kills and now - self.holder_kills[-1] < HOLDER_APART:
+            return False
+        socket = str(self._victim.places.holder_socket).encode()
+        for entry in Path("/proc").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                if entry.name.isdigit() and socket in (entry / "cmdline").read_bytes():
+                    pid = int(entry.name)
+                    return _kill(pid, started_at(pid), lambda: self.holder_kills.append(now))
+        return False
+
+    async def _cut(self) -> bool:
+        return self._gate.cut(self._rng, self._rng.choice((0.3, 1))) > 0
+
+    async def _cut_midway(self) -> bool:
+        before = self._gate.cuts
+        self._gate.every = self._rng.choice((300, 5_000, 40_000))
+        await asyncio.sleep(self._rng.uniform(0.5, 2))
+        self._gate.every = None
+        return self._gate.cuts > before
+
+    def _pick(self) -> tuple[Known, Record] | None:
+        """A running sandbox that a client knows of."""
+        found = [(self._known[box.spec.id], box) for box in self._records() if box.spec.id in self._known]
+        return self._rng.choice(found) if found else None
+
+    def _records(self) -> list[Record]:
+        try:
+            return list(record.read_all(self._victim.places.boxes))
+        except FileNotFoundError:  # one has ended between two looks
+            return []
+
+    def _note(self, known: Known, blow: Blow, *, within: float = 0) -> None:
+        known.blows.append((asyncio.get_running_loop().time() + within, blow))
+
+
+def _kill(pid: int, started: int, before: Callable[[], None]) -> bool:
+    """SIGKILL to that very process, not to a later one of its number."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        if started_at(pid) != started:
+            return False
+        before()
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        return True
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(descriptor)
