@@ -19,7 +19,7 @@ ACCEPT: Headers = [(b"accept", MEDIA_TYPE.encode())]
 
 
 def events(answer: Answer) -> Generator[Event, None]:
-    """The events of one connection. Raises `Lost` at its end, since only the reader knows whether that was the stream's."""
+    """The events of one connection, to its end. Only the reader knows whether that was the stream's."""
     parser = Parser()
     with closing(answer.pieces()) as pieces:
         for piece in pieces:
@@ -27,7 +27,6 @@ def events(answer: Answer) -> Generator[Event, None]:
                 if event.name == "error":
                     raise faults.from_answer(_status(event.data), event.data)
                 yield event
-    raise Lost("the server ended a stream early", hint="is it being restarted?")
 
 
 def follow(transport: Transport, path: str, query: Query, *, last_id: str = "") -> Generator[Event, None]:
@@ -41,6 +40,7 @@ def follow(transport: Transport, path: str, query: Query, *, last_id: str = "") 
                 for event in parts:
                     last_id, waits = event.id, delays()
                     yield event
+            raise _early()
         except Lost as error:
             transport.pause(waits, error, again=True)
 
@@ -48,7 +48,8 @@ def follow(transport: Transport, path: str, query: Query, *, last_id: str = "") 
 def output(transport: Transport, path: str, seen: Seen, first: Generator[Event, None] | None = None) -> Generator[Chunk | Process, None]:
     """A process' output beyond `seen`, then the ended process. `path` is the process'; `first` a stream that is open already."""
     waits = delays()
-    while True:
+    ended: Process | None = None
+    while ended is None:
         try:
             if first is None:
                 first = events(transport.stream("GET", path + "/output", query={**seen.query(), "follow": True}, headers=ACCEPT))
@@ -59,15 +60,22 @@ def output(transport: Transport, path: str, seen: Seen, first: Generator[Event, 
                             if chunk := seen.take_output(faults.decode(Output, event.data)):
                                 waits = delays()
                                 yield chunk
-                        case "exit":
-                            yield faults.decode(Process, event.data)
-                            return
+                        case "exit":  # the last one; reading on to the answer's end leaves the connection for the next request
+                            ended = faults.decode(Process, event.data)
                         case _:  # a kind of event that this client does not know
                             pass
+            if ended is None:
+                raise _early()
         except Lost as error:
-            seen.broken = True
-            transport.pause(waits, error, again=True)
+            if ended is None:
+                seen.broken = True
+                transport.pause(waits, error, again=True)
         first = None
+    yield ended
+
+
+def _early() -> Lost:
+    return Lost("the server ended a stream early", hint="is it being restarted?")
 
 
 def _status(body: bytes) -> int:
