@@ -26,6 +26,7 @@ type pulse struct {
 	open   map[uint16]string // listening ports, with the name of who listens
 
 	looked time.Time
+	due    bool   // something may have changed since
 	used   string // CPU time at the last look
 	silent int
 }
@@ -58,11 +59,12 @@ func (p *pulse) run() {
 			p.tellActivity(living)
 			worked := p.worked()
 			near := worked && governor.check()
-			if worked && now.Sub(p.looked) > lastPulse/2 || wait == firstPulse || !living {
-				p.looked = now
+			p.due = p.due || worked || !living
+			if p.due && now.Sub(p.looked) > lastPulse/2 || wait == firstPulse {
+				p.looked, p.due = now, false
 				p.look()
 			}
-			if !living {
+			if !living && !p.due {
 				continue // until the next start
 			}
 			if wait = min(2*wait, lastPulse); worked {

@@ -14,6 +14,18 @@ const (
 	bulkRead  = 128 << 10
 )
 
+// A process that writes often and little would make a frame of every write, dear for it, the agent and the node. So once it has written quickReads
+// times with less than a calm between, its writes are gathered for a moment before each read. A single answer or key press is never held up.
+const (
+	quickReads = 8
+	smallRead  = 32 << 10
+	calm       = time.Millisecond
+	gathering  = time.Millisecond
+)
+
+// bulkPipe is how much the pipe of a busy process may hold, so that it isn't stopped while the agent sends or gathers.
+const bulkPipe = 1 << 20
+
 // source moves what a process writes from its pipe or terminal into an outlet, as fast as the node takes it.
 type source struct {
 	file    *os.File
@@ -36,7 +48,8 @@ func (s *source) pump() {
 	if err != nil {
 		return // closed already
 	}
-	want := firstRead
+	want, quick, widened := firstRead, 0, false
+	var last time.Time
 	for {
 		piece, ok := s.out.reserve(want)
 		if !ok {
@@ -49,11 +62,33 @@ func (s *source) pump() {
 			}
 			return
 		}
+		now := time.Now()
+		if n < smallRead && now.Sub(last) < calm {
+			quick++
+		} else {
+			quick = 0
+		}
+		last = now
 		s.out.commit(n)
 		if n == len(piece) && want < bulkRead {
 			want *= 4
 		}
+		if !widened && (want > firstRead || quick == quickReads) {
+			widened = true
+			s.widen(raw)
+		}
+		if quick >= quickReads {
+			time.Sleep(gathering)
+			last = time.Now()
+		}
 	}
+}
+
+// widen makes the pipe larger; a terminal stays as it is.
+func (s *source) widen(raw syscall.RawConn) {
+	_ = raw.Control(func(fd uintptr) {
+		_, _, _ = syscall.Syscall(syscall.SYS_FCNTL, fd, fSetPipeSize, bulkPipe) // only a matter of speed
+	})
 }
 
 // read waits for bytes; 0 is the end.

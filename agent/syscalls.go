@@ -11,6 +11,7 @@ const (
 	atSymlinkNoFollow = 0x100
 	fionread          = 0x541b
 	oPath             = 0x200000
+	fSetPipeSize      = 1031
 )
 
 // setTimes sets access and modification time of a name, not following it when it is a link.
