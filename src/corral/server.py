@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from corral import logs, pidfile
 from corral.api import app, errors
+from corral.api.abandoned import Abandoned
 from corral.api.auth import OPEN
 from corral.api.meter import Meter
 from corral.api.services import Services
@@ -77,6 +78,7 @@ class Application:
         self._sandboxes = Sandboxes(
             store=self._store, node=node, events=events, accounts=accounts, gate=Gate(self._machine, places=settings.starts), booted_at=booted_at()
         )
+        streams = Streams()
         self.services = Services(
             sandboxes=self._sandboxes,
             accounts=accounts,
@@ -86,7 +88,8 @@ class Application:
             node=node,
             meter=Meter(self._sandboxes.in_state),
             history=History(node, self._sandboxes.running),
-            streams=Streams(),
+            streams=streams,
+            abandoned=Abandoned(self._sandboxes, streams),
             readiness=self._readiness,
         )
         self._housekeeper = Housekeeper(self._store, time.time)
@@ -118,9 +121,14 @@ class Application:
         await self.open_store()
         await self.open_node()
 
+    def leave(self) -> None:
+        """End what would go on for long: streams, and waiting for room or for the end of a process."""
+        self.services.streams.end()
+        self._sandboxes.leave()
+
     async def close(self, *, terminate: bool = False) -> None:
         """Leave. Sandboxes go on living, or with `terminate` are stopped; their disks are kept."""
-        self.services.streams.end()
+        self.leave()
         self._housekeeper.stop()
         self.services.history.stop()
         if terminate:
@@ -191,7 +199,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[Started], None] | Non
         def leave(*, all_of_it: bool) -> None:
             nonlocal terminate
             terminate = terminate or all_of_it
-            application.services.streams.end()
+            application.leave()
             server.should_exit = True
 
         loop = asyncio.get_running_loop()
@@ -208,7 +216,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[Started], None] | Non
             await serving
         finally:
             server.should_exit = True
-            application.services.streams.end()
+            application.leave()
             await asyncio.gather(serving, return_exceptions=True)
             await application.close(terminate=terminate)
             log.info("server_left", terminated=terminate)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -212,6 +213,27 @@ def test_one_key_makes_one_sandbox(api: Api, mark: str) -> None:
     assert api.ok("POST", "/v1/sandboxes", status=201, **how) == answers[0]
     api.refused("conflict", "POST", "/v1/sandboxes", json={"image": "tiny"}, headers=how["headers"])
     api.delete(answers[0]["id"])
+
+
+def test_a_client_that_hangs_up_before_it_is_answered_leaves_nothing(api: Api, mark: str) -> None:
+    body = json.dumps({"image": "tiny", "tags": {"mark": mark}}).encode()
+    head = f"POST /v1/sandboxes HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.key}\r\nContent-Length: {len(body)}\r\n\r\n"
+    host, _, port = api.server.url.removeprefix("http://").partition(":")
+    with api.events("GET", "/v1/events", params={"follow": True, "after": newest(api)}) as events:
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(head.encode() + body)
+            created = next(event for event in map(data, events) if event["kind"] == "sandbox.created")
+        ends = ("sandbox.failed", "sandbox.terminated")
+        assert next(event for event in map(data, events) if event["sandbox"] == created["sandbox"] and event["kind"] in ends)
+    assert api.ok("GET", "/v1/sandboxes", params={"tag": f"mark={mark}"})["sandboxes"] == []
+
+
+def newest(api: Api) -> int:
+    """The number of the last event so far."""
+    after = 0
+    while told := api.ok("GET", "/v1/events", params={"after": after, "limit": 10_000})["events"]:
+        after = told[-1]["seq"]
+    return after
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,8 @@ async def test_callers_that_leave_lose_no_place() -> None:
         pass
 
 
-async def anext_turn(gate: Gate) -> None:
-    async with gate.turn("p", wait=0):
+async def anext_turn(gate: Gate, wait: float = 0) -> None:
+    async with gate.turn("p", wait=wait):
         pass
 
 
@@ -134,3 +134,13 @@ def test_what_the_machine_will_never_have_is_refused_by_name(wanted: dict[str, i
     with pytest.raises(InvalidArgument) as refused:
         ROOMY.check(**{"cpu": 1, "memory": 1, "disk": 1, **wanted})
     assert refused.value.details["field"] == field
+
+
+async def test_a_server_that_leaves_lets_nobody_wait() -> None:
+    gate = Gate(lambda: FULL, places=4)
+    waiting = asyncio.create_task(anext_turn(gate, wait=600))
+    while not gate.waiting:
+        await asyncio.sleep(0)
+    gate.close()
+    with pytest.raises(Unavailable, match="leaving"):
+        await waiting

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 from collections.abc import AsyncGenerator
@@ -100,8 +101,16 @@ async def get(services: Services, actor: Actor, sandbox: str, process: str) -> P
 @routes.get("/v1/sandboxes/{sandbox}/processes/{process}/wait", response_model=Process)
 @may(Permission.LOOK)
 async def wait(services: Services, actor: Actor, sandbox: str, process: str, query: Annotated[Waiting, Query()]) -> Process:
-    """The process when it has ended, or as it is after `timeout` seconds."""
-    return await (await _book(services, actor, sandbox)).wait(process, query.timeout)
+    """The process when it has ended, or as it is after `timeout` seconds (or when the server leaves)."""
+    book = await _book(services, actor, sandbox)
+    waiting = asyncio.get_running_loop().create_task(book.wait(process, query.timeout))
+    services.streams.add(waiting)
+    try:
+        return await waiting
+    except asyncio.CancelledError:
+        if not services.streams.leaving:
+            raise
+        return book.get(process)
 
 
 @routes.post("/v1/sandboxes/{sandbox}/processes/{process}/signal", status_code=204)

@@ -49,7 +49,7 @@ async def create(request: Request, services: Services, actor: Actor, wanted: San
         record = await services.sandboxes.get(actor.project, id)
         return Answer(201, record.show().model_dump_json().encode()) if record.state in LIVING else None
 
-    answer = await idempotent(request, services, actor, make, again=again)
+    answer = await services.abandoned.watch(request, actor, idempotent(request, services, actor, make, again=again))
     headers = {"Server-Timing": ", ".join(f"{phase};dur={seconds * 1000:.3f}" for phase, seconds in timing.items())} if timing else None
     return Response(answer.body, answer.status, headers, JSON)
 

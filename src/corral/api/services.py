@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from corral.api.abandoned import Abandoned
 from corral.api.meter import Meter
 from corral.api.stream import Streams
 from corral.control.accounts import Accounts
@@ -29,6 +30,7 @@ class Services:
     meter: Meter
     history: History
     streams: Streams
+    abandoned: Abandoned
     readiness: Callable[[], dict[str, str]]
     """What has to be in order to create a sandbox: `ok`, or what is the matter."""
     clock: Callable[[], float] = time.time

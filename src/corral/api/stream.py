@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import structlog
 from starlette.requests import Request
@@ -35,13 +35,13 @@ class Closable(Protocol):
 
 
 class Streams:
-    """The streams that are open, so that a server that leaves can end them."""
+    """What goes on for long, so that a server that leaves can end it."""
 
     def __init__(self) -> None:
-        self._open: set[asyncio.Task[None]] = set()
+        self._open: set[asyncio.Task[Any]] = set()
         self.leaving = False
 
-    def add(self, task: asyncio.Task[None]) -> None:
+    def add(self, task: asyncio.Task[Any]) -> None:
         self._open.add(task)
         task.add_done_callback(self._open.discard)
         if self.leaving:
@@ -81,7 +81,7 @@ class ByteStream(Response):
         loop = asyncio.get_running_loop()
         pump = loop.create_task(self._pump(send))
         self._streams.add(pump)
-        watch = loop.create_task(_hung_up(receive))
+        watch = loop.create_task(hung_up(receive))
         try:
             await asyncio.wait((pump, watch), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -182,6 +182,7 @@ async def _say(send: Send, piece: bytes) -> None:
     await send({"type": "http.response.body", "body": piece, "more_body": True})
 
 
-async def _hung_up(receive: Receive) -> None:
+async def hung_up(receive: Receive) -> None:
+    """Returns when the client has closed the connection. Only after the request's body was read."""
     while (await receive())["type"] != "http.disconnect":
         pass

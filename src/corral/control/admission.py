@@ -69,8 +69,14 @@ class Gate:
         self.capacity = capacity
         self._places = places
         self._starting = 0
+        self._closed = False
         self._queues: OrderedDict[str, deque[_Waiter]] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
+
+    def close(self) -> None:
+        """Nobody waits any more: those who do are refused."""
+        self._closed = True
+        self.look()
 
     @property
     def waiting(self) -> int:
@@ -91,9 +97,12 @@ class Gate:
 
     def look(self) -> None:
         """Something may have become free: let in who can be."""
+        if self._closed:
+            self._refuse("the server is leaving", all_of_them=True)
+            return
         while self._queues and self._starting < self._places:
             if (lacks := self._lacks()) is not None:
-                self._refuse(lacks)
+                self._refuse(f"the node is full: {lacks}")
                 break
             project, queue = next(iter(self._queues.items()))
             waiter = queue.popleft()
@@ -140,11 +149,11 @@ class Gate:
         reserved = self._starting * START_MEMORY
         return Capacity(capacity.memory, capacity.memory_free - reserved, capacity.disk, capacity.disk_free, capacity.cores).lacks
 
-    def _refuse(self, lacks: str) -> None:
+    def _refuse(self, why: str, *, all_of_them: bool = False) -> None:
         for queue in list(self._queues.values()):
             for waiter in queue:
-                if not waiter.patient and not waiter.turn.done():
-                    waiter.turn.set_exception(Unavailable(f"the node is full: {lacks}", hint="wait for room with wait=SECONDS, or delete sandboxes"))
+                if (all_of_them or not waiter.patient) and not waiter.turn.done():
+                    waiter.turn.set_exception(Unavailable(why, hint="wait for room with wait=SECONDS, or delete sandboxes"))
 
     def _look_again(self) -> None:
         if self._timer is None and self._queues and self._starting < self._places:

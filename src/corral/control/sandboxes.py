@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
@@ -25,10 +25,8 @@ from corral.control.registry import Living
 from corral.control.roles import Actor
 from corral.errors import CorralError, ImageNotFound, InvalidArgument, InvalidState, SandboxEnded
 from corral.ids import new_id
-from corral.node.interface import Ended
+from corral.node.interface import Ended, ImageSpec, Timing
 from corral.schema.sandbox import Reason, SandboxCreate, SandboxUpdate, State
-
-T = TypeVar("T")
 
 AT_ONCE = 32
 """Sandboxes that one batch ends at the same time."""
@@ -84,6 +82,10 @@ class Sandboxes:
             log.warning("sandbox_without_row", sandbox=id)
             await self.node.remove(id)
 
+    def leave(self) -> None:
+        """The server is about to leave: nobody waits for room any more."""
+        self._gate.close()
+
     async def close(self) -> None:
         """Stop watching; the sandboxes go on living."""
         self._alarm.close()
@@ -116,8 +118,7 @@ class Sandboxes:
             async with self._gate.turn(actor.project, wait=wanted.wait), living.changing:
                 queued = time.perf_counter() - began
                 written = self.ledger.enter(living, claim)
-                timing = await self._make(living, self.node.create(record.spec(image)))
-                await written
+                timing = await self._make(living, image, written)
                 timing = {"queue": queued, **timing, "total": time.perf_counter() - began}
                 record = self.ledger.move(living, Action.RUN, actor=actor.key, timing=timing)
         except BaseException:
@@ -156,10 +157,17 @@ class Sandboxes:
             created_by=actor.key,
         )
 
-    async def _make(self, living: Living, making: Awaitable[T]) -> T:
-        """Await the node; when it fails the sandbox has failed, with the reason."""
+    async def _make(self, living: Living, image: ImageSpec, written: Awaitable[None]) -> Timing:
+        """Let the node make it, while its row is written. When either fails the sandbox has failed, with the reason."""
+        record = living.record
         try:
-            return await making
+            timing = await self.node.create(record.spec(image))
+            try:
+                await written
+            except BaseException:
+                await asyncio.shield(self.node.remove(record.id))
+                raise
+            return timing
         except BaseException as error:
             reason = Reason.IMAGE_ERROR if isinstance(error, ImageNotFound) else Reason.ENGINE_ERROR
             detail = error.message if isinstance(error, CorralError) else f"{type(error).__name__}: {error}".rstrip(": ")
@@ -191,10 +199,11 @@ class Sandboxes:
         return await self._rows.page(project, states=states, tags=tags, before=before, limit=limit)
 
     def in_state(self) -> dict[State, int]:
-        """How many there are, of all projects."""
+        """How many there are, of all projects. That a running one is frozen for a while is known to the node alone."""
         counts = dict.fromkeys(lifecycle.LIVING, 0)
         for living in self.ledger.registry:
-            counts[living.record.state] += 1
+            frozen = living.record.state is State.RUNNING and self.node.frozen(living.record.id)
+            counts[State.FROZEN if frozen else living.record.state] += 1
         return counts
 
     def running(self) -> list[str]:
@@ -267,14 +276,15 @@ class Sandboxes:
             return await self._terminate(living, Reason.REQUESTED, actor.key)
 
     async def delete_many(self, actor: Actor, ids_or_names: Iterable[str]) -> list[Record]:
-        """End many, some at a time. All are tried; the first failure is raised at the end."""
+        """End many, some at a time. Raises `NotFound` before any is ended; then all are tried, and the first failure is raised at the end."""
         turns = asyncio.Semaphore(AT_ONCE)
 
-        async def one(id_or_name: str) -> Record:
+        async def one(id: str) -> Record:
             async with turns:
-                return await self.delete(actor, id_or_name)
+                return await self.delete(actor, id)
 
-        results = await asyncio.gather(*(one(ref) for ref in dict.fromkeys(ids_or_names)), return_exceptions=True)
+        wanted = dict.fromkeys([(await self.get(actor.project, ref)).id for ref in ids_or_names])
+        results = await asyncio.gather(*(one(id) for id in wanted), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
