@@ -38,21 +38,23 @@ def test_metrics_count_what_happens(api: Api) -> None:
         found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
         return float(found[1]) if found else 0.0
 
-    names = (
-        'corral_sandboxes{state="running"}',
-        "corral_processes_started_total",
-        'corral_bytes_total{direction="out",what="output"}',
-        'corral_errors_total{code="not_found"}',
-    )
-    before = [figure(name) for name in names]
-    created = figure('corral_create_seconds_count{phase="total"}')
+    def figures() -> dict[str, float]:
+        return {
+            "sandboxes": figure('corral_sandboxes{state="running"}') + figure('corral_sandboxes{state="frozen"}'),
+            "created": figure('corral_create_seconds_count{phase="total"}'),
+            "processes": figure("corral_processes_started_total"),
+            "bytes": figure('corral_bytes_total{direction="out",what="output"}'),
+            "errors": figure('corral_errors_total{code="not_found"}'),
+        }
+
+    before = figures()
     box = api.create()
     api.run(box["id"], "echo hello")
     api.refused("not_found", "GET", "/v1/sandboxes/none")
-    assert [figure(name) - old for name, old in zip(names, before, strict=True)] == [1, 1, 6, 1]
-    assert figure('corral_create_seconds_count{phase="total"}') == created + 1
+    after = figures()
+    assert {name: after[name] - before[name] for name in after} == {"sandboxes": 1, "created": 1, "processes": 1, "bytes": 6, "errors": 1}
     api.delete(box["id"])
-    assert figure(names[0]) == before[0]
+    assert figures()["sandboxes"] == before["sandboxes"]
 
 
 def test_a_sandbox_tells_what_it_uses(api: Api) -> None:
@@ -150,6 +152,22 @@ def test_a_request_that_is_cut_off_makes_nothing(api: Api) -> None:
     api.refused("not_found", "GET", f"/v1/sandboxes/{word}")
 
 
+def test_what_a_request_does_not_take_is_refused_not_ignored(api: Api) -> None:
+    box = api.create()
+    path = f"/v1/sandboxes/{box['id']}"
+    for method, rest in (
+        ("GET", "?verbose=1"),
+        ("DELETE", "?force=true"),
+        ("POST", "/stop?kill=true"),
+        ("GET", "/processes?all=1"),
+        ("POST", "/processes?wait=1"),
+    ):
+        api.refused("invalid_argument", method, path + rest, **({"json": {"command": "true"}} if "processes" in rest and method == "POST" else {}))
+    api.refused("invalid_argument", "POST", f"{path}/stop", json={"force": True})
+    assert api.ok("GET", path)["state"] == "running"
+    api.delete(box["id"])
+
+
 def test_bytes_that_are_no_http_are_refused(server: Server) -> None:
     assert b" 400 " in raw(server, b"\x16\x03\x01 not http\r\n\r\n")
 
@@ -221,6 +239,18 @@ def test_a_server_that_was_killed_forgets_nothing_it_had_answered(api: Api, serv
     assert api.ok("POST", f"/v1/sandboxes/{stopped['name']}/start")["state"] == "running"
     for one in (stopped, running):
         api.delete(one["id"])
+
+
+def test_what_was_stopped_with_everything_starts_again_with_its_disk(api: Api, server: Server) -> None:
+    box = api.create()
+    api.run(box["id"], "echo kept > /root/file")
+    server.down()
+    server.start()
+    stopped = api.ok("GET", f"/v1/sandboxes/{box['id']}")
+    assert (stopped["state"], stopped["reason"]) == ("stopped", "requested")
+    api.ok("POST", f"/v1/sandboxes/{box['id']}/start")
+    assert api.run(box["id"], "cat /root/file")[0] == b"kept\n"
+    api.delete(box["id"])
 
 
 def test_a_second_server_in_the_same_home_is_refused(server: Server) -> None:

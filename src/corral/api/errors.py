@@ -26,6 +26,13 @@ class MethodNotAllowed(RequestError):
     status = 405
 
 
+class RangeNotSatisfiable(RequestError):
+    """416: the part that was asked for begins behind the end."""
+
+    code = "range_not_satisfiable"
+    status = 416
+
+
 def body(error: CorralError) -> bytes:
     """The error as it is sent."""
     info = ErrorInfo(code=error.code, message=error.message, hint=error.hint, details=error.details)

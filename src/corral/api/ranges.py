@@ -34,6 +34,6 @@ def parse_range(header: str | None) -> Range | None:
 
 
 def unsatisfiable(size: int) -> Response:
-    """416: the range begins behind the end."""
-    error = InvalidArgument(f"Range: the file has only {size} bytes", hint="ask for a part of it", details={"field": "Range", "size": size})
-    return Response(errors.body(error), 416, {"Content-Range": f"bytes */{size}"}, errors.JSON)
+    """The answer to a range that begins behind the end."""
+    error = errors.RangeNotSatisfiable(f"Range: the file has only {size} bytes", hint="ask for a part of it", details={"field": "Range", "size": size})
+    return errors.answer(error, {"Content-Range": f"bytes */{size}"})

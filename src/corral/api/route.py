@@ -23,11 +23,13 @@ from corral.api.body import read
 from corral.api.services import Services as _Services
 from corral.control.roles import Actor as _Actor
 from corral.control.roles import Permission
+from corral.errors import InvalidArgument
 from corral.schema.error import ErrorBody
 
 JSON_LIMIT = 4 << 20
 """Bytes of a request's JSON. What may be larger (files, standard input, trees) is not JSON."""
 JSON = "application/json"
+_NO_BODY = (b"", b"{}")
 
 
 def services(request: Request) -> _Services:
@@ -58,11 +60,17 @@ class Direct(APIRoute):
         endpoint: Callable[..., Awaitable[Any]] = self.endpoint
         permission: Permission | None = getattr(endpoint, "permission", Permission.USE)
         binds, body = _plan(endpoint)
+        takes_query = any(isinstance(extra, Query) for hint in get_type_hints(endpoint, include_extras=True).values() for extra in get_args(hint)[1:])
+        takes_body = body is not None or _itself in binds.values()
         status = self.status_code or 200
 
         async def call(request: Request) -> Response:
             if permission is not None:
                 actor(request).require(permission)
+                if not takes_query and request.scope["query_string"]:
+                    raise InvalidArgument("this request takes no parameters", hint="leave out what follows the question mark")
+                if not takes_body and await read(request, limit=JSON_LIMIT) not in _NO_BODY:
+                    raise InvalidArgument("this request takes no body", hint="send it without one")
             values = {name: bind(request) for name, bind in binds.items()}
             if body is not None:
                 name, model = body
