@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -28,6 +28,7 @@ STREAMS = {schema.Stream.STDOUT: 1, schema.Stream.STDERR: 2}
 CHUNK = 65_536
 """Bytes of one piece of output unless asked otherwise."""
 _SIGKILL = 9
+_ROUNDS_A_TURN = 16
 _KILL_AGAIN = 5.0
 
 log = structlog.get_logger(__name__)
@@ -291,9 +292,10 @@ class Process:
             self._check()
             await self._ended.wait()
 
-    async def output(self, stdout: int | None, stderr: int | None, *, follow: bool, limit: int = CHUNK) -> AsyncIterator[Chunk]:
+    async def output(self, stdout: int | None, stderr: int | None, *, follow: bool, limit: int = CHUNK) -> AsyncGenerator[Chunk]:
         """Output from these offsets on (None: not that stream). Following ends where the process' own output ended; not following, where it is now."""
         positions = {stream: at for stream, at in ((schema.Stream.STDOUT, stdout), (schema.Stream.STDERR, stderr)) if at is not None}
+        rounds = 0
         while True:
             moved = False
             for stream, position in positions.items():
@@ -303,6 +305,9 @@ class Process:
                     moved = True
                     yield chunk
             if moved:
+                rounds += 1
+                if rounds % _ROUNDS_A_TURN == 0:
+                    await asyncio.sleep(0)  # a reader that is never made to wait must not keep the loop to itself
                 continue
             if not follow or self.exited is not None or self.forgotten:
                 return

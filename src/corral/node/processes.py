@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -229,23 +230,25 @@ class ProcessBook:
 
     async def raw_output(
         self, id: str, stdout: int | None = 0, stderr: int | None = 0, *, follow: bool = True, limit: int = CHUNK
-    ) -> AsyncIterator[Chunk | schema.Process]:
+    ) -> AsyncGenerator[Chunk | schema.Process]:
         """Output from these offsets on (None: not that stream), and at last the process.
 
         Following, that is when the process has ended and everything it wrote until then was given; else as soon as what is there was given.
         """
         process = self._find(id)
-        async for chunk in process.output(stdout, stderr, follow=follow, limit=limit):
-            yield chunk
+        async with aclosing(process.output(stdout, stderr, follow=follow, limit=limit)) as chunks:
+            async for chunk in chunks:
+                yield chunk
         yield process.describe()
 
-    async def output(self, id: str, stdout: int | None = 0, stderr: int | None = 0, *, follow: bool = True) -> AsyncIterator[schema.Output | schema.Process]:
+    async def output(self, id: str, stdout: int | None = 0, stderr: int | None = 0, *, follow: bool = True) -> AsyncGenerator[schema.Output | schema.Process]:
         """`raw_output` in the form of the API."""
-        async for item in self.raw_output(id, stdout, stderr, follow=follow):
-            if isinstance(item, Chunk):
-                yield schema.Output(stream=item.stream, offset=item.offset, data=base64.b64encode(item.data).decode(), dropped=item.dropped)
-            else:
-                yield item
+        async with aclosing(self.raw_output(id, stdout, stderr, follow=follow)) as items:
+            async for item in items:
+                if isinstance(item, Chunk):
+                    yield schema.Output(stream=item.stream, offset=item.offset, data=base64.b64encode(item.data).decode(), dropped=item.dropped)
+                else:
+                    yield item
 
     async def write_stdin(self, id: str, data: bytes | memoryview, *, offset: int | None = None, eof: bool = False) -> int:
         """Returns the offset of the next byte, when the guest's window has taken these; raises `Conflict` when `offset` would leave a gap."""
