@@ -15,8 +15,11 @@ import pytest
 
 from corral.errors import SetupError
 from corral.node import record
+from corral.node.interface import Ended
+from corral.node.node import Node, NodeSettings
 from corral.places import Places
 from corral.schema.sandbox import Reason
+from harness import leaks
 from harness.engine import EngineHome, Inside, engine_home, home_directory, nothing_left
 
 pytestmark = pytest.mark.anyio
@@ -74,16 +77,33 @@ async def test_sandboxes_outlive_a_killed_server_and_are_adopted(shared: Places)
         await nothing_left(places)
 
 
-async def test_one_that_died_without_a_server_is_told_with_its_reason(shared: Places) -> None:
+@pytest.mark.parametrize("victim", ["pid", "gofer"])
+async def test_one_that_died_without_a_server_is_told_with_its_reason(shared: Places, victim: str) -> None:
     with home_directory(shared) as places:
         dead, alive = killed_server(places, 2)
-        os.kill(json.loads((places.boxes / f"{dead}.json").read_text())["identity"]["pid"], signal.SIGKILL)
+        os.kill(json.loads((places.boxes / f"{dead}.json").read_text())["identity"][victim], signal.SIGKILL)
         home = EngineHome(places)
         boxes = await home.open()
         assert [box.id for box in boxes] == [alive]
         ended = await home.next_end()
         assert (ended.id, ended.reason, ended.disk_kept) == (dead, Reason.KILLED, True)
         await home.shutdown()
+        await nothing_left(places)
+
+
+async def test_what_a_killed_server_left_of_sandboxes_that_nobody_knows_is_removed(shared: Places) -> None:
+    with home_directory(shared) as places:
+        kept, alive, dead = killed_server(places, 3)
+        os.kill(json.loads((places.boxes / f"{dead}.json").read_text())["identity"]["pid"], signal.SIGKILL)
+        chosen = os.environ.get("CORRAL_TEST_RUNSC")
+        node = Node(places, settings=NodeSettings(runsc=Path(chosen) if chosen else None, pool=1))
+
+        async def ended(_: Ended) -> None: ...
+
+        assert await node.open(ended, known=[kept]) == [kept]
+        assert set(leaks.of_sandboxes(places)) == {kept}, f"{alive} and {dead} ought to be gone"
+        await node.remove(kept)
+        await node.shutdown()
         await nothing_left(places)
 
 

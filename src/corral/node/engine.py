@@ -232,7 +232,11 @@ class RunscEngine:
         if lost is not None:
             reason, detail = Reason.ENGINE_ERROR, lost
         else:
-            exits = [self._holder.exit_of(found.identity.pid)]
+            pids = [pid for pid in (found.identity.pid, found.identity.gofer) if pid]
+            await self._holder.watch(pids)
+            exits = [self._holder.exit_of(pid) for pid in pids]
+            # The one may be gone and the other about to follow.
+            await asyncio.wait(exits, timeout=SENTRY_GRACE)
             reason, detail = death.explain(_evidence(exits, members.group(found.member), places))
         await members.kill_stranger(found.member)
         await self._holder.forget([found.identity.pid, found.identity.gofer])

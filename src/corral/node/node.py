@@ -74,13 +74,19 @@ class Node:
     # Opening and leaving
 
     async def open(self, on_end: OnEnd, on_event: OnEvent | None = None, *, known: Collection[str] | None = None) -> list[str]:
-        """Ready the node; returns the ids of sandboxes found alive from an earlier server. `known`: sandboxes whose disks are kept; None: all."""
+        """Ready the node; returns the ids of sandboxes found alive from an earlier server.
+
+        `known`: the sandboxes that there are; whatever is found of others, alive or not, is removed. None: all are kept.
+        """
         self._on_end = on_end
         if on_event is not None:
             self._hooks = Hooks(on_event=on_event, on_garbage=self._garbage, on_silence=self._silent)
         await self._disks.open(known)
-        boxes = await self._engine.open(self._died)
-        adopted = await asyncio.gather(*(self._adopt(box) for box in boxes if isinstance(box, RunscBox)))
+        boxes = [box for box in await self._engine.open(self._died) if isinstance(box, RunscBox)]
+        if known is not None:
+            await self._remove_strangers([box.id for box in boxes if box.id not in known], known)
+            boxes = [box for box in boxes if box.id in known]
+        adopted = await asyncio.gather(*(self._adopt(box) for box in boxes))
         return [id for id in adopted if id is not None]
 
     async def close(self) -> None:
@@ -101,6 +107,16 @@ class Node:
         await self._engine.shutdown()
         await asyncio.to_thread(rootfs.unmount_layers, self._places)
         await self._disks.shutdown()
+
+    async def _remove_strangers(self, alive: Collection[str], known: Collection[str]) -> None:
+        """What a server left that was killed before it had written down that it makes a sandbox."""
+        for id in alive:
+            log.warning("removing a sandbox that nobody knows", sandbox=id)
+            await self.remove(id)
+        if self._places.spool.is_dir():
+            for directory in self._places.spool.iterdir():
+                if directory.name not in known:
+                    await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
     async def _adopt(self, box: RunscBox) -> str | None:
         running = self._enter(box.spec, box)
