@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from corral.errors import InvalidState, NotFound
+from corral.errors import InvalidState, NotFound, Unavailable
 from harness.cutter import Cutter
 from harness.flavor import FLAVORS
 from harness.server import Server
@@ -190,6 +190,14 @@ async def test_events_go_on_over_connections_that_break(cut: tuple[Cutter, Any])
         if len(seen) == len(known):
             break
     assert seen == known
+
+
+async def test_a_command_that_was_killed_with_its_first_connection_is_not_given_as_a_result(cut: tuple[Cutter, Any]) -> None:
+    cutter, sb = cut
+    cutter.swallow = b'"pr-'
+    with pytest.raises(Unavailable, match="ended the command"):
+        await sb.run("echo begun; sleep 300")
+    assert cutter.cuts >= 1
 
 
 async def test_one_command_makes_one_process_when_the_answer_is_lost(cut: tuple[Cutter, Any]) -> None:

@@ -69,14 +69,15 @@ class Run:
         headers = [*stream.ACCEPT, (b"content-type", b"application/json"), (b"idempotency-key", faults.new_key().encode())]
         body, query = faults.encode(self._start), {"kill_on_disconnect": True}
         waits = delays()
+        seen = Seen()
         while True:
             try:
                 first = stream.events(await self._transport.stream("POST", self._sandbox + "/processes", query=query, body=body, headers=headers))
                 self._process = await _started(first)
                 break
             except Lost as error:
+                seen.broken = True  # it may have been started, and be ended with the connection that started it
                 await self._transport.pause(waits, error, again=True)
-        seen = Seen()
         async with aclosing(stream.output(self._transport, f"{self._sandbox}/processes/{self._process.id}", seen, first)) as items:
             async for item in items:
                 if isinstance(item, Process):
