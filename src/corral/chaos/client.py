@@ -94,6 +94,7 @@ class Worker:
         async def do() -> None:
             await doing
 
+        began = asyncio.get_running_loop().time()
         try:
             await self._patience.wait(do(), f"{step}: {name}")
         except FAIR as error:
@@ -101,7 +102,11 @@ class Worker:
         except Hang as error:
             self._tally.violation("hang", step, str(error) + (f"; {known.why_gone()}" if known else ""))
         except CorralError as error:
-            self._tally.violation("wrong error", step, f"{name}: {type(error).__name__} [{error.code}] {error}" + (f"; {known.why_gone()}" if known else ""))
+            if "[create_failed]" in error.message and any(at >= began for at in self._judge.gremlin.member_kills):
+                self._tally.refused[f"{name}: its member was killed"] += 1
+            else:
+                text = f"{name}: {type(error).__name__} [{error.code}] {error}"
+                self._tally.violation("wrong error", step, text + (f"; {known.why_gone()}" if known else ""))
         except Exception:
             self._tally.violation("client broke", step, f"{name}: {traceback.format_exc()}")
         else:

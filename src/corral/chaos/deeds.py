@@ -118,7 +118,7 @@ async def start_printer(context: Context, known: Known) -> None:
     """A process that prints for a while; readers follow it in the background."""
     wanted = script.long(context.rng, context.step)
     process = await known.sandbox.exec("/bin/sh", "-c", wanted.command, stdin=False, text=False)
-    printed = Printed(process.id, wanted)
+    printed = Printed(process.id, wanted, life=known.life)
     known.printed.append(printed)
     for _ in range(context.rng.choice((0, 1, 2))):
         context.read_on(reading.read(context.client, known, printed, context.tally, context.step), known, context.step)
@@ -141,7 +141,7 @@ async def read_printer(context: Context, known: Known) -> None:
 async def stop(context: Context, known: Known) -> None:  # noqa: ARG001 - one signature for all deeds
     known.stop_asked = asyncio.get_running_loop().time()
     await known.sandbox.stop()
-    known.stopped, known.reason = True, known.sandbox.reason
+    known.ended(known.sandbox.reason)
 
 
 async def start(context: Context, known: Known) -> None:  # noqa: ARG001

@@ -16,7 +16,7 @@ from corral.chaos.gate import Gate
 from corral.chaos.known import Blow, Known
 from corral.chaos.tally import Tally
 from corral.chaos.victim import Victim
-from corral.errors import CorralError
+from corral.errors import CorralError, SandboxEnded
 from corral.node import record
 from corral.node.record import Record
 from corral.node.sentry import started_at
@@ -40,6 +40,8 @@ class Gremlin:
         self._tally = tally
         self._interval = interval
         self.holder_kills: list[float] = []
+        self.member_kills: list[float] = []
+        """When on the event loop's clock: a create or start that was waiting for that member fails."""
 
     async def rage(self) -> None:
         """Until cancelled. What has been begun is then finished: a killed server is up again."""
@@ -108,10 +110,13 @@ class Gremlin:
         known = found[0]
         self._note(known, Blow.AGENT, within=AGENT_SECONDS)
         handle = Sandbox(self._client, known.sandbox.info)
-        with suppress(CorralError, TimeoutError):  # it ends under the command that ends it
+        with suppress(CorralError, TimeoutError):  # the server may be busy, and the sandbox ended already
             async with asyncio.timeout(AGENT_SECONDS):
-                await handle.run("kill -9 1", user="root")
-        return True
+                try:
+                    await handle.run("kill -9 1", user="root")
+                except SandboxEnded:  # under the command that ended it
+                    return True
+        return False
 
     async def _kill_member(self) -> bool:
         """One that waits in the pool, or is just being made."""
@@ -125,7 +130,7 @@ class Gremlin:
         for pid in leaks.processes_of_member(places, member):
             if all(box.member != member for box in self._records()):  # it may have been claimed just now
                 with suppress(ProcessLookupError):
-                    hit |= _kill(pid, started_at(pid), lambda: None)
+                    hit |= _kill(pid, started_at(pid), lambda: self.member_kills.append(asyncio.get_running_loop().time()))
         return hit
 
     async def _kill_holder(self) -> bool:

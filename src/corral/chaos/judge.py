@@ -21,7 +21,7 @@ class Judge:
 
     def __init__(self, client: Client, gremlin: Gremlin, known: MutableMapping[str, Known], tally: Tally) -> None:
         self._client = client
-        self._gremlin = gremlin
+        self.gremlin = gremlin
         self._known = known
         self._tally = tally
 
@@ -72,13 +72,12 @@ class Judge:
         return True
 
     def _stopped(self, known: Known, sandbox: Sandbox, step: str) -> None:
-        true = known.may_say(holder_lost=self._gremlin.holder_lost(), orphaned=self._gremlin.orphaned())
+        true = known.may_say(holder_lost=self.gremlin.holder_lost(), orphaned=self.gremlin.orphaned())
         if sandbox.reason not in true:
             expected = ", ".join(sorted(true)) or "no reason at all: it ought to run"
             self._tally.violation("untrue reason", step, f"stopped ({sandbox.reason}, {sandbox.info.detail}), true would be: {expected}; {known.why_gone()}")
         self._tally.checked[f"stopped, {sandbox.reason}"] += 1
-        known.stopped = True
-        known.reason = sandbox.reason
+        known.ended(sandbox.reason)
 
     def _forget(self, known: Known) -> None:
         self._known.pop(known.id, None)

@@ -30,6 +30,8 @@ class Printed:
     id: str
     script: Script
     most: dict[Stream, int] = field(default_factory=lambda: dict.fromkeys(Stream, 0))
+    life: int = 0
+    """In which life of its sandbox it was started."""
     ended: bool = False
     """A reader has seen its end, by itself."""
 
@@ -43,6 +45,8 @@ class Known:
     """The step that created it."""
     home: str
     """Directory of its user."""
+    life: int = 0
+    """How often it was stopped."""
     stopped: bool = False
     reason: Reason | None = None
     """Of its last stop, as seen."""
@@ -68,6 +72,11 @@ class Known:
         self.blows = [(at, blow) for at, blow in self.blows if at >= since]
         if self.stop_asked is not None and since - self.stop_asked > LATE:
             self.stop_asked = None
+
+    def ended(self, reason: Reason | None) -> None:
+        """It was seen to be stopped."""
+        self.life += not self.stopped
+        self.stopped, self.reason = True, reason
 
     def may_say(self, *, holder_lost: bool, orphaned: bool) -> set[Reason]:
         """Reasons that are true of its stop.

@@ -44,7 +44,7 @@ def _judge_end(known: Known, printed: Printed, end: Process, seen: Seen, promise
             detail = f"{printed.id} in {known.id}: {which} ends at {seen.at[which]}, a reader was given {most} bytes before"
             tally.violation("lost output", step, detail)
     if end.lost:
-        if not (known.blows or known.stop_asked is not None or known.stopped or known.doomed):
+        if not (known.blows or known.stop_asked is not None or known.life > printed.life or known.doomed):
             tally.violation("lost process", step, f"{printed.id} is lost, but nothing happened to its sandbox; {known.why_gone()}")
         return
     printed.ended = True

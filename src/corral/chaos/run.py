@@ -44,6 +44,8 @@ class Wanted:
     round: float = 30.0
     interval: float = 3.0
     patience: float = 60.0
+    log: Path | None = None
+    """Where the server's log is kept."""
 
 
 def main(wanted: Wanted, *, quiet: bool = False) -> dict[str, Any]:
@@ -60,6 +62,8 @@ def main(wanted: Wanted, *, quiet: bool = False) -> dict[str, Any]:
         server.down()
         for line in leaks.of_home(places):
             tally.violation("left behind", "after `corral down`", line)
+        if wanted.log is not None:
+            shutil.copyfile(server.log, wanted.log)
         shutil.rmtree(places.home)
     return {"seed": wanted.seed, "seconds": round(tally.elapsed, 1), **tally.document(), "errors_logged": errors}
 

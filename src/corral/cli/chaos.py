@@ -18,6 +18,7 @@ def chaos(
     interval: Annotated[float, typer.Option(metavar="SECONDS", help="Between two kills or cuts, on average.")] = 3.0,
     patience: Annotated[float, typer.Option(metavar="SECONDS", help="After which something is held to hang.")] = 60.0,
     home: Annotated[Path | None, typer.Option(help="The home whose images are used [default: $CORRAL_HOME, else /var/lib/corral for root].")] = None,
+    log: Annotated[Path | None, typer.Option(help="Keep the server's log in this file.")] = None,
     json: options.Json = False,
 ) -> int:
     """Work in sandboxes of a server of its own while server, sandboxes and connections are killed at random; exits with 1 when a promise was broken."""
@@ -25,7 +26,7 @@ def chaos(
     from corral.places import Places, default_home
 
     shared = Places(home.absolute() if home else default_home())
-    wanted = Wanted(seconds=minutes * 60, seed=seed, shared=shared, clients=clients, interval=interval, patience=patience)
+    wanted = Wanted(seconds=minutes * 60, seed=seed, shared=shared, clients=clients, interval=interval, patience=patience, log=log)
     document = main(wanted, quiet=json)
     if json:
         show.as_json(document)
@@ -40,4 +41,6 @@ def _print(document: dict[str, Any]) -> None:
         print()
     for violation in document["violations"]:
         print(f"violation: {violation['kind']} at {violation['step']} ({violation['at']} s): {violation['detail']}")
+    for line in document["errors_logged"]:
+        print(f"logged by the server as an error: {line}")
     print(f"{len(document['violations'])} violations in {document['seconds']} s with seed {document['seed']}")
