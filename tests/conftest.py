@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from corral.places import Places
@@ -26,6 +27,11 @@ HOMES = "corral-test-"
 """What the names of homes begin with; the number of the run's process follows."""
 PARTS = ("test_engine", "test_disks", "test_images", "test_guest", "test_setup")
 """System tests of single parts of the node: they have no server and look after themselves."""
+
+
+# A busy machine is no fault of the code: nothing here is judged by the clock.
+hypothesis.settings.register_profile("corral", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("corral")
 
 
 def pytest_configure(config: pytest.Config) -> None:
