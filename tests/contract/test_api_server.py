@@ -33,12 +33,13 @@ def test_health_needs_no_key(server: Server) -> None:
 
 
 def test_metrics_count_what_happens(api: Api) -> None:
-    def figure(name: str) -> float:
-        text = httpx2.get(f"{api.server.url}/metrics").text
-        found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
-        return float(found[1]) if found else 0.0
-
     def figures() -> dict[str, float]:
+        text = httpx2.get(f"{api.server.url}/metrics").text
+
+        def figure(name: str) -> float:
+            found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+            return float(found[1]) if found else 0.0
+
         return {
             "sandboxes": figure('corral_sandboxes{state="running"}') + figure('corral_sandboxes{state="frozen"}'),
             "created": figure('corral_create_seconds_count{phase="total"}'),
