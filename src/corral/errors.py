@@ -1,31 +1,31 @@
 """The one error tree. `code` is the stable word on the wire, in the docs and in metrics; `status` its HTTP status.
 
-    CorralError
-    ├── RequestError                 the request was wrong (4xx); repeating it unchanged will not help
-    │   ├── InvalidArgument          invalid_argument 400   (ValueError)
-    │   ├── Unauthenticated          unauthenticated  401   (PermissionError)
-    │   ├── Forbidden                forbidden        403   (PermissionError)
-    │   ├── NotFound                 not_found        404
-    │   │   ├── FileNotFound         file_not_found   404   (FileNotFoundError)
-    │   │   └── ImageNotFound        image_not_found  404
-    │   ├── Conflict                 conflict         409
-    │   │   ├── FileExists           file_exists      409   (FileExistsError)
-    │   │   ├── NotADirectory        not_a_directory  409   (NotADirectoryError)
-    │   │   ├── IsADirectory         is_a_directory   409   (IsADirectoryError)
-    │   │   └── InvalidState         invalid_state    409   the sandbox is not in a state that allows it
-    │   ├── AccessDenied             access_denied    403   (PermissionError) the sandbox's own file permissions refuse it
-    │   ├── TooLarge                 too_large        413
-    │   ├── NotExecutable            not_executable   422   the program is missing or can't be run
-    │   ├── Unsupported              unsupported      422   an option that this server or engine can't honour
-    │   ├── QuotaExceeded            quota_exceeded   429
-    │   ├── DiskFull                 disk_full        507   (OSError) the sandbox's disk is full
-    │   └── DeadlineExceeded         timeout          408   (TimeoutError) `partial` holds the output so far
-    ├── PlatformError                Corral or the machine failed (5xx)
-    │   ├── Unavailable              unavailable      503   (ConnectionError) no server, node lost, or node full: try again
-    │   ├── SandboxEnded             sandbox_ended    410   the sandbox ended while it was being used; `details.reason` says why
-    │   ├── SetupError               setup            500   something Corral needs is missing; the hint is the mend
-    │   └── InternalError            internal         500
-    └── CommandFailed                raised only by `Result.check()`: the user's program failed; carries the result
+CorralError
+├── RequestError                 the request was wrong (4xx); repeating it unchanged will not help
+│   ├── InvalidArgument          invalid_argument 400   (ValueError)
+│   ├── Unauthenticated          unauthenticated  401   (PermissionError)
+│   ├── Forbidden                forbidden        403   (PermissionError)
+│   ├── NotFound                 not_found        404
+│   │   ├── FileNotFound         file_not_found   404   (FileNotFoundError)
+│   │   └── ImageNotFound        image_not_found  404
+│   ├── Conflict                 conflict         409
+│   │   ├── FileExists           file_exists      409   (FileExistsError)
+│   │   ├── NotADirectory        not_a_directory  409   (NotADirectoryError)
+│   │   ├── IsADirectory         is_a_directory   409   (IsADirectoryError)
+│   │   └── InvalidState         invalid_state    409   the sandbox is not in a state that allows it
+│   ├── AccessDenied             access_denied    403   (PermissionError) the sandbox's own file permissions refuse it
+│   ├── TooLarge                 too_large        413
+│   ├── NotExecutable            not_executable   422   the program is missing or can't be run
+│   ├── Unsupported              unsupported      422   an option that this server or engine can't honour
+│   ├── QuotaExceeded            quota_exceeded   429
+│   ├── DiskFull                 disk_full        507   (OSError) the sandbox's disk is full
+│   └── DeadlineExceeded         timeout          408   (TimeoutError) `partial` holds the output so far
+├── PlatformError                Corral or the machine failed (5xx)
+│   ├── Unavailable              unavailable      503   (ConnectionError) no server, node lost, or node full: try again
+│   ├── SandboxEnded             sandbox_ended    410   the sandbox ended while it was being used; `details.reason` says why
+│   ├── SetupError               setup            500   something Corral needs is missing; the hint is the mend
+│   └── InternalError            internal         500
+└── CommandFailed                raised only by `Result.check()`: the user's program failed; carries the result
 """
 
 from __future__ import annotations

@@ -21,9 +21,7 @@ class Simulation:
         self.processes = 0
         self.requests = 0
         self.awake_seconds = 0.0
-        self.idler = Idler(
-            self, busy=lambda: self.requests > 0, processes=lambda: self.processes, clock=lambda: self.now, call_later=self.call_later
-        )
+        self.idler = Idler(self, busy=lambda: self.requests > 0, processes=lambda: self.processes, clock=lambda: self.now, call_later=self.call_later)
 
     class Handle:
         def __init__(self, then: Callable[[], None]) -> None:

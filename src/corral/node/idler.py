@@ -37,7 +37,8 @@ class Timer(Protocol):
 class Idler:
     """Freezes and wakes one box. Not thread-safe: lives on the event loop.
 
-    `busy` tells whether a request to the guest is under way, `processes` how many processes but the agent live in it.
+    `busy` tells whether a request to the guest is under way, `processes` how many processes but the agent live in it. `on_change` is
+    called after `frozen` has changed.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Idler:
         processes: Callable[[], int],
         clock: Callable[[], float],
         call_later: Callable[[float, Callable[[], None]], Timer],
-        on_change: Callable[[bool], None] = lambda frozen: None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._box = box
         self._busy = busy
@@ -89,12 +90,12 @@ class Idler:
         self.frozen = False
         self._box.thaw()
         self._cpu, self._cpu_at = self._box.guest_cpu_seconds(), self._clock()
-        self._on_change(False)
+        self._on_change()
 
     def _freeze(self) -> None:
         self.frozen = True
         self._box.freeze()
-        self._on_change(True)
+        self._on_change()
         if self._processes() == 0:
             self._timer = None
         else:

@@ -79,5 +79,5 @@ class Running:
             processes=lambda: self.guest.alive + self.guest.processes.running,
             clock=loop.time,
             call_later=loop.call_later,
-            on_change=lambda frozen: hooks.on_event(self.spec.id, "sandbox.frozen" if frozen else "sandbox.thawed", {}),
+            on_change=lambda: hooks.on_event(self.spec.id, "sandbox.frozen" if self.frozen else "sandbox.thawed", {}),
         )

@@ -12,7 +12,10 @@ from corral.schema.model import Answer, Request
 
 Name = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
 Tags = Annotated[dict[Annotated[str, Field(min_length=1, max_length=128)], Annotated[str, Field(max_length=256)]], Field(max_length=64)]
-Env = Annotated[dict[Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^=\x00]+$")], Annotated[str, Field(max_length=131_072, pattern=r"^[^\x00]*$")]], Field(max_length=1024)]
+Env = Annotated[
+    dict[Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^=\x00]+$")], Annotated[str, Field(max_length=131_072, pattern=r"^[^\x00]*$")]],
+    Field(max_length=1024),
+]
 
 
 class State(StrEnum):
@@ -130,7 +133,9 @@ class Sandbox(Answer):
     started_at: datetime | None = None
     deadline: datetime | None = None
     ended_at: datetime | None = None
-    timing: dict[str, float] | None = Field(None, description="seconds of each phase of its start: queue, claim, rootfs, start, ready, total; `cold` is 1 without a warm pool member")
+    timing: dict[str, float] | None = Field(
+        None, description="seconds of each phase of its start: queue, claim, rootfs, start, ready, total; `cold` is 1 without a warm pool member"
+    )
     node: NodeAccess | None = None
 
 
