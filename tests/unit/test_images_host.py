@@ -12,7 +12,7 @@ from corral.images.release import Release, Source
 
 CERTIFICATE = b"-----BEGIN CERTIFICATE-----\nMIIB\nAAAA\n-----END CERTIFICATE-----"
 OTHER = b"-----BEGIN CERTIFICATE-----\nMIIC\n-----END CERTIFICATE-----"
-OFFICIAL = (Source("http://deb.debian.org/debian", "bookworm", ("main",)),)
+OFFICIAL = (Source("http://archive.example/debian", "bookworm", ("main",)),)
 RELEASE = Release("debian", "bookworm", "/usr/share/keyrings/debian-archive-keyring.gpg", OFFICIAL)
 
 
@@ -72,4 +72,4 @@ def test_other_mirrors_make_another_key(host: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_source_is_written_as_apt_reads_it() -> None:
-    assert OFFICIAL[0].line(RELEASE.keyring) == "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm main"
+    assert OFFICIAL[0].line(RELEASE.keyring) == "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://archive.example/debian bookworm main"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from corral import spawn
 from corral.errors import SetupError
@@ -42,23 +43,25 @@ def host_release() -> Release:
             hint="build them on a Debian 12 machine and copy its `images` and `layers` directories into this CORRAL_HOME",
         )
     keyring = f"/usr/share/keyrings/{distribution}-archive-keyring.gpg"
-    official = _debian(codename) if distribution == "debian" else _ubuntu(codename)
+    domain = (urlsplit(facts.get("HOME_URL", "")).hostname or "").removeprefix("www.")
+    official = _debian(domain, codename) if distribution == "debian" else _ubuntu(domain, codename)
     return Release(distribution, codename, keyring, official)
 
 
-def _debian(codename: str) -> tuple[Source, ...]:
-    mirror = "http://deb.debian.org/debian"
+def _debian(domain: str, codename: str) -> tuple[Source, ...]:
+    """Debian's archive at the distribution's own domain, which os-release(5) tells."""
+    mirror = f"http://deb.{domain}/debian"
     return (
         Source(mirror, codename, ("main",)),
         Source(mirror, f"{codename}-updates", ("main",)),
-        Source("http://deb.debian.org/debian-security", f"{codename}-security", ("main",)),
+        Source(f"{mirror}-security", f"{codename}-security", ("main",)),
     )
 
 
-def _ubuntu(codename: str) -> tuple[Source, ...]:
+def _ubuntu(domain: str, codename: str) -> tuple[Source, ...]:
     x86 = platform.machine() == "x86_64"
-    mirror = "http://archive.ubuntu.com/ubuntu" if x86 else "http://ports.ubuntu.com/ubuntu-ports"
-    security = "http://security.ubuntu.com/ubuntu" if x86 else mirror
+    mirror = f"http://archive.{domain}/ubuntu" if x86 else f"http://ports.{domain}/ubuntu-ports"
+    security = f"http://security.{domain}/ubuntu" if x86 else mirror
     return (
         Source(mirror, codename, ("main", "universe")),
         Source(mirror, f"{codename}-updates", ("main", "universe")),
