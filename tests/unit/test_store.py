@@ -132,7 +132,9 @@ async def test_events_come_back_in_order_and_by_what_they_are_about(store: Store
     assert await store.events.since("another", after=0, sandbox=None, kind=None, limit=4) == []
     assert (await store.events.since("default", after=28, sandbox=None, kind=None, limit=4))[0] == event(29, sandbox="sb-a", kind="k", data={"n": 29})
     assert await store.events.last() == 29
-    assert await store.events.forget(10.0) == 9
+    assert await store.events.forget(10.0, keep=100) == 9
+    assert await store.events.forget(0.0, keep=5) == 15
+    assert await store.events.last() == 29
 
 
 async def test_a_change_that_fails_takes_no_other_down(store: Store) -> None:
@@ -190,6 +192,15 @@ async def test_a_database_of_a_newer_corral_is_refused(store: Store, path: Path)
     with pytest.raises(SetupError, match="9999"):
         newer.open()
     await newer.close()
+
+
+async def test_the_log_of_writes_is_put_to_rest_beside_them(store: Store, path: Path) -> None:
+    for _ in range(50):
+        await store.sandboxes.create(fresh(detail="x" * 20_000), [], None)
+    before = path.stat().st_size
+    await store.checkpoint()
+    assert path.stat().st_size > before + 500_000
+    await store.sandboxes.create(fresh(), [], None)
 
 
 async def test_a_reader_sees_every_write_before_it(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""What is forgotten after a while: rows of sandboxes that have ended, events, Idempotency-Keys."""
+"""What is forgotten after a while (rows of sandboxes that have ended, events, Idempotency-Keys), and what is put to rest on the disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from corral.control.ports import Store
 
 EVERY = 60.0
 KEEP_EVENTS = 7 * 86_400.0
-"""Seconds for which events are kept."""
+"""Seconds for which events are kept …"""
+GREATEST = 1_000_000
+"""… and how many at most."""
 
 log = structlog.get_logger(__name__)
 
@@ -36,8 +38,9 @@ class Housekeeper:
         """Forget what is old now."""
         now = self._clock()
         await self._store.sandboxes.forget_ended(now - ledger.KEEP)
-        await self._store.events.forget(now - KEEP_EVENTS)
+        await self._store.events.forget(now - KEEP_EVENTS, keep=GREATEST)
         await self._store.replays.forget(now - idempotency.KEEP)
+        await self._store.checkpoint()
 
     async def _keep_house(self) -> None:
         while True:

@@ -73,11 +73,13 @@ class Sandboxes:
                 record = self.ledger.move(one, decided.action, reason=decided.reason, detail=decided.detail)
                 log.info("sandbox_recovered", sandbox=record.id, state=record.state, reason=record.reason)
             self._watch(record)
-            if decided is not None and decided.action is Action.FAIL:
-                await self._remove(record)
-        for row in rows:
-            if row.state in lifecycle.ENDED:
+        failed = [one.record for one in living if one.record.state is State.FAILED]
+        for row in [*failed, *(row for row in rows if row.state in lifecycle.ENDED)]:
+            try:
                 await self._remove(row)
+            except Exception:
+                # It must not keep the others from being served; the next server tries again.
+                log.exception("sandbox_stays", sandbox=row.id)
         for id in alive - {row.id for row in rows}:
             log.warning("sandbox_without_row", sandbox=id)
             await self.node.remove(id)

@@ -23,6 +23,10 @@ class Store:
         """Bring the tables up to date; then it can be used."""
         self.database.open()
 
+    async def checkpoint(self) -> None:
+        """Put to rest what was written; now and then."""
+        await self.database.checkpoint()
+
     async def close(self) -> None:
         """Finish what was given to write."""
         await self.database.close()

@@ -96,6 +96,17 @@ class Database:
         if self._newest is not None and not self._newest.done():
             await asyncio.wait([self._newest])
 
+    async def checkpoint(self) -> None:
+        """Move what was written into SQLite's main file, in a worker thread and beside the writer: this alone waits for the disk."""
+        if self._url.get_backend_name() != "sqlite":
+            return
+
+        def move() -> None:
+            with self._reading.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
+
+        await asyncio.get_running_loop().run_in_executor(self._readers, move)
+
     def _write(self) -> None:
         with self._writing.connect() as connection:
             while batch := self._next_batch():
@@ -142,7 +153,8 @@ class Database:
 
         def connected(connection: Any, _: object) -> None:
             connection.isolation_level = None  # the driver must not begin transactions of its own
-            for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+            # No checkpoints while writing: they wait for the disk (see `checkpoint`).
+            for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON", "wal_autocheckpoint = 0"):
                 connection.execute(f"PRAGMA {pragma}")
 
         def begins(connection: Connection) -> None:

@@ -7,13 +7,14 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, delete, func, insert, or_, select
 
 from corral.schema.observe import Event
 from corral.store.database import Database
 from corral.store.tables import events
 
 _INSERT = insert(events)
+_AT_A_TIME = 5000
 
 
 def insert_all(connection: Connection, happened: Sequence[Event]) -> None:
@@ -56,9 +57,14 @@ class EventRows:
             for row in rows
         ]
 
-    async def forget(self, before: float) -> int:
-        """Delete those older than this moment."""
-        return await self._database.run(delete(events).where(events.c.at < before))
+    async def forget(self, before: float, *, keep: int) -> int:
+        """Delete those older than this moment, and all but the newest `keep`; some at a time, so that other writes come in between."""
+        newest = await self.last()
+        old = select(events.c.seq).where(or_(events.c.at < before, events.c.seq <= newest - keep)).limit(_AT_A_TIME)
+        gone = 0
+        while count := await self._database.run(delete(events).where(events.c.seq.in_(old))):
+            gone += count
+        return gone
 
 
 def _row(event: Event) -> dict[str, object]:
