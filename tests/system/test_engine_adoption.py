@@ -91,6 +91,24 @@ async def test_one_that_died_without_a_server_is_told_with_its_reason(shared: Pl
         await nothing_left(places)
 
 
+async def test_one_whose_end_was_asked_for_when_the_server_was_killed_says_so(shared: Places) -> None:
+    with home_directory(shared) as places:
+        ended_half, alive = killed_server(places, 2)
+        for id in (ended_half, alive):
+            record.end(places.boxes, id)
+        os.kill(json.loads((places.boxes / f"{ended_half}.json").read_text())["identity"]["pid"], signal.SIGKILL)
+        home = EngineHome(places)
+        (adopted,) = await home.open()
+        assert adopted.id == alive
+        ended = await home.next_end()
+        assert (ended.id, ended.reason, ended.disk_kept) == (ended_half, Reason.REQUESTED, True)
+        # What was asked of the one that lives on was answered to nobody: its later end is another.
+        os.kill(adopted.pid, signal.SIGKILL)
+        assert (await home.next_end()).reason is Reason.KILLED
+        await home.shutdown()
+        await nothing_left(places)
+
+
 async def test_what_a_killed_server_left_of_sandboxes_that_nobody_knows_is_removed(shared: Places) -> None:
     with home_directory(shared) as places:
         kept, alive, dead = killed_server(places, 3)

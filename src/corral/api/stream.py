@@ -79,6 +79,8 @@ class ByteStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
+        # First of all: an answer that a leaving server cuts before it has begun would be a failure, and not a reason to come back.
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         pump = loop.create_task(self._pump(send))
         self._streams.add(pump)
         watch = loop.create_task(hung_up(receive))
@@ -98,7 +100,6 @@ class ByteStream(Response):
             log.warning("answer_cut_short", path=scope["path"], error=str(error) or type(error).__name__)
 
     async def _pump(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await self._body(send)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

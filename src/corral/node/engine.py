@@ -224,6 +224,7 @@ class RunscEngine:
                     member.release()
                     await self._bury(members, found, lost=f"its disk can't be found again: {error}")
                 else:
+                    record.keep_on(self._places.boxes, found.spec.id)
                     self._enter(RunscBox(found.spec, member, disk_used=self._disks.used))
 
     async def _bury(self, members: Members, found: Record, *, lost: str | None = None) -> None:
@@ -231,6 +232,8 @@ class RunscEngine:
         places = members.places(found.member)
         if lost is not None:
             reason, detail = Reason.ENGINE_ERROR, lost
+        elif record.is_ending(self._places.boxes, found.spec.id):
+            reason, detail = Reason.REQUESTED, "the server was killed while it was ending it"
         else:
             pids = [pid for pid in (found.identity.pid, found.identity.gofer) if pid]
             await self._holder.watch(pids)
@@ -320,6 +323,7 @@ class RunscEngine:
         if box is not None:
             if box.ending is None or (box.ending.done() and self._boxes.get(id) is box):
                 # The second time, a first attempt has failed.
+                record.end(self._places.boxes, id)
                 box.ending = self._run(self._take_apart(box, keep_disk=keep_disk))
             await asyncio.shield(box.ending)
         if not keep_disk:

@@ -36,6 +36,25 @@ def write(directory: Path, record: Record) -> None:
 
 def remove(directory: Path, id: str) -> None:
     (directory / f"{id}.json").unlink(missing_ok=True)
+    keep_on(directory, id)
+
+
+def end(directory: Path, id: str) -> None:
+    """Write down that it is being ended because somebody asked: a server that is killed over it can't tell the next in another way."""
+    _ending(directory, id).touch()
+
+
+def keep_on(directory: Path, id: str) -> None:
+    """It is not being ended, or it has ended."""
+    _ending(directory, id).unlink(missing_ok=True)
+
+
+def is_ending(directory: Path, id: str) -> bool:
+    return _ending(directory, id).exists()
+
+
+def _ending(directory: Path, id: str) -> Path:
+    return directory / f"{id}.ending"
 
 
 def read_all(directory: Path) -> Iterator[Record]:
