@@ -42,6 +42,8 @@ class Inspection:
         self._judge = judge
         self._patience = patience
         self._tally = tally
+        self._told: set[str] = set()
+        """What was left behind and said before."""
 
     async def look(self, name: str, *, wake: bool = False) -> None:
         """Everything. With `wake` those that are stopped are started, to look at their files too."""
@@ -114,8 +116,9 @@ class Inspection:
                 self._tally.checked["looks at the machine"] += 1
                 return
             await asyncio.sleep(0.5)
-        for line in left:
+        for line in set(left) - self._told:
             self._tally.violation("left behind", name, line)
+        self._told.update(left)
 
     async def _ownerless(self) -> list[str]:
         states = {sandbox.id: sandbox.state async for sandbox in self._client.sandboxes.list()}
