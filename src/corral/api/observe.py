@@ -14,7 +14,7 @@ routes = router("observe", 409, 410)
 async def metrics(services: Services, actor: Actor, sandbox: str) -> Metrics:
     """Its use of cpu, memory, disk and processes: the last minutes, and now."""
     record = await services.sandboxes.use(actor.project, sandbox)
-    return Metrics(samples=[*services.history.of(record.id), services.node.sample(record.id)])
+    return Metrics(samples=[*services.history.of(record.id), await services.node.sample_now(record.id)])
 
 
 @routes.get("/v1/sandboxes/{sandbox}/logs", response_model=Logs)

@@ -258,8 +258,14 @@ class Node:
         return await self._get(id).guest.ports()
 
     def sample(self, id: str) -> Sample:
+        """Its use, without waking it. `processes` are then those started through the API that run; `sample_now` counts all."""
         running = self._get(id)
-        return running.box.sample().model_copy(update={"processes": running.guest.alive})
+        return running.box.sample().model_copy(update={"processes": max(running.guest.alive, running.guest.processes.running)})
+
+    async def sample_now(self, id: str) -> Sample:
+        running = self._get(id)
+        usage = await running.guest.usage()
+        return running.box.sample().model_copy(update={"processes": usage.processes})
 
     def logs(self, id: str) -> list[LogLine]:
         return self._get(id).box.log_lines()
