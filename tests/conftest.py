@@ -25,7 +25,7 @@ SETTLE = 20.0
 """Seconds that the end of a sandbox may take after the call that ended it, on a busy machine."""
 HOMES = "corral-test-"
 """What the names of homes begin with; the number of the run's process follows."""
-PARTS = ("test_engine", "test_disks", "test_images", "test_guest", "test_setup")
+PARTS = ("test_engine", "test_disks", "test_images", "test_guest", "test_setup", "test_package")
 """System tests of single parts of the node: they have no server and look after themselves."""
 
 
