@@ -70,30 +70,34 @@ class Gremlin:
                 self._tally.suffered[name] += 1
                 self._tally.say(f"gremlin: {name}")
 
-    def holder_lost(self) -> bool:
-        return bool(self.holder_kills)
-
-    def orphaned(self) -> bool:
-        """Whether server and holder were killed so close together that nobody had the sandboxes' sockets."""
-        return any(abs(holder - server) < HOLDER_APART for holder in self.holder_kills for server in self._victim.kills)
-
     async def _kill_server(self) -> bool:
-        await self._victim.kill()
+        await self._fell_server(signal.SIGKILL)
         await asyncio.sleep(self._rng.choice((0, 0, 0.5, 2)))
         await self._victim.start()
         return True
 
     async def _leave_server(self) -> bool:
-        await self._victim.kill(signal.SIGTERM)
+        await self._fell_server(signal.SIGTERM)
         await self._victim.start()
         return True
 
     async def _kill_both(self) -> bool:
         """A sandbox ends while nobody watches it."""
-        await self._victim.kill()
+        await self._fell_server(signal.SIGKILL)
         await self._strike(self._rng.choice((Blow.SENTRY, Blow.GOFER)))
         await self._victim.start()
         return True
+
+    async def _fell_server(self, number: signal.Signals) -> None:
+        await self._victim.kill(number)
+        self._note_orphans()
+
+    def _note_orphans(self) -> None:
+        """If both server and holder have just fallen: nobody may have had the sockets of any sandbox."""
+        servers, holders = self._victim.kills[-1:], self.holder_kills[-1:]
+        if servers and holders and abs(servers[0] - holders[0]) < HOLDER_APART:
+            for known in self._known.values():
+                self._note(known, Blow.ORPHANED)
 
     async def _strike(self, blow: Blow) -> bool:
         if (found := self._pick()) is None:
@@ -142,7 +146,9 @@ class Gremlin:
             with suppress(FileNotFoundError, ProcessLookupError):
                 if entry.name.isdigit() and socket in (entry / "cmdline").read_bytes():
                     pid = int(entry.name)
-                    return _kill(pid, started_at(pid), lambda: self.holder_kills.append(now))
+                    hit = _kill(pid, started_at(pid), lambda: self.holder_kills.append(now))
+                    self._note_orphans()
+                    return hit
         return False
 
     async def _cut(self) -> bool:

@@ -72,7 +72,7 @@ class Judge:
         return True
 
     def _stopped(self, known: Known, sandbox: Sandbox, step: str) -> None:
-        true = known.may_say(holder_lost=self.gremlin.holder_lost(), orphaned=self.gremlin.orphaned())
+        true = known.may_say(holder_lost=bool(self.gremlin.holder_kills))
         if sandbox.reason not in true:
             expected = ", ".join(sorted(true)) or "no reason at all: it ought to run"
             self._tally.violation("untrue reason", step, f"stopped ({sandbox.reason}, {sandbox.info.detail}), true would be: {expected}; {known.why_gone()}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import assert_never
 
 from corral.aio import Sandbox
 from corral.chaos.script import Script
@@ -17,6 +18,8 @@ class Blow(StrEnum):
     SENTRY = "sentry"
     GOFER = "gofer"
     AGENT = "agent"
+    ORPHANED = "orphaned"
+    """Server and holder fell so close together that nobody had its sockets: then its agent ends it, unless the next server does."""
 
 
 LATE = 60.0
@@ -78,22 +81,25 @@ class Known:
         self.life += not self.stopped
         self.stopped, self.reason = True, reason
 
-    def may_say(self, *, holder_lost: bool, orphaned: bool) -> set[Reason]:
-        """Reasons that are true of its stop.
-
-        `holder_lost`: the holder was killed, and with it what it would have known of an end. `orphaned`: together with the server, and with it the sockets.
-        """
+    def may_say(self, *, holder_lost: bool) -> set[Reason]:
+        """Reasons that are true of its stop. `holder_lost`: the holder was killed, and with it what it would have known of an end."""
         true: set[Reason] = set()
         if self.stop_asked is not None:
             true.add(Reason.REQUESTED)
         if self.stopped and self.reason is not None:
             true.add(self.reason)
         for _, blow in self.blows:
-            true.add(Reason.AGENT_DIED if blow is Blow.AGENT else Reason.KILLED)
+            match blow:
+                case Blow.SENTRY | Blow.GOFER:
+                    true.add(Reason.KILLED)
+                case Blow.AGENT:
+                    true.add(Reason.AGENT_DIED)
+                case Blow.ORPHANED:
+                    true.add(Reason.ENGINE_ERROR)
+                case _:
+                    assert_never(blow)
             if holder_lost:
                 true.add(Reason.CRASHED)
-        if orphaned:
-            true.add(Reason.ENGINE_ERROR)
         return true
 
     def why_gone(self) -> str:
