@@ -163,7 +163,7 @@ func listChannels(l *link, args *channelsArgs) (any, error) {
 func (c *channel) state() channelState {
 	s := channelState{Channel: c.id, Kind: c.kind, Received: map[string]uint64{}}
 	if c.in != nil {
-		s.Received["0"] = c.in.offset()
+		s.Received["0"] = c.in.keptOffset()
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -108,11 +108,11 @@ func (i *inlet) end() {
 	i.acknowledge()
 }
 
-// offset returns the offset expected next.
-func (i *inlet) offset() uint64 {
+// keptOffset is what a new node is told as received: the window counts from there. What waits here beyond it is sent again and skipped.
+func (i *inlet) keptOffset() uint64 {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return i.received
+	return i.used
 }
 
 // close wakes the reader for good.

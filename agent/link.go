@@ -53,7 +53,7 @@ func (l *link) serve() error {
 	packet := make([]byte, frameLimit+1)
 	for {
 		n, err := l.socket.Read(packet)
-		if errors.Is(err, io.EOF) {
+		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
 			return nil
 		}
 		if err != nil {

@@ -13,17 +13,26 @@ type named struct {
 	Op string `json:"op"`
 }
 
-// op makes an operation of a function with typed arguments. Fields it doesn't know are refused, not ignored.
+// op makes an operation of a function with typed arguments.
 func op[A any](f func(l *link, args *A) (any, error)) operation {
 	return func(l *link, payload []byte) (any, error) {
-		args := new(A)
-		decoder := json.NewDecoder(bytes.NewReader(payload))
-		decoder.DisallowUnknownFields()
-		if err := decoder.Decode(args); err != nil {
-			return nil, protocol("%v", err)
+		args, err := decode[A](payload)
+		if err != nil {
+			return nil, err
 		}
 		return f(l, args)
 	}
+}
+
+// decode reads a request. Fields it doesn't know are refused, not ignored.
+func decode[A any](payload []byte) (*A, error) {
+	args := new(A)
+	decoder := json.NewDecoder(bytes.NewReader(payload))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(args); err != nil {
+		return nil, protocol("%v", err)
+	}
+	return args, nil
 }
 
 // nothing is the arguments of a request that has none.

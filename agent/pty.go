@@ -178,5 +178,8 @@ func resize(l *link, args *resizeArgs) (any, error) {
 	if err := raw.Control(func(fd uintptr) { errno = setSize(int(fd), terminalSize{args.Rows, args.Cols}) }); err != nil {
 		return nil, failed(syscall.ESRCH, "") // the terminal is closed
 	}
+	if errno == nil {
+		_ = p.signalTree(syscall.SIGWINCH) // gVisor tells nobody of the new size; whoever the signal does not concern ignores it
+	}
 	return nil, failed(errno, "")
 }

@@ -67,17 +67,23 @@ func (p *process) signalTree(number syscall.Signal) error {
 
 // killTree leaves nothing of the tree.
 func (p *process) killTree() error {
-	err := syscall.Kill(-p.pid, syscall.SIGKILL)
+	found := false
 	killGroups(func() (targets []int) {
 		for group := range processGroups(p.members()) {
 			if group != selfGroup {
-				err = nil
 				targets = append(targets, -group)
 			}
 		}
+		if !found && syscall.Kill(-p.pid, 0) == nil { // without groups of `tree` the process itself is not among its members
+			targets = append(targets, -p.pid)
+		}
+		found = found || len(targets) > 0
 		return targets
 	})
-	return err
+	if !found {
+		return syscall.ESRCH
+	}
+	return nil
 }
 
 // A killing is repeated this often, this long after each other.

@@ -9,7 +9,6 @@ import (
 const (
 	atFDCWD           = -100
 	atSymlinkNoFollow = 0x100
-	fionread          = 0x541b
 	oPath             = 0x200000
 	fSetPipeSize      = 1031
 )

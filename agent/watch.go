@@ -2,11 +2,12 @@ package main
 
 import (
 	"encoding/binary"
+	"errors"
 	"os"
 	"strings"
 	"sync/atomic"
 	"syscall"
-	"unsafe"
+	"time"
 )
 
 type watchArgs struct {
@@ -95,40 +96,54 @@ func (w *watcher) addBelow(dir string, report bool) {
 	}
 	for _, d := range entries {
 		at := join(dir, d.Name())
-		if report {
-			w.tell(change{Type: "create", Path: []byte(at), Dir: d.IsDir()})
-		}
-		if d.IsDir() {
+		switch {
+		case d.IsDir():
 			w.add(at, report)
+		case report:
+			w.tell(change{Type: "create", Path: []byte(at)})
+			w.tell(change{Type: "write", Path: []byte(at)})
 		}
 	}
 }
 
+// add watches a directory and what is below it. It is told only when it is watched already, so that whoever hears of it misses nothing.
 func (w *watcher) add(dir string, report bool) {
 	number, err := syscall.InotifyAddWatch(w.fd, dir, watchMask|syscall.IN_ONLYDIR)
-	if err != nil {
-		if err == syscall.ENOSPC || err == syscall.ENOMEM { // the limit of watches: part of the tree is not seen
-			w.overflow()
-		}
-		return
+	if err == nil {
+		w.dirs[int32(number)] = dir
 	}
-	w.dirs[int32(number)] = dir
-	w.addBelow(dir, report)
+	if report {
+		w.tell(change{Type: "create", Path: []byte(dir), Dir: true})
+	}
+	switch err {
+	case nil:
+		w.addBelow(dir, report)
+	case syscall.ENOSPC, syscall.ENOMEM: // the limit of watches: part of the tree is not seen
+		w.overflow()
+	default: // gone again
+	}
 }
+
+// secondHalf is how long the second half of a rename may come after the first: the kernel queues them one by one.
+const secondHalf = 10 * time.Millisecond
 
 func (w *watcher) run() {
 	buffer := make([]byte, 64<<10)
 	for {
 		n, err := w.events.Read(buffer)
-		if err != nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			w.settle() // without one the name has left what is watched
+		} else if err != nil {
 			return // closed
 		}
 		w.last = change{}
-		w.take(buffer[:n])
-		// The second half of a rename comes right behind the first. Without one the name has left what is watched.
-		var queued int32
-		if err := ioctl(w.fd, fionread, unsafe.Pointer(&queued)); err != nil || queued == 0 {
-			w.settle()
+		w.take(buffer[:max(n, 0)])
+		var deadline time.Time // none
+		if w.moved != nil {
+			deadline = time.Now().Add(secondHalf)
+		}
+		if w.events.SetReadDeadline(deadline) != nil {
+			return // closed
 		}
 	}
 }
@@ -171,22 +186,18 @@ func (w *watcher) event(number int32, mask, cookie uint32, name string) {
 		w.settle()
 	}
 	switch {
-	case mask&syscall.IN_CREATE != 0:
-		w.tell(change{Type: "create", Path: []byte(at), Dir: isDir})
+	case mask&syscall.IN_CREATE != 0, mask&syscall.IN_MOVED_TO != 0 && w.moved == nil: // or it came from outside
 		if isDir && w.recursive {
 			w.add(at, true)
+		} else {
+			w.tell(change{Type: "create", Path: []byte(at), Dir: isDir})
 		}
 	case mask&syscall.IN_MOVED_FROM != 0:
 		w.moved = &moving{cookie, at, isDir}
-	case mask&syscall.IN_MOVED_TO != 0 && w.moved != nil:
+	case mask&syscall.IN_MOVED_TO != 0:
 		w.tell(change{Type: "rename", Path: []byte(w.moved.path), To: []byte(at), Dir: isDir})
 		w.renamed(w.moved.path, at)
 		w.moved = nil
-	case mask&syscall.IN_MOVED_TO != 0: // from outside
-		w.tell(change{Type: "create", Path: []byte(at), Dir: isDir})
-		if isDir && w.recursive {
-			w.add(at, true)
-		}
 	case mask&syscall.IN_DELETE != 0:
 		w.tell(change{Type: "remove", Path: []byte(at), Dir: isDir})
 	case mask&(syscall.IN_DELETE_SELF|syscall.IN_MOVE_SELF) != 0:
