@@ -24,6 +24,7 @@ from corral import logs, pidfile
 from corral.api import app, errors
 from corral.api.abandoned import Abandoned
 from corral.api.auth import OPEN
+from corral.api.lifelines import LifeLines
 from corral.api.meter import Meter
 from corral.api.services import Services
 from corral.api.stream import Streams
@@ -90,6 +91,7 @@ class Application:
             history=History(node, self._sandboxes.running),
             streams=streams,
             abandoned=Abandoned(self._sandboxes, streams),
+            lifelines=LifeLines(),
             readiness=self._readiness,
         )
         self._housekeeper = Housekeeper(self._store, time.time)

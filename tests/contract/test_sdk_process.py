@@ -155,6 +155,20 @@ async def test_output_comes_whole_over_connections_that_break(cut: tuple[Cutter,
     assert cutter.cuts > 3
 
 
+async def test_a_run_goes_on_over_connections_that_break(cut: tuple[Cutter, Any]) -> None:
+    cutter, sb = cut
+    heard: list[str] = []
+
+    def hear(text: str) -> None:
+        heard.append(text)
+        if len(heard) in (1, 3):
+            cutter.cut()
+
+    result = await sb.run("for i in 1 2 3 4 5; do echo $i; sleep 0.2; done", on_stdout=hear)
+    assert (result.stdout, result.exit_code) == ("1\n2\n3\n4\n5\n", 0)
+    assert cutter.cuts == 2
+
+
 async def test_input_arrives_once_over_connections_that_break(cut: tuple[Cutter, Any]) -> None:
     cutter, sb = cut
     data = os.urandom(1_500_000)

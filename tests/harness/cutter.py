@@ -22,6 +22,7 @@ class Cutter:
         self.url = ""
 
     async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
         self._server = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
@@ -29,12 +30,15 @@ class Cutter:
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
-        self.cut()
+        self._cut()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.wait_closed()
 
     def cut(self) -> None:
-        """Cut all that is open, as a network that goes away: what was under way is lost."""
+        """Cut all that is open, as a network that goes away: what was under way is lost. From any thread."""
+        self._loop.call_soon_threadsafe(self._cut)
+
+    def _cut(self) -> None:
         self.cuts += bool(self._open)
         for writer in tuple(self._open):
             writer.transport.abort()

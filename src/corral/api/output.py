@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from corral.api.body import pieces
+from corral.api.lifelines import PATIENCE
 from corral.api.meter import Meter
 from corral.api.route import Actor, Services, may, router
 from corral.api.stream import EVENT_STREAM, ByteStream, EventStream, event, finishing
@@ -35,6 +36,9 @@ class From(BaseModel):
     stdout: int = Field(0, ge=0, lt=1 << 63)
     stderr: int = Field(0, ge=0, lt=1 << 63)
     follow: bool = Field(default=True, description="false: end with what there is now")
+    kill_on_disconnect: bool = Field(
+        default=False, description="this client takes the place of the one that started the process with it, and kills the process when it hangs up"
+    )
 
 
 class RawFrom(BaseModel):
@@ -64,7 +68,12 @@ async def output(request: Request, services: Services, actor: Actor, sandbox: st
     book = await _book(services, actor, sandbox)
     book.get(process)
     stdout, stderr = _resumed(request) or (query.stdout, query.stderr)
-    return EventStream(follow(book, process, services.meter, stdout, stderr, wait=query.follow), services.streams)
+    events = follow(book, process, services.meter, stdout, stderr, wait=query.follow)
+    if not query.kill_on_disconnect:
+        return EventStream(events, services.streams)
+    actor.require(Permission.USE)
+    line = services.lifelines.hold(book, process, patience=PATIENCE)
+    return EventStream(line.held(events), services.streams, on_hang_up=line.hung_up)
 
 
 @routes.get("/v1/sandboxes/{sandbox}/processes/{process}/stdout", response_class=Response, responses=_RAW)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from corral.api.lifelines import PATIENCE
 from corral.api.output import follow, process_event
 from corral.api.route import JSON, Actor, Services, may, raw_body, router
 from corral.api.stream import EVENT_STREAM, EventStream
@@ -20,7 +21,7 @@ from corral.control import idempotency
 from corral.control.idempotency import Answer
 from corral.control.ports import ProcessBook
 from corral.control.roles import Permission
-from corral.errors import CorralError, InvalidArgument
+from corral.errors import InvalidArgument
 from corral.schema.process import Process, Processes, ProcessStart, Signal, Terminal
 
 routes = router("processes", 409, 410, 429)
@@ -37,7 +38,8 @@ class Starting(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     kill_on_disconnect: bool = Field(
-        default=False, description="with an event stream: the client that hangs up before the end kills the process and all it started"
+        default=False,
+        description="with an event stream: the client that hangs up before the end kills the process and all it started; with an Idempotency-Key it may come back within 10 seconds, by GET …/output",
     )
 
 
@@ -78,10 +80,10 @@ async def start(request: Request, services: Services, actor: Actor, sandbox: str
         async for item in follow(book, process.id, services.meter):
             yield item
 
-    async def kill() -> None:
-        await _kill(book, process.id)
-
-    return EventStream(events(), services.streams, status=201, on_hang_up=kill if query.kill_on_disconnect else None)
+    if not query.kill_on_disconnect:
+        return EventStream(events(), services.streams, status=201)
+    line = services.lifelines.hold(book, process.id, patience=0.0 if key is None else PATIENCE)
+    return EventStream(line.held(events()), services.streams, status=201, on_hang_up=line.hung_up)
 
 
 @routes.get("/v1/sandboxes/{sandbox}/processes", response_model=Processes)
@@ -133,13 +135,6 @@ async def delete(services: Services, actor: Actor, sandbox: str, process: str) -
 
 async def _book(services: Services, actor: Actor, sandbox: str) -> ProcessBook:
     return services.node.processes((await services.sandboxes.use(actor.project, sandbox)).id)
-
-
-async def _kill(book: ProcessBook, id: str) -> None:
-    try:
-        await book.signal(id, Signal(signal=9, to="tree"))
-    except CorralError:
-        pass  # it, or its sandbox, has just ended
 
 
 def _process_id(sandbox: str, key: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from corral.api.abandoned import Abandoned
+from corral.api.lifelines import LifeLines
 from corral.api.meter import Meter
 from corral.api.stream import Streams
 from corral.control.accounts import Accounts
@@ -31,6 +32,7 @@ class Services:
     history: History
     streams: Streams
     abandoned: Abandoned
+    lifelines: LifeLines
     readiness: Callable[[], dict[str, str]]
     """What has to be in order to create a sandbox: `ok`, or what is the matter."""
     clock: Callable[[], float] = time.time

@@ -44,14 +44,18 @@ async def follow(transport: Transport, path: str, query: Query, *, last_id: str 
             await transport.pause(waits, error, again=True)
 
 
-async def output(transport: Transport, path: str, seen: Seen, first: AsyncGenerator[Event, None] | None = None) -> AsyncGenerator[Chunk | Process, None]:
-    """A process' output beyond `seen`, then the ended process. `path` is the process'; `first` a stream that is open already."""
+async def output(
+    transport: Transport, path: str, seen: Seen, first: AsyncGenerator[Event, None] | None = None, *, hold: bool = False
+) -> AsyncGenerator[Chunk | Process, None]:
+    """A process' output beyond `seen`, then the ended process. `path` is the process'; `first` a stream that is open already; `hold` ends the process with us."""
     waits = delays()
     ended: Process | None = None
     while ended is None:
         try:
             if first is None:
-                first = events(await transport.stream("GET", path + "/output", query={**seen.query(), "follow": True}, headers=ACCEPT))
+                first = events(
+                    await transport.stream("GET", path + "/output", query={**seen.query(), "follow": True, "kill_on_disconnect": hold or None}, headers=ACCEPT)
+                )
             async with aclosing(first) as parts:
                 async for event in parts:
                     match event.name:

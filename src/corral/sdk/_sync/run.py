@@ -78,13 +78,14 @@ class Run:
             except Lost as error:
                 seen.broken = True  # it may have been started, and be ended with the connection that started it
                 self._transport.pause(waits, error, again=True)
-        with closing(stream.output(self._transport, f"{self._sandbox}/processes/{self._process.id}", seen, first)) as items:
+        with closing(stream.output(self._transport, f"{self._sandbox}/processes/{self._process.id}", seen, first, hold=True)) as items:
             for item in items:
                 if isinstance(item, Process):
                     self._dropped = seen.dropped
                     if seen.broken and item.signal == SIGKILL and not item.timed_out:  # its life line was cut
                         raise Lost(
-                            "the connection broke, and the server ended the command with it", hint="for work that shall outlive a connection, use exec()"
+                            "the connection was gone for too long, and the server ended the command",
+                            hint="for work that shall outlive a connection, use exec()",
                         )
                     return item
                 self._take(item.stream, item.data)

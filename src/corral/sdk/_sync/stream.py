@@ -45,14 +45,16 @@ def follow(transport: Transport, path: str, query: Query, *, last_id: str = "") 
             transport.pause(waits, error, again=True)
 
 
-def output(transport: Transport, path: str, seen: Seen, first: Generator[Event, None] | None = None) -> Generator[Chunk | Process, None]:
-    """A process' output beyond `seen`, then the ended process. `path` is the process'; `first` a stream that is open already."""
+def output(transport: Transport, path: str, seen: Seen, first: Generator[Event, None] | None = None, *, hold: bool = False) -> Generator[Chunk | Process, None]:
+    """A process' output beyond `seen`, then the ended process. `path` is the process'; `first` a stream that is open already; `hold` ends the process with us."""
     waits = delays()
     ended: Process | None = None
     while ended is None:
         try:
             if first is None:
-                first = events(transport.stream("GET", path + "/output", query={**seen.query(), "follow": True}, headers=ACCEPT))
+                first = events(
+                    transport.stream("GET", path + "/output", query={**seen.query(), "follow": True, "kill_on_disconnect": hold or None}, headers=ACCEPT)
+                )
             with closing(first) as parts:
                 for event in parts:
                     match event.name:
