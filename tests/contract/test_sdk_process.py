@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from corral.errors import InvalidState, NotFound, Unavailable
+from harness.api import Api, data
 from harness.cutter import Cutter
 from harness.flavor import FLAVORS
 from harness.server import Server
@@ -222,3 +223,18 @@ async def test_one_command_makes_one_process_when_the_answer_is_lost(cut: tuple[
     await process.wait(timeout=30)
     assert (await sb.files.read("/root/count")) == b"x\n"
     await process.aclose()
+
+
+def test_a_client_that_does_not_come_back_has_its_command_ended(server: Server) -> None:
+    api = Api(server)
+    box = api.create()["id"]
+    path = f"/v1/sandboxes/{box}/processes"
+    how = {"params": {"kill_on_disconnect": "true"}, "json": {"command": "echo here; sleep 543"}}
+    with api.events("POST", path, headers={"Idempotency-Key": box}, **how) as events:
+        process = f"{path}/{data(next(events))['id']}"
+    with api.events("GET", f"{process}/output", params={"kill_on_disconnect": "true"}) as events:
+        assert next(events).name == "output"
+    ended = api.ok("GET", f"{process}/wait", params={"timeout": 60})
+    assert (ended["running"], ended["signal"]) == (False, 9)
+    api.delete(box)
+    api.close()
