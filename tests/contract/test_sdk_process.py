@@ -71,7 +71,7 @@ async def test_a_terminal(box: Any) -> None:
 
 
 async def test_a_terminal_is_resized_and_interrupted(box: Any) -> None:
-    async with await box.exec("sh", "-c", "echo ready; trap 'stty size; exit 3' WINCH; while :; do sleep 0.05; done", pty=True) as shell:
+    async with await box.exec("sh", "-c", "trap 'stty size; exit 3' WINCH; echo ready; while :; do sleep 0.05; done", pty=True) as shell:
         assert await shell.stdout.readline() == "ready\r\n"
         await shell.resize(11, 44)
         assert await shell.stdout.readline() == "11 44\r\n"
