@@ -11,7 +11,7 @@ from pathlib import Path
 
 from corral.agent_binary import agent_binary
 from corral.errors import SetupError
-from corral.node import holder_client, runsc
+from corral.node import holder_client, mounts, runsc
 from corral.node.cgroup import Groups, find_hierarchies
 from corral.node.holder_client import HolderClient
 from corral.node.members import Members, runsc_root
@@ -51,4 +51,5 @@ def _scratch() -> Generator[Places]:
         try:
             yield places
         finally:
+            mounts.sweep(places.run)  # newer versions of runsc leave an empty network namespace mounted in their directory
             shutil.rmtree(places.run)
