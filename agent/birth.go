@@ -41,7 +41,50 @@ func prepare() error {
 	if err := prepareGroups(); err != nil {
 		return err
 	}
-	return prepareLimits()
+	if err := prepareLimits(); err != nil {
+		return err
+	}
+	var err error
+	if sudoListener, err = listenSudo(); err != nil {
+		return err
+	}
+	warmUp()
+	return nil
+}
+
+// warmUp goes once through what the first requests will need, so that their code is in memory and the decoder knows their types.
+func warmUp() {
+	for _, warm := range []func() error{
+		func() error {
+			_, err := decode[helloArgs]([]byte(`{"op":"hello","channels":[{"received":{"1":1}}]}`))
+			return err
+		},
+		func() error {
+			_, err := decode[claimArgs]([]byte(`{"op":"claim","files":[{"path":"Lw==","content":"Lw==","mode":1}],"volumes":[{"name":"","target":"Lw=="}],"env":["Lw=="]}`))
+			return err
+		},
+		func() error {
+			args, err := decode[startArgs]([]byte(`{"op":"start","argv":["L25vbmU="],"env":["QT1i"],"cwd":"Lw==","user":"0","pty":null}`)) // /none
+			if err != nil {
+				return err
+			}
+			p := &process{}
+			if err := p.start(args); !hasCode(err, "ENOENT") {
+				return err
+			}
+			return nil
+		},
+		func() error {
+			encodeAnswer(helloAnswer{}, nil)
+			encodeAnswer(startAnswer{}, nil)
+			mustJSON(exitEvent{})
+			return nil
+		},
+	} {
+		if err := warm(); err != nil {
+			logf("warming up: %v", err)
+		}
+	}
 }
 
 // bindFile makes source, a file, appear as target, which is made.

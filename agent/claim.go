@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path"
 	"strconv"
@@ -59,6 +60,9 @@ func claim(_ *link, args *claimArgs) (any, error) {
 	if args.Hostname == "" || args.Memory <= 0 || args.CPUs <= 0 || args.Pids < 0 || args.Tmp < 0 {
 		return nil, protocol("hostname, memory and cpus are needed, pids and tmp may not be negative")
 	}
+	if selfPID != 1 {
+		return nil, failed(syscall.EPERM, "claim") // it would mount over the root of somebody else
+	}
 	if args.Clock != nil {
 		return nil, failed(syscall.EPERM, "clock") // gVisor's guests share the host's clock
 	}
@@ -93,10 +97,8 @@ func claim(_ *link, args *claimArgs) (any, error) {
 			return nil, err
 		}
 	}
-	if args.Sudo {
-		if err := installSudo(); err != nil {
-			return nil, err
-		}
+	if err := allowSudo(args.Sudo); err != nil {
+		return nil, err
 	}
 	claimedEnv.Store(&args.Env)
 	claimed.Store(true)
@@ -178,22 +180,36 @@ func (f *claimFile) write() error {
 	if !path.IsAbs(at) {
 		return protocol("path %q is not absolute", at)
 	}
-	if err := os.MkdirAll(path.Dir(at), 0o755); err != nil {
-		return err
-	}
-	mode := os.FileMode(0o644)
+	mode := uint32(0o644)
 	if f.Mode != nil {
-		mode = os.FileMode(*f.Mode & 0o7777)
+		mode = *f.Mode & 0o7777
 	}
-	if st, err := os.Lstat(at); err == nil && st.Mode()&os.ModeSymlink != 0 {
-		if err := os.Remove(at); err != nil { // /etc/resolv.conf is often a link to what a service would write
+	file, err := f.open(at)
+	if err == syscall.ENOENT {
+		if err := parents(at, nil); err != nil {
 			return err
 		}
+		file, err = f.open(at)
 	}
-	if err := os.WriteFile(at, f.Content, mode); err != nil {
-		return err
+	if err == syscall.ELOOP { // /etc/resolv.conf is often a link to what a service would write
+		if err := syscall.Unlink(at); err != nil {
+			return failed(err, at)
+		}
+		file, err = f.open(at)
 	}
-	return failed(syscall.Chmod(at, uint32(mode)), at)
+	if err != nil {
+		return failed(err, at)
+	}
+	out := os.NewFile(uintptr(file), at)
+	_, err = out.Write(f.Content)
+	if err == nil {
+		err = syscall.Fchmod(file, mode)
+	}
+	return failed(errors.Join(err, out.Close()), at)
+}
+
+func (f *claimFile) open(at string) (int, error) {
+	return syscall.Open(at, syscall.O_WRONLY|syscall.O_CREAT|syscall.O_TRUNC|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0o644)
 }
 
 // attachVolume makes a volume that the host has mounted appear at target.

@@ -103,12 +103,13 @@ var memory struct {
 	refreshed time.Time
 }
 
-// showMemory makes /proc/meminfo tell a limit of so many MiB.
+// showMemory makes /proc/meminfo tell a limit of so many MiB. What is used is as it was at birth: asking again takes the kernel longer than all the rest.
 func showMemory(mib int) error {
 	memory.Lock()
+	defer memory.Unlock()
 	memory.limit = int64(mib) << 10
-	memory.Unlock()
-	return refreshMemory(0)
+	memory.refreshed = time.Now()
+	return shownMeminfo.show(limitedMeminfo(shownMeminfo.original, memory.limit))
 }
 
 // refreshMemory writes the current use, unless that was done less than `age` ago.

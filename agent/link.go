@@ -31,6 +31,7 @@ type link struct {
 	open    atomic.Bool // the node has said hello
 
 	underWay atomic.Int32
+	last     chan struct{} // closed when the last request before the first hello's success is done; the reader's alone
 
 	mu       sync.Mutex
 	epoch    uint64
@@ -78,7 +79,7 @@ func (l *link) take(packet []byte) error {
 			go l.answer(h.channel, nil, &failure{Code: "EAGAIN", Message: "1024 requests are under way"})
 			return nil
 		}
-		go l.handle(h.channel, append([]byte(nil), payload...))
+		l.begin(h.channel, append([]byte(nil), payload...))
 	case typeData:
 		ch := l.channel(h.channel)
 		if ch == nil || ch.in == nil || h.stream != streamIn {
@@ -99,6 +100,22 @@ func (l *link) take(packet []byte) error {
 		return errors.New("a response or event from the node")
 	}
 	return nil
+}
+
+// begin starts a request. Until a hello has succeeded they run one by one, so that a node may send others right behind its first hello.
+func (l *link) begin(number uint32, payload []byte) {
+	before := l.last
+	done := make(chan struct{})
+	if !l.open.Load() {
+		l.last = done
+	}
+	go func() {
+		if before != nil {
+			<-before
+		}
+		l.handle(number, payload)
+		close(done)
+	}()
 }
 
 // handle runs one request. A defect in one request must not end the sandbox, whose init this process is: it is logged and answered.

@@ -266,6 +266,19 @@ func TestHello(t *testing.T) {
 	}
 }
 
+func TestRequestsRightBehindTheFirstHello(t *testing.T) {
+	n, _ := startAgent(t)
+	n.send(header{kind: typeRequest, channel: 500}, []byte(`{"op":"hello","version":1,"epoch":1,"channels":[]}`))
+	for i := uint32(501); i < 520; i++ {
+		n.send(header{kind: typeRequest, channel: i}, []byte(`{"op":"ping"}`))
+	}
+	n.receive()
+	if n.answers[500] == nil {
+		t.Errorf("the first answer is not hello's: %v", n.answers)
+	}
+	n.until(func() bool { return len(n.answers) == 20 })
+}
+
 func TestGarbageIsDropped(t *testing.T) {
 	n, _ := startAgent(t)
 	n.hello(1, nil)

@@ -51,25 +51,28 @@ type sudoSignal struct {
 	Signal int `json:"signal"`
 }
 
-// installSudo makes `sudo` the agent's own. Programs with the set-user-id bit gain nothing in gVisor 20240729, so a real one could not work.
-func installSudo() error {
-	listener, err := listenSudo()
-	if err != nil {
-		return err
-	}
-	go serveSudo(listener)
+// sudoListener is opened at birth and used or closed by the claim.
+var sudoListener *os.File
+
+// allowSudo makes `sudo` the agent's own. Programs with the set-user-id bit gain nothing in gVisor 20240729, so a real one could not work.
+func allowSudo(allowed bool) error {
 	const at = "/usr/bin/sudo"
-	if target, err := os.Readlink(at); err == nil && target == agentCopy {
+	if !allowed {
+		return sudoListener.Close() // callers are refused from now on
+	}
+	go serveSudo(sudoListener)
+	// A link, so that the writable layer keeps no copy and one started without sudo has none.
+	err := syscall.Symlink(agentCopy, at)
+	if err == syscall.EEXIST {
+		if target, e := os.Readlink(at); e == nil && target == agentCopy {
+			return nil
+		}
+		err = syscall.Mount(agentCopy, at, "", syscall.MS_BIND, "") // over the image's own
+	}
+	if err == syscall.ENOENT { // an image without /usr/bin has nobody who looks there
 		return nil
 	}
-	if _, err := os.Stat(at); err == nil { // the image's own
-		return failed(syscall.Mount(agentCopy, at, "", syscall.MS_BIND, ""), at)
-	}
-	// A link, so that the writable layer keeps no copy and one started without sudo has none.
-	if err := syscall.Symlink(agentCopy, at); err != nil && err != syscall.ENOENT && err != syscall.EEXIST { // an image without /usr/bin has nobody who looks there
-		return failed(err, at)
-	}
-	return nil
+	return failed(err, at)
 }
 
 func listenSudo() (*os.File, error) {
