@@ -5,14 +5,18 @@ Set by `./corral test`: CORRAL_TEST_CACHE, a directory with runsc and images tha
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
+import anyio
 import hypothesis
 import pytest
 
@@ -23,6 +27,8 @@ from harness.server import Server
 CACHE = Path(os.environ.get("CORRAL_TEST_CACHE", "/var/cache/corral/test"))
 SETTLE = 20.0
 """Seconds that the end of a sandbox may take after the call that ended it, on a busy machine."""
+COROUTINE_TIMEOUT = 150.0
+"""Seconds, less than the `timeout` of pyproject.toml."""
 HOMES = "corral-test-"
 """What the names of homes begin with; the number of the run's process follows."""
 PARTS = ("test_engine", "test_disks", "test_images", "test_guest", "test_setup", "test_package")
@@ -43,6 +49,22 @@ def pytest_configure(config: pytest.Config) -> None:
     if sudo is None:
         raise pytest.UsageError("these tests need root: run them as root, install sudo, or run tests/unit only")
     os.execv(sudo, [sudo, "-E", sys.executable, "-m", "pytest", *config.invocation_params.args])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bound coroutine tests by cancelling them: pytest-timeout's signal would leave one half done, and the end of its fixtures waiting for it."""
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+            item.obj = _bounded(item.obj)
+
+
+def _bounded(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Coroutine[Any, Any, None]]:
+    @functools.wraps(test)
+    async def run(*args: Any, **kwargs: Any) -> None:
+        with anyio.fail_after(COROUTINE_TIMEOUT):
+            await test(*args, **kwargs)
+
+    return run
 
 
 @pytest.fixture(scope="session")
