@@ -21,5 +21,5 @@ def test_quickstart_runs_a_real_projects_tests_in_a_sandbox_and_tells_their_real
     assert int(summary[1]) > 50
     assert done.stdout.count(" PASSED ") == int(summary[1])
     assert "│ 42" in done.stdout
-    assert "gVisor" in done.stdout or "4.4.0" in done.stdout
+    assert "gVisor" in done.stdout
     assert server.url in done.stdout

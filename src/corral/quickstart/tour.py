@@ -55,9 +55,9 @@ def quickstart(places: Places, *, say: Say, host_mirrors: bool = False) -> int:
     say("Creating a sandbox")
     with timings.step("sandbox created, first command run"):
         sandbox = Sandbox.create("base", memory=1024, tags={"made-by": "quickstart"})
-        system = sandbox.run("uname -a").check().stdout.strip()
+        system = sandbox.run("uname -srm; dmesg | head -n 1").check().stdout.split("\n")
     with sandbox:
-        say(f"  {sandbox.id}: {system}")
+        say(f"  {sandbox.id}: {' · '.join(line.strip() for line in system if line)}")
         outcome, code = _run_tests(sandbox, fetched, timings, say)
         say("A terminal in it")
         with timings.step("terminal session"):
