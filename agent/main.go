@@ -95,8 +95,8 @@ func serve() error {
 		if err := prepare(); err != nil {
 			return err
 		}
+		calmXattrs()
 	}
-	calmXattrs()
 	confineUsers()
 	control, err := newLink(0, "control", controlOps)
 	if err != nil {
