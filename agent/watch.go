@@ -54,7 +54,8 @@ type watcher struct {
 	topDir    bool             // it is a directory
 	dirs      map[int32]string // watch descriptor → path
 	moved     *moving
-	last      change      // told last in this batch
+	last      change      // told last
+	fresh     bool        // in this batch of events
 	lossy     atomic.Bool // records are dropped until the one of the overflow has been written
 }
 
@@ -136,7 +137,7 @@ func (w *watcher) run() {
 		} else if err != nil {
 			return // closed
 		}
-		w.last = change{}
+		w.fresh = false
 		w.take(buffer[:max(n, 0)])
 		var deadline time.Time // none
 		if w.moved != nil {
@@ -208,8 +209,14 @@ func (w *watcher) event(number int32, mask, cookie uint32, name string) {
 		if name != "" || number == w.top {
 			w.tell(change{Type: "chmod", Path: []byte(at), Dir: isDir})
 		}
-	case mask&(syscall.IN_MODIFY|syscall.IN_CLOSE_WRITE) != 0:
-		w.tell(change{Type: "write", Path: []byte(at)})
+	case mask&syscall.IN_MODIFY != 0:
+		if !w.fresh || !w.toldWrite(at) {
+			w.tell(change{Type: "write", Path: []byte(at)})
+		}
+	case mask&syscall.IN_CLOSE_WRITE != 0:
+		if !w.toldWrite(at) { // else nothing was written since
+			w.tell(change{Type: "write", Path: []byte(at)})
+		}
 	}
 }
 
@@ -238,15 +245,17 @@ func (w *watcher) renamed(from, to string) {
 
 func (w *watcher) overflow() { w.tell(change{Type: "overflow"}) }
 
-// tell writes a record. Writing and closing a file gives several events in a row, of which one is enough.
+// toldWrite tells whether the last record says that this file was written.
+func (w *watcher) toldWrite(at string) bool {
+	return w.last.Type == "write" && string(w.last.Path) == at
+}
+
+// tell writes a record.
 func (w *watcher) tell(c change) {
 	if c.Path == nil {
 		c.Path = []byte{}
 	}
-	if c.Type == "write" && w.last.Type == "write" && string(c.Path) == string(w.last.Path) {
-		return
-	}
-	w.last = c
+	w.last, w.fresh = c, true
 	if w.lossy.Load() || w.out.tryWrite(record(c)) {
 		return
 	}
