@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from corral.errors import InvalidState, NotFound, Unavailable
+from corral.errors import InvalidState, NotFound
 from harness.api import Api, data
 from harness.cutter import Cutter
 from harness.flavor import FLAVORS
