@@ -60,7 +60,8 @@ def test_a_ping_is_answered_and_a_close_too() -> None:
     server.send_ping(b"are you there")
     server.send_close(1001, "restart")
     assert list(client.feed(b"".join(server.data_to_send()))) == [Closed(1001, "restart")]
-    server.receive_data(client.outgoing)
+    server.receive_data(client.take_outgoing())
+    assert client.outgoing == b""
     pong, close = server.events_received()
     assert (pong.opcode, pong.data, close.opcode) == (Opcode.PONG, b"are you there", Opcode.CLOSE)
 

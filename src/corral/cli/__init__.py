@@ -34,6 +34,10 @@ def main() -> NoReturn:
         status = 141
     except OSError as error:
         status = say(error, 1)
+    except Exception as error:
+        if os.environ.get("CORRAL_TRACEBACK"):
+            raise
+        status = say(Exception(f"a bug: {type(error).__name__}: {error} (CORRAL_TRACEBACK=1 shows where; please report it)"), 1)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -114,7 +114,8 @@ async def _feed(process: Process[bytes]) -> None:
 
 async def own_input() -> AsyncGenerator[bytes, None]:
     """What comes on our standard input, without holding anything else up."""
-    if stat.S_ISREG(os.fstat(0).st_mode):
+    kind = os.fstat(0).st_mode
+    if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind) or os.isatty(0)):  # files and devices such as /dev/zero can't be waited for
         while piece := await asyncio.to_thread(os.read, 0, PIECE):
             yield piece
         return

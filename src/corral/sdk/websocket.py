@@ -54,6 +54,11 @@ class WebSocket:
     def close(self, code: int = 1000) -> bytes:
         return frame(_CLOSE, struct.pack("!H", code))
 
+    def take_outgoing(self) -> bytes:
+        """`outgoing`, which the caller sends now."""
+        outgoing, self.outgoing = self.outgoing, b""
+        return outgoing
+
     def feed(self, data: bytes) -> Iterator[bytes | Closed]:
         """Take bytes as they came; give the payloads of whole messages, in order."""
         self._buffer += data

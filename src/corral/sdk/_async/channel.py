@@ -229,12 +229,20 @@ class Line:
         self._protocol = protocol
         self._url = url
         self._ready: deque[bytes | Closed] = deque()
+        self._writing = asyncio.Lock()
 
     async def send(self, message: bytes) -> None:
-        """Send one message. If this is interrupted, a frame may be cut: the connection is of no use any more and is closed."""
+        """Send one message."""
+        async with self._writing:
+            await self._write(self._protocol.message(message))
+
+    async def _write(self, data: bytes) -> None:
+        """Write, and after it what the protocol has to answer meanwhile. If this is interrupted a frame may be cut: the connection is of no use any more."""
         try:
             with network(self._url):
-                await self._stream.write(self._protocol.message(message), QUIET_SECONDS)
+                while data:
+                    await self._stream.write(data, QUIET_SECONDS)
+                    data = self._protocol.take_outgoing()
         except BaseException:
             await self.aclose()
             raise
@@ -247,9 +255,9 @@ class Line:
                 if not data:
                     raise Lost("the server hung up")
                 self._ready.extend(self._protocol.feed(data))
-                if outgoing := self._protocol.outgoing:
-                    self._protocol.outgoing = b""
-                    await self._stream.write(outgoing, QUIET_SECONDS)
+            if self._protocol.outgoing and not self._writing.locked():  # whoever writes sends it along: reading must not wait for a server that reads no more
+                async with self._writing:
+                    await self._write(self._protocol.take_outgoing())
         message = self._ready.popleft()
         if isinstance(message, Closed):
             raise faults.from_close(message.code, message.reason)

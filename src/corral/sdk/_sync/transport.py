@@ -221,7 +221,7 @@ def network(url: str) -> Generator[None, None, None]:
         raise Unreached(
             f"no Corral server answers at {url}", hint="start one with `corral up --detach`, or set CORRAL_URL", details={"cause": str(error)}
         ) from None
-    except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError) as error:
+    except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError, ssl.SSLError) as error:
         what = str(error) or type(error).__name__
         raise Lost(f"the connection to {url} broke: {what}", hint="is the server still running? `corral doctor` tells") from None
 
