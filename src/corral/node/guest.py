@@ -125,3 +125,4 @@ class Guest:
 
     def _ended(self, _error: CorralError) -> None:
         self.processes.lose()
+        self.link.settle()

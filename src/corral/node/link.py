@@ -102,7 +102,8 @@ class Link:
         self.error: CorralError | None = None
         self.on_activity: Callable[[], None] = lambda: None
         self.on_event: Callable[[Event], None] = lambda _: None
-        self.on_end: Callable[[CorralError], None] = lambda _: None
+        self.on_end: Callable[[CorralError], None] = lambda _: self.settle()
+        self._settled = asyncio.Event()
         self._loop.add_reader(self._fd, self._read)
 
     # ── requests ──
@@ -122,6 +123,8 @@ class Link:
 
     async def request(self, request: Request, answer: type[T] = messages.Done, *, timeout: float = REQUEST_TIMEOUT) -> T:
         """Ask and wait for the answer. Raises `RequestFailed` when the agent refuses, `Unavailable` after `timeout` seconds, `SandboxEnded` when the link ends."""
+        if self.error is not None:
+            await self._settled.wait()
         self.check()
         if len(self._pending) >= PENDING_LIMIT:
             raise QuotaExceeded(f"{PENDING_LIMIT} requests are under way in this sandbox", hint="wait for some of them to be answered")
@@ -376,6 +379,19 @@ class Link:
     def close(self) -> None:
         """Leave the link; the sandbox lives on and another server may take the socket."""
         self._fail(Unavailable("the server is stopping", hint="try again"), quiet=True)
+        self.settle()
+
+    def settle(self) -> None:
+        """Tell everybody who waits that the link has ended. Who is told by `on_end` does it, when what there is to say of the end is known; once is enough."""
+        if self.error is None or self._settled.is_set():
+            return
+        self._settled.set()
+        for reply in self._pending.values():
+            if not reply.done():
+                reply.set_exception(again(self.error))
+        ports, self._ports = list(self._ports.values()), {}
+        for port in ports:
+            port.on_end(self.error)
 
     def _fail(self, error: CorralError, *, quiet: bool = False) -> None:
         if self.error is not None:
@@ -383,12 +399,6 @@ class Link:
         self.error = error
         self._loop.remove_reader(self._fd)
         self._unblock()
-        for reply in self._pending.values():
-            if not reply.done():
-                reply.set_exception(again(error))
-        ports, self._ports = list(self._ports.values()), {}
-        for port in ports:
-            port.on_end(error)
         if not quiet:
             self.on_end(error)
 

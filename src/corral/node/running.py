@@ -51,7 +51,7 @@ class Running:
             on_event=lambda kind, data: hooks.on_event(spec.id, kind, data),
             activity=self._touch,
         )
-        # The end of the link is the first sign of a sandbox's end; why it ended is known a moment later, and told before its processes are called lost.
+        # The end of the link is the first sign of a sandbox's end. Why it ended is known a moment later; only then, in `close`, callers who wait are told.
         self.link.on_end = lambda _error: hooks.on_silence(spec.id)
         self.files = Files(self.link, self.guest.processes.next_channel, user=self.guest.defaults.user, workdir=self.guest.defaults.workdir)
         self._idler = self._make_idler(hooks) if freeze else None
