@@ -56,23 +56,18 @@ def raw() -> Generator[None, None, None]:
 
 async def join(process: Process[bytes], *, feed: bool, follow_size: bool = False) -> int:
     """Pass our input in and its output out until it ends; returns its exit code."""
-    loop = asyncio.get_running_loop()
-    helpers: list[asyncio.Task[None]] = []
-    if feed:
-        helpers.append(asyncio.create_task(_feed(process)))
-    if follow_size:
-        changed = asyncio.Event()
-        loop.add_signal_handler(signal.SIGWINCH, changed.set)
-        helpers.append(asyncio.create_task(_resize(process, changed)))
     try:
-        await asyncio.gather(_drain(process, 1), _drain(process, 2))
+        async with asyncio.TaskGroup() as group:
+            aside = [group.create_task(_feed(process))] if feed else []
+            if follow_size:
+                aside.append(group.create_task(_resize(process)))
+            await asyncio.wait([group.create_task(_drain(process, descriptor)) for descriptor in (1, 2)])
+            for task in aside:
+                task.cancel()
         return await process.wait()
+    except BaseExceptionGroup as several:
+        raise several.exceptions[0] from None
     finally:
-        for helper in helpers:
-            helper.cancel()
-        await asyncio.gather(*helpers, return_exceptions=True)
-        if follow_size:
-            loop.remove_signal_handler(signal.SIGWINCH)
         await process.aclose()
 
 
@@ -119,24 +114,38 @@ async def own_input() -> AsyncGenerator[bytes, None]:
         while piece := await asyncio.to_thread(os.read, 0, PIECE):
             yield piece
         return
-    loop, ready = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(0, ready.set)
+    loop = asyncio.get_running_loop()
+    while True:
+        arrived: asyncio.Future[bytes] = loop.create_future()
+        loop.add_reader(0, _read_into, arrived)
+        try:
+            piece = await arrived
+        finally:
+            loop.remove_reader(0)
+        if not piece:
+            return
+        yield piece
+
+
+def _read_into(arrived: asyncio.Future[bytes]) -> None:
+    """Read where readiness is reported: a little later it may no longer be true, and the whole program would stand still."""
+    if not arrived.done():
+        try:
+            arrived.set_result(os.read(0, PIECE))
+        except OSError as error:
+            arrived.set_exception(error)
+
+
+async def _resize(process: Process[bytes]) -> None:
+    changed, loop = asyncio.Event(), asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGWINCH, changed.set)
     try:
         while True:
-            await ready.wait()
-            ready.clear()
-            if not (piece := os.read(0, PIECE)):
-                return
-            yield piece
+            await changed.wait()
+            changed.clear()
+            await process.resize(*size())
     finally:
-        loop.remove_reader(0)
-
-
-async def _resize(process: Process[bytes], changed: asyncio.Event) -> None:
-    while True:
-        await changed.wait()
-        changed.clear()
-        await process.resize(*size())
+        loop.remove_signal_handler(signal.SIGWINCH)
 
 
 @contextmanager

@@ -117,9 +117,12 @@ class Process(Generic[Data]):
         await self.signal(SIGKILL, to="tree")
 
     async def resize(self, rows: int, cols: int) -> None:
-        """Tell its terminal the new size, in characters."""
+        """Tell its terminal the new size, in characters. Nothing happens when it has ended."""
         size = faults.build(Terminal, rows=rows, cols=cols)
-        await self._transport.call("POST", self.path + "/resize", body=faults.encode(size), safe=True)
+        try:
+            await self._transport.call("POST", self.path + "/resize", body=faults.encode(size), safe=True)
+        except InvalidState:  # it has ended
+            pass
 
     async def delete(self) -> None:
         """Kill it if it runs, and forget it and its output. Nothing happens when it is forgotten already."""
