@@ -9,6 +9,7 @@ remove    stop, then delete disk and output
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import shutil
@@ -107,6 +108,8 @@ class Node:
         await self._engine.shutdown()
         await asyncio.to_thread(rootfs.unmount_layers, self._places)
         await self._disks.shutdown()
+        with contextlib.suppress(OSError):  # not empty: something of it could not be taken down, which was said
+            self._places.run.rmdir()
 
     async def _remove_strangers(self, alive: Collection[str], known: Collection[str]) -> None:
         """What a server left that was killed before it had written down that it makes a sandbox."""
