@@ -12,6 +12,8 @@ import errno
 import os
 import shutil
 import threading
+import time
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import BinaryIO
@@ -29,6 +31,8 @@ log = structlog.get_logger(__name__)
 _SHARE_OF_FREE_DISK = 0.6
 _LEAST = 1 << 30
 _TEMPLATES = 64
+_PATIENCE = 10.0
+"""Seconds that `close` waits for the pool's last users."""
 
 
 class PoolKind(Enum):
@@ -80,9 +84,26 @@ class DiskPool:
         self._templates.mkdir(mode=0o700, exist_ok=True)
 
     def close(self) -> None:
-        """Unmount the pool. Disks must be unmounted before."""
-        if self.kind is PoolKind.XFS_FILE and self._places.pool.is_mount():
+        """Unmount the pool and wait until its file is free. Disks must be unmounted before.
+
+        The kernel ends the disks of sandboxes killed just now in the background, and holds the pool until then. What still holds it after 10 s keeps it, unseen.
+        """
+        if self.kind is not PoolKind.XFS_FILE or not self._places.pool.is_mount():
+            return
+        if not _within(_PATIENCE, self._unmount):
+            log.warning("something still uses the disk pool; it is unmounted when that ends", pool=str(self._places.pool))
             syscalls.umount(self._places.pool, lazy=True)
+        elif not _within(_PATIENCE, lambda: not loop.behind_device(self._places.pool_image)):
+            log.warning("the disk pool's loop device is still there", file=str(self._places.pool_image))
+
+    def _unmount(self) -> bool:
+        try:
+            syscalls.umount(self._places.pool)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            return False
+        return True
 
     def new_image(self, target: Path, mib: int) -> None:
         """An empty ext4 image of that size. Raises `Unavailable` beyond the high-water mark."""
@@ -169,6 +190,15 @@ def shares_blocks(directory: Path) -> bool:
     finally:
         source.unlink(missing_ok=True)
         copy.unlink(missing_ok=True)
+
+
+def _within(seconds: float, done: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def _no_xfs() -> str | None:

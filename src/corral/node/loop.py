@@ -50,6 +50,11 @@ def attached(image: Path, *, read_only: bool = False, fresh: bool = False) -> Ge
         os.close(backing)
 
 
+def behind_device(image: Path) -> bool:
+    """Whether a loop device has that file."""
+    return any(_backing_path(entry) == str(image.resolve()) for entry in Path("/sys/block").glob("loop*"))
+
+
 def available() -> bool:
     """Whether this machine has loop devices and lets us use them."""
     return os.access("/dev/loop-control", os.R_OK | os.W_OK)
