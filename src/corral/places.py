@@ -61,6 +61,16 @@ class Places:
         return self.pool / "disks"
 
     @property
+    def snapshots(self) -> Path:
+        """Disks of snapshots and checkpoints, and what they are of. In the pool, since they share blocks with the disks of sandboxes."""
+        return self.pool / "snapshots"
+
+    @property
+    def volumes(self) -> Path:
+        """Volumes, one image file each."""
+        return self.pool / "volumes"
+
+    @property
     def layers(self) -> Path:
         """Unpacked, immutable layers of images."""
         return self.home / "layers"

@@ -80,7 +80,8 @@ class DiskPool:
             self._kind = PoolKind.COPIES
             log.warning("disks are copied, not cloned: creating and snapshotting sandboxes is slower and takes more space", why=why)
         # Disks hold whatever their sandboxes wrote: no user of the host may look.
-        places.disks.mkdir(mode=0o700, exist_ok=True)
+        for directory in (places.disks, places.snapshots, places.volumes):
+            directory.mkdir(mode=0o700, exist_ok=True)
         self._templates.mkdir(mode=0o700, exist_ok=True)
 
     def close(self) -> None:
@@ -111,10 +112,7 @@ class DiskPool:
         aside = target.with_name(f".new-{target.name}")
         with self._template(mib) as source, aside.open("wb") as copy:
             os.fchmod(copy.fileno(), 0o600)
-            if self.kind is PoolKind.COPIES:
-                _copy_sparse(source.fileno(), copy.fileno())
-            else:
-                syscalls.reflink(source.fileno(), copy.fileno())
+            self._share(source.fileno(), copy.fileno())
         aside.rename(target)
 
     def _refuse_when_full(self) -> None:
@@ -127,6 +125,19 @@ class DiskPool:
                     hint="delete sandboxes or images, or give the machine more disk",
                     details={"resource": "disk"},
                 )
+
+    def copy(self, source: Path, target: Path) -> None:
+        """Make `target` a copy of `source`, which shares its blocks where the pool can. Raises `Unavailable` beyond the high-water mark."""
+        self._refuse_when_full()
+        with source.open("rb") as original, target.open("wb") as copy:
+            os.fchmod(copy.fileno(), 0o600)
+            self._share(original.fileno(), copy.fileno())
+
+    def _share(self, source: int, target: int) -> None:
+        if self.kind is PoolKind.COPIES:
+            _copy_sparse(source, target)
+        else:
+            syscalls.reflink(source, target)
 
     @property
     def _templates(self) -> Path:

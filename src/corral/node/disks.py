@@ -13,16 +13,19 @@ import asyncio
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import structlog
 
-from corral.errors import CorralError, NotFound
+from corral.errors import CorralError, InvalidState, NotFound
 from corral.ids import new_id
-from corral.node import ext4, mounts, syscalls
+from corral.node import capture, ext4, mounts, syscalls
 from corral.node.disk_pool import DiskPool
 from corral.places import Places
 
@@ -31,6 +34,14 @@ log = structlog.get_logger(__name__)
 
 _TRIM_EVERY = 60.0
 _TRIM_FROM = 64 << 20
+
+
+@dataclass(frozen=True)
+class Copied:
+    """`size`: bytes the copy refers to, shared or not; `stopped`: seconds for which writers had to wait."""
+
+    size: int
+    stopped: float
 
 
 class PoolDisks:
@@ -47,6 +58,7 @@ class PoolDisks:
         self._stock_size = stock
         self._stock: deque[str] = deque()
         self._attached: set[str] = set()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # Renames wait for nothing, so they never queue behind a file system being made, mounted or written out.
         self._quick = ThreadPoolExecutor(2, thread_name_prefix="disk-quick")
         self._slow = ThreadPoolExecutor(4, thread_name_prefix="disk")
@@ -78,34 +90,53 @@ class PoolDisks:
         await self.close()
         await asyncio.to_thread(self._shutdown)
 
-    async def attach(self, id: str, mib: int) -> Path:
-        """Create (or find) the disk of a sandbox and mount it; returns the directory that holds `u` (upper) and `w` (work).
+    async def attach(self, id: str, mib: int, *, seed: Path | None = None) -> Path:
+        """Create (or find) the disk of a sandbox and mount it; returns the directory that holds `u` (upper) and `w` (work). A new one is a copy of `seed`.
 
         From the stock it takes well under a millisecond, else some. A disk found keeps its size. Raises `Unavailable` when the pool is full.
         """
         if id in self._attached:
             return self._mounted_at(id)
-        if mib == self._default_mib and self._stock and not self._image(id).exists():
+        if mib == self._default_mib and seed is None and self._stock and not self._image(id).exists():
             waiting = self._stock.popleft()
             await self._in(self._quick, lambda: self._give(waiting, id))
         else:
-            await self._in(self._slow, lambda: self._attach(id, mib))
+            await self._in(self._slow, lambda: self._attach(id, mib, seed))
         self._attached.add(id)
         self._wanted.set()
         return self._mounted_at(id)
 
     async def detach(self, id: str) -> None:
         """Unmount a disk, written out, and keep it. Nothing happens if it isn't mounted."""
-        self._attached.discard(id)
-        await self._in(self._slow, lambda: self._unmount(id))
+        async with self._alone(id):
+            self._attached.discard(id)
+            await self._in(self._slow, lambda: self._unmount(id))
 
     async def remove(self, id: str) -> None:
         """Delete a disk, without writing out what isn't written. Nothing happens if there is none.
 
         Do it before unmounting the overlay above it: that would write everything out first.
         """
-        self._attached.discard(id)
-        await self._in(self._slow, lambda: self._remove(id))
+        async with self._alone(id):
+            self._attached.discard(id)
+            await self._in(self._slow, lambda: self._remove(id))
+
+    async def copy(self, id: str, target: Path) -> Copied:
+        """A copy of a sandbox's disk as it is at one moment, whether or not it is in use. `target` is for the caller to remove when this fails.
+
+        Everything written before the call is in it. Raises `NotFound` when there is no disk, `Unavailable` when the pool is full.
+        """
+        async with self._alone(id):
+            if not self._image(id).exists():
+                raise NotFound(f"there is no disk of {id}")
+            return await self._in(self._slow, lambda: self._copy(id, target))
+
+    async def replace(self, id: str, source: Path) -> None:
+        """Make the disk of a stopped sandbox a copy of `source`: wholly, or not at all."""
+        async with self._alone(id):
+            if id in self._attached:
+                raise InvalidState(f"the disk of {id} is in use", hint="stop the sandbox first")
+            await self._in(self._slow, lambda: self._replace(id, source))
 
     def used(self, id: str) -> int:
         """Bytes in the files of a sandbox's disk. Raises `NotFound` when it has none."""
@@ -113,6 +144,14 @@ class PoolDisks:
             return ext4.used(self._mounted_at(id)) if id in self._attached else self._image(id).stat().st_blocks * 512
         except FileNotFoundError:
             raise NotFound(f"there is no disk of {id}") from None
+
+    @asynccontextmanager
+    async def _alone(self, id: str) -> AsyncGenerator[None]:
+        """One at a time for each disk: none is unmounted while it is copied."""
+        if (turn := self._turns.get(id)) is None:
+            turn = self._turns[id] = asyncio.Lock()
+        async with turn:
+            yield
 
     def _image(self, name: str) -> Path:
         return self._images / f"{name}.img"
@@ -147,6 +186,8 @@ class PoolDisks:
             elif name not in images or (known is not None and name not in known):
                 self._remove(name)
             elif whole:
+                # An earlier server that was killed in the middle of a copy may have left it frozen.
+                capture.thaw(self._mounted_at(name))
                 self._attached.add(name)
         for half_made in self._images.glob(".new-*"):
             half_made.unlink()
@@ -158,12 +199,14 @@ class PoolDisks:
         shutil.rmtree(self._mounts)
         self.pool.close()
 
-    def _attach(self, name: str, mib: int) -> None:
+    def _attach(self, name: str, mib: int, seed: Path | None = None) -> None:
         image, target = self._image(name), self._mounted_at(name)
         fresh = not image.exists()
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            if fresh:
+            if fresh and seed is not None:
+                self._sow(seed, image, mib)
+            elif fresh:
                 self.pool.new_image(image, mib)
             ext4.mount(image, target, fresh=fresh)
         except BaseException:
@@ -171,6 +214,39 @@ class PoolDisks:
             if fresh:
                 image.unlink(missing_ok=True)
             raise
+
+    def _sow(self, seed: Path, image: Path, mib: int | None = None) -> None:
+        """A checked copy of `seed` in place of `image`, of its size or another."""
+        aside = image.with_name(f".new-{image.name}")
+        try:
+            self.pool.copy(seed, aside)
+            ext4.resize(aside, mib or seed.stat().st_size >> 20)
+            aside.rename(image)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+    def _copy(self, id: str, target: Path) -> Copied:
+        image = self._image(id)
+        if id not in self._attached:
+            # As in `ext4.mount`: not clean, it is checked first, or some last user of it lives on and it is copied as one in use.
+            if not ext4.is_clean(image):
+                self._attach(id, 0)
+                try:
+                    return self._copy_mounted(id, target)
+                finally:
+                    self._unmount(id)
+            self.pool.copy(image, target)
+            return Copied(target.stat().st_blocks * 512, 0.0)
+        return self._copy_mounted(id, target)
+
+    def _copy_mounted(self, id: str, target: Path) -> Copied:
+        stopped = capture.capture(self._mounted_at(id), lambda: self.pool.copy(self._image(id), target))
+        return Copied(target.stat().st_blocks * 512, stopped)
+
+    def _replace(self, id: str, source: Path) -> None:
+        # Whoever still has the old one (see `_unmount`) keeps a file without a name.
+        self._sow(source, self._image(id))
 
     def _prepare(self, name: str) -> None:
         self._attach(name, self._default_mib)

@@ -298,7 +298,7 @@ class RunscEngine:
     async def _attach(self, spec: BoxSpec) -> Path:
         try:
             async with asyncio.timeout(DISK_TIMEOUT):
-                return await self._disks.attach(spec.id, spec.disk)
+                return await self._disks.attach(spec.id, spec.disk, seed=spec.image.seed)
         except TimeoutError:
             raise Unavailable(
                 f"the disk of sandbox {spec.id} was not there within {DISK_TIMEOUT:g} s", hint="look at the load of the pool's device, and try again"

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from corral import spawn
-from corral.errors import PlatformError, SetupError
+from corral.errors import InvalidArgument, PlatformError, SetupError
 from corral.node import loop, syscalls
 from corral.node.syscalls import MountFlag
 
@@ -96,9 +96,24 @@ def is_clean(image: Path) -> bool:
         return int.from_bytes(file.read(2), "little") & (clean | errors) == clean
 
 
-def check(image: Path, device: str) -> None:
+def check(image: Path, device: str | Path) -> None:
     """Repair a file system that the machine's end left half written. Raises `PlatformError` when that is beyond e2fsck."""
-    done = spawn.run(["e2fsck", "-f", "-y", device], timeout=600)
+    done = spawn.run(["e2fsck", "-f", "-y", str(device)], timeout=600)
     uncorrected = 4
     if done.code >= uncorrected:
         raise PlatformError(f"the disk image {image} is damaged beyond repair: {done.stdout.decode(errors='replace').strip()[-1000:]}")
+
+
+def resize(image: Path, mib: int) -> None:
+    """Give an image that is nowhere mounted exactly `mib` MiB. Raises `InvalidArgument` when what is in it needs more."""
+    has, wanted = image.stat().st_size, mib << 20
+    check(image, image)
+    if wanted == has:
+        return
+    if wanted > has:
+        os.truncate(image, wanted)
+    done = spawn.run(["resize2fs", str(image), f"{mib}M"], timeout=600)
+    if done.code:
+        why = (done.stderr or done.stdout).decode(errors="replace").strip()[-500:]
+        raise InvalidArgument(f"disk: {mib} MiB are too few for what is in the snapshot", hint="ask for more", details={"field": "disk", "resize2fs": why})
+    os.truncate(image, wanted)

@@ -19,7 +19,10 @@ from corral.schema.sandbox import Reason
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """An image as the engine needs it. `layers` from the lowest up: directories, or ext4 images to be mounted read-only."""
+    """An image as the engine needs it. `layers` from the lowest up: directories, or ext4 images to be mounted read-only.
+
+    `seed`: the ext4 image that a sandbox's disk is a copy of at first, in place of one more layer.
+    """
 
     id: str
     name: str | None
@@ -28,6 +31,7 @@ class ImageSpec:
     user: str | None = None
     workdir: str | None = None
     command: tuple[str, ...] | None = None
+    seed: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,8 @@ class Disks(Protocol):
     """Writable layers. Each has a hard size and outlives its sentry."""
 
     async def open(self) -> None: ...
-    async def attach(self, id: str, mib: int) -> Path:
-        """Create (or find) the disk of a sandbox and mount it; returns the directory that holds `u` (upper) and `w` (work)."""
+    async def attach(self, id: str, mib: int, *, seed: Path | None = None) -> Path:
+        """Create (or find) the disk of a sandbox and mount it; returns the directory that holds `u` (upper) and `w` (work). A new one is a copy of `seed`."""
         ...
 
     async def detach(self, id: str) -> None: ...

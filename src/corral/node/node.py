@@ -23,6 +23,7 @@ import structlog
 
 from corral.agent_binary import agent_binary
 from corral.errors import CorralError, InvalidState, SandboxEnded
+from corral.ids import is_id
 from corral.images import Catalog, StoredImage
 from corral.node import rootfs
 from corral.node.box import RunscBox
@@ -32,6 +33,7 @@ from corral.node.files import Files
 from corral.node.interface import BoxSpec, Ended, ImageSpec, OnEnd, Timing
 from corral.node.processes import ProcessBook
 from corral.node.running import Hooks, OnEvent, Running
+from corral.node.snapshots import Snapshots
 from corral.places import Places
 from corral.schema.observe import LogLine, Sample
 from corral.schema.sandbox import Reason
@@ -66,6 +68,7 @@ class Node:
         )
         self._engine = RunscEngine(places, settings=engine, disks=self._disks, rootfs=rootfs)
         self._catalog = Catalog(places)
+        self.snapshots = Snapshots(places, self._disks)
         self._running: dict[str, Running] = {}
         self._books: dict[str, ProcessBook] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -83,6 +86,7 @@ class Node:
         if on_event is not None:
             self._hooks = Hooks(on_event=on_event, on_garbage=self._garbage, on_silence=self._silent)
         await self._disks.open(known)
+        await self.snapshots.open()
         boxes = [box for box in await self._engine.open(self._died) if isinstance(box, RunscBox)]
         if known is not None:
             await self._remove_strangers([box.id for box in boxes if box.id not in known], known)
@@ -153,6 +157,7 @@ class Node:
 
     async def _start(self, spec: BoxSpec) -> Timing:
         began = time.perf_counter()
+        await self.snapshots.ready(spec.image)
         box, timing = await self._engine.claim(spec)
         assert isinstance(box, RunscBox)
         claimed = time.perf_counter()
@@ -290,8 +295,12 @@ class Node:
         return self._catalog.list()
 
     def image(self, name_or_id: str) -> ImageSpec:
-        """Raises `ImageNotFound`."""
-        return self._catalog.spec(name_or_id)
+        """An image, or a snapshot by its id. Raises `ImageNotFound`."""
+        return self.snapshots.get(name_or_id).spec if is_id(name_or_id, "sn") else self._catalog.spec(name_or_id)
+
+    async def rewind(self, id: str, snapshot: str) -> None:
+        """Make the disk of a stopped sandbox that of a snapshot of it: wholly, or not at all."""
+        await self._disks.replace(id, self.snapshots.image_of(snapshot))
 
 
 def _files(hostname: str) -> list[requests.GuestFile]:

@@ -70,7 +70,8 @@ def parse(document: dict[str, Any]) -> Record:
     image = dict(spec.pop("image"))
     layers = tuple(Path(layer) for layer in image.pop("layers"))
     command = image.pop("command")
-    whole = ImageSpec(**image, layers=layers, command=tuple(command) if command is not None else None)
+    seed = image.pop("seed", None)
+    whole = ImageSpec(**image, layers=layers, command=tuple(command) if command is not None else None, seed=None if seed is None else Path(seed))
     return Record(document["member"], Identity(**document["identity"]), BoxSpec(**spec, image=whole), float(document["claimed_at"]))
 
 
