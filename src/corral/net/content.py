@@ -1,0 +1,88 @@
+"""HTTP requests as rules see them: patterns for methods, paths, headers and queries. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+from corral.schema.egress import HttpMatch
+
+QUERY_FIELDS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """The head of a request. `target` is what stands in the request line; header names are lower case."""
+
+    method: str
+    target: str
+    name: str | None
+    address: int | None
+    port: int
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    @property
+    def path(self) -> str:
+        return normal_path(self.target)
+
+    @property
+    def query(self) -> list[tuple[str, str]]:
+        return parse_qsl(self.target.partition("#")[0].partition("?")[2], keep_blank_values=True, max_num_fields=QUERY_FIELDS)
+
+
+def normal_path(target: str) -> str:
+    """The path of a request's target, percent-decoded once, dot segments removed (RFC 3986, 5.2.4), runs of slashes made one."""
+    raw = target.partition("#")[0].partition("?")[0]
+    text = unquote_to_bytes(raw).decode(errors="replace").replace("\\", "/")
+    kept: list[str] = []
+    for segment in text.split("/"):
+        match segment:
+            case "" | ".":
+                continue
+            case "..":
+                kept = kept[:-1]
+            case _:
+                kept.append(segment)
+    slash = "/" if kept and text.rsplit("/", 1)[-1] in ("", ".", "..") else ""
+    return "/" + "/".join(kept) + slash
+
+
+def matches(match: HttpMatch, request: HttpRequest, *, strict: bool) -> bool:
+    """Whether all that is given holds. Of a header or field that comes more than once, `strict` wants every value to match, else one is enough:
+
+    servers differ in which of them they take, so a rule that allows must hold for each, and one that denies for any.
+    """
+    if match.methods is not None and request.method not in match.methods:
+        return False
+    if match.path is not None and not like(match.path, request.path):
+        return False
+    if match.headers is not None and not _each({k.lower(): v for k, v in match.headers.items()}, request.headers, strict=strict):
+        return False
+    return match.query is None or _each(match.query, request.query, strict=strict)
+
+
+def _each(patterns: dict[str, str], fields: Iterable[tuple[str, str]], *, strict: bool) -> bool:
+    given: dict[str, list[str]] = {}
+    for name, value in fields:
+        given.setdefault(name, []).append(value)
+    hold = all if strict else any
+    return all(name in given and hold(like(pattern, value) for value in given[name]) for name, pattern in patterns.items())
+
+
+def like(pattern: str, text: str) -> bool:
+    """Whether the text has the form: `*` stands for anything, `?` for one character. Takes len(pattern) × len(text) steps at most, unlike a regular expression."""
+    p = t = 0
+    star, mark = -1, 0
+    while t < len(text):
+        if p < len(pattern) and pattern[p] == "*":
+            star, mark = p, t
+            p += 1
+        elif p < len(pattern) and pattern[p] in ("?", text[t]):
+            p, t = p + 1, t + 1
+        elif star >= 0:
+            mark += 1
+            p, t = star + 1, mark
+        else:
+            return False
+    return all(character == "*" for character in pattern[p:])
