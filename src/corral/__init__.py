@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from corral.sdk._sync.files import Files
     from corral.sdk._sync.process import Process
     from corral.sdk._sync.sandbox import Sandbox
+    from corral.sdk._sync.secret import Secret
     from corral.sdk.result import Result
 
-__all__ = ["Client", "CommandFailed", "CorralError", "DeadlineExceeded", "Files", "Process", "Result", "Sandbox", "__version__", "aio", "errors"]
+__all__ = ["Client", "CommandFailed", "CorralError", "DeadlineExceeded", "Files", "Process", "Result", "Sandbox", "Secret", "__version__", "aio", "errors"]
 
 _PLACES = {
     "Client": "corral.sdk._sync.client",
@@ -35,6 +36,7 @@ _PLACES = {
     "Process": "corral.sdk._sync.process",
     "Result": "corral.sdk.result",
     "Sandbox": "corral.sdk._sync.sandbox",
+    "Secret": "corral.sdk._sync.secret",
 }
 
 

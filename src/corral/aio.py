@@ -11,6 +11,7 @@ from corral.sdk._async.client import Client
 from corral.sdk._async.files import Files
 from corral.sdk._async.process import Process
 from corral.sdk._async.sandbox import Sandbox
+from corral.sdk._async.secret import Secret
 from corral.sdk.result import Result
 
-__all__ = ["Client", "CommandFailed", "CorralError", "DeadlineExceeded", "Files", "Process", "Result", "Sandbox"]
+__all__ = ["Client", "CommandFailed", "CorralError", "DeadlineExceeded", "Files", "Process", "Result", "Sandbox", "Secret"]

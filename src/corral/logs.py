@@ -18,7 +18,12 @@ _SHARED: list[Any] = [
 def configure(level: str, form: Literal["auto", "console", "json"]) -> None:
     """Send structlog's and the standard library's lines the same way. auto: for reading on a terminal, else JSON."""
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
-    last: list[Any] = [structlog.dev.ConsoleRenderer()] if console else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    # Plain tracebacks: a prettier one shows local variables, secrets among them.
+    last: list[Any] = (
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        if console
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    )
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -37,10 +37,12 @@ from corral.control.housekeeping import Housekeeper
 from corral.control.idempotency import Replays
 from corral.control.ports import Node
 from corral.control.sandboxes import Sandboxes
+from corral.control.secrets import Secrets
 from corral.errors import CorralError, SetupError, Unavailable
 from corral.places import Places
 from corral.settings import Settings
 from corral.store import Store
+from corral.store.keyring import FileKeyRing
 
 __all__ = ["Application", "Settings", "Started", "build_app", "run", "serve"]
 
@@ -76,12 +78,14 @@ class Application:
         self._node = node
         accounts = Accounts(self._store.accounts, time.time)
         events = EventLog(self._store.events, time.time)
-        self._sandboxes = Sandboxes(
-            store=self._store, node=node, events=events, accounts=accounts, gate=Gate(self._machine, places=settings.starts), booted_at=booted_at()
-        )
+        secrets = Secrets(self._store.secrets, FileKeyRing(places.keys / "secrets.key"), events, time.time)
+        gate = Gate(self._machine, places=settings.starts)
+        self._sandboxes = Sandboxes(store=self._store, node=node, events=events, accounts=accounts, gate=gate, secrets=secrets, booted_at=booted_at())
         streams = Streams()
         self.services = Services(
             sandboxes=self._sandboxes,
+            policies=self._sandboxes.policies,
+            secrets=secrets,
             accounts=accounts,
             events=events,
             replays=Replays(time.time),

@@ -256,7 +256,7 @@ def newest(api: Api) -> int:
         ({"timeout": 1e300}, "invalid_argument", "timeout"),
         ({"pids": 1}, "invalid_argument", "pids"),
         ({"name": "Bad Name"}, "invalid_argument", "name"),
-        ({"egress": "public"}, "invalid_argument", "egress"),
+        ({"egress": "nonesuch"}, "invalid_argument", "egress.default"),
         ({"nonesuch": 1}, "invalid_argument", "nonesuch"),
         ({"env": {"A": "x\0y"}}, "invalid_argument", "env.A"),
     ],

@@ -147,6 +147,22 @@ def test_keys_projects_and_images(corral: Corral) -> None:
     assert "tiny" in [one["name"] for one in loaded(corral("image", "ls", "--json"))]
 
 
+def test_secrets_come_from_standard_input_or_the_environment(server: Server, corral: Corral) -> None:
+    name = f"CLI_{uuid.uuid4().hex[:10]}"
+    done = corral("secret", "create", name, input="first\n")
+    assert (done.stdout, done.stderr, done.returncode) == (name + "\n", "", 0)
+    assert name in corral("secret", "ls").stdout
+    done = corral("secret", "create", name, "--from-env", "HOME")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert corral("secret", "create", name, "--replace", "--from-env", "HOME").returncode == 0
+    warned = corral("secret", "create", name, "--replace", "--value", "third", "--json")
+    assert "standard input" in warned.stderr
+    assert json.loads(warned.stdout)["name"] == name
+    assert corral("secret", "create", name, "--from-env", "NO_SUCH_VARIABLE").returncode == 2
+    assert corral("secret", "rm", name).returncode == 0
+    assert name not in [one["name"] for one in loaded(corral("secret", "ls", "--json"))]
+
+
 def test_errors_are_one_line(corral: Corral) -> None:
     for words in (
         ["inspect", "no-such-box"],

@@ -258,6 +258,26 @@ async def test_keys_and_projects(sdk: Any, server: Server) -> None:
         await admin.projects.delete(project)
 
 
+async def test_secrets_are_variables_only_when_asked(sdk: Any) -> None:
+    name = f"S_{uuid.uuid4().hex[:10]}"
+    made = await sdk.Secret.create(name, "pass ünd word\n")
+    assert (made.name, made.info.used_at) == (name, None)
+    assert name in [one.name for one in await sdk.Secret.list()]
+    with pytest.raises(InvalidArgument, match="expose=True"):
+        await sdk.Sandbox.create("tiny", secrets=[sdk.Secret.named(name)])
+    async with await sdk.Sandbox.create("tiny", secrets=[sdk.Secret.named(name, expose=True, env="TOKEN")]) as sb:
+        assert (await sb.run('printf %s "$TOKEN"')).stdout == "pass ünd word\n"
+        assert [(use.name, use.env) for use in sb.info.secrets] == [(name, "TOKEN")]
+        with pytest.raises(Conflict, match=sb.id):
+            await sdk.Secret.delete(name)
+    async with sdk.Client() as client:
+        await client.secrets.change(name, "another")
+    assert (await sdk.Secret.get(name)).info.used_at is not None
+    await sdk.Secret.delete(name)
+    with pytest.raises(NotFound, match="corral secret create"):
+        await sdk.Secret.get(name)
+
+
 async def test_images_and_health(sdk: Any) -> None:
     async with sdk.Client() as client:
         assert {"tiny", "base"} <= {image.name for image in await client.images.list()}

@@ -11,6 +11,8 @@ import corral
 from corral import aio
 
 _RENAMED = {"aclose": "close"}
+_PURE = frozenset({"named"})
+"""What does no I/O, and is called without await in both."""
 
 
 class Awaited:
@@ -21,6 +23,8 @@ class Awaited:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._inner, _RENAMED.get(name, name))
+        if name in _PURE:
+            return value
         return _method(value) if callable(value) and not isinstance(value, type) else dressed(value)
 
     async def __aenter__(self) -> Any:
@@ -86,6 +90,7 @@ class _Blocking:
         return Awaited(corral.Client(*args, **kwargs))
 
     Sandbox = Awaited(corral.Sandbox)
+    Secret = Awaited(corral.Secret)
 
 
 FLAVORS: dict[str, Any] = {"async": aio, "sync": _Blocking}

@@ -34,6 +34,7 @@ COMMANDS = [
     "image",
     "key",
     "project",
+    "secret",
 ]
 
 
@@ -43,7 +44,7 @@ def corral(*words: str, tmp_path: Path, **env: str) -> subprocess.CompletedProce
     return subprocess.run([sys.executable, "-m", "corral", *words], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env=settings)
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS, "image ls", "key create", "project rm"])
+@pytest.mark.parametrize("command", ["", *COMMANDS, "image ls", "key create", "project rm", "secret create"])
 def test_help_is_there_and_loads_no_heavy_module(command: str, tmp_path: Path) -> None:
     code = (
         "import sys\n"

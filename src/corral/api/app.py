@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from corral.api import attach, errors, events, files, health, images, keys, observe, output, processes, projects, sandboxes, tree
+from corral.api import attach, errors, events, files, health, images, keys, observe, output, processes, projects, sandboxes, secrets, tree
 from corral.api.auth import Authenticate
 from corral.api.services import Services
 from corral.errors import CorralError
@@ -25,6 +25,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     events.routes,
     health.routes,
     images.routes,
+    secrets.routes,
     projects.routes,
     keys.routes,
 )

@@ -77,18 +77,18 @@ async def handle(request: Request, error: Exception) -> Response:
     return answer(known, headers)
 
 
-def invalid(error: ValidationError) -> InvalidArgument:
-    """The first thing that is wrong, in a sentence that names the field, the value and what is allowed; `details.errors` has all."""
-    found = [_sentence(cast("Mapping[str, Any]", one)) for one in error.errors(include_url=False)]
+def invalid(error: ValidationError, *, show: bool = True) -> InvalidArgument:
+    """The first thing that is wrong, in a sentence that names the field, the value (if `show`) and what is allowed; `details.errors` has all."""
+    found = [_sentence(cast("Mapping[str, Any]", one), show=show) for one in error.errors(include_url=False)]
     field, sentence, hint = found[0]
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     errors = [{"field": field, "message": sentence} for field, sentence, _ in found[:100]]
     return InvalidArgument(sentence + more, hint=hint, details={"field": field, "errors": errors})
 
 
-def _sentence(one: Mapping[str, Any]) -> tuple[str, str, str | None]:
+def _sentence(one: Mapping[str, Any], *, show: bool) -> tuple[str, str, str | None]:
     field = ".".join(str(part) for part in one["loc"] if not str(part).startswith(("function-", "constrained-")))
-    value, context = _shown(one.get("input")), one.get("ctx", {})
+    value, context = _shown(one.get("input")) if show else "what was given", one.get("ctx", {})
     what, hint = _wrong(one["type"], value, context, str(one["msg"]))
     return field, f"{field}: {what}" if field else what, hint
 

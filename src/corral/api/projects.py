@@ -44,8 +44,9 @@ async def get(services: Services, actor: Actor, name: str) -> Project:
 @routes.delete("/v1/projects/{name}", status_code=204)
 @may(Permission.ADMINISTER)
 async def delete(services: Services, actor: Actor, name: str) -> None:  # noqa: ARG001 - an admin's key is needed
-    """Remove an empty project; its keys are revoked."""
+    """Remove a project without living sandboxes; its keys are revoked, its secrets forgotten."""
     services.accounts.project(name)
     if (count := services.sandboxes.living_in(name)) > 0:
         raise Conflict(f"the project {name} has {count} living sandboxes", hint="delete them first", details={"sandboxes": count})
     await services.accounts.remove_project(name)
+    services.policies.project_removed(name)

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends
 from fastapi.params import Query
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -75,7 +75,7 @@ class Direct(APIRoute):
             if body is not None:
                 name, model = body
                 raw = request.scope["state"]["body"] = await read(request, limit=JSON_LIMIT) or b"{}"
-                values[name] = model.model_validate_json(raw)
+                values[name] = _validated(model, raw)
             result = await endpoint(**values)
             match result:
                 case None:
@@ -114,6 +114,15 @@ def _plan(endpoint: Callable[..., Any]) -> tuple[dict[str, Bind], tuple[str, typ
         else:
             body = name, kind
     return binds, body
+
+
+def _validated(model: type[BaseModel], raw: bytes) -> BaseModel:
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as error:
+        if model.model_config.get("hide_input_in_errors"):
+            raise errors.invalid(error, show=False) from None
+        raise
 
 
 def _itself(request: Request) -> Request:

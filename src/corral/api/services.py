@@ -14,8 +14,10 @@ from corral.control.accounts import Accounts
 from corral.control.events import EventLog
 from corral.control.history import History
 from corral.control.idempotency import Replays
+from corral.control.policies import Policies
 from corral.control.ports import Node, Store
 from corral.control.sandboxes import Sandboxes
+from corral.control.secrets import Secrets
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Services:
     """One server's."""
 
     sandboxes: Sandboxes
+    policies: Policies
+    secrets: Secrets
     accounts: Accounts
     events: EventLog
     replays: Replays

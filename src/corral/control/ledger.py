@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -76,6 +76,12 @@ class Ledger:
         self._write(fresh, tuple(changes), self._event("sandbox.updated", fresh, actor=actor, changed=sorted(changes)))
         return fresh
 
+    async def decree(self, living: Living, *, actor: str | None, kind: str, data: Mapping[str, Any], **changes: Any) -> Record:
+        """A change that must not be forgotten once it was answered: it is on the disk when this returns."""
+        fresh = replace(living.record, **changes)
+        await self._write(fresh, tuple(changes), self._event(kind, fresh, actor=actor, **data))
+        return fresh
+
     def removed(self, record: Record) -> Record:
         """The node has nothing of it any more."""
         fresh = replace(record, removed=True)
@@ -106,10 +112,11 @@ class Ledger:
             details={"reason": record.reason or record.state, "sandbox": record.id},
         )
 
-    def _write(self, record: Record, changed: tuple[str, ...], event: Event) -> None:
+    def _write(self, record: Record, changed: tuple[str, ...], event: Event) -> asyncio.Future[None]:
         self.registry.put(record)
         stored = self._rows.save(record, changed, [event])
         self.log.when_stored(stored, event)
+        return stored
 
     def _event(self, kind: str, record: Record, *, actor: str | None, **data: Any) -> Event:
         return self.log.next(kind, record.project, sandbox=record.id, actor=actor, data=data)

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from corral.node.interface import BoxSpec, ImageSpec
+from corral.schema.egress import EgressPolicy
 from corral.schema.sandbox import Reason, Sandbox, State
+from corral.schema.secret import SecretUse
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,12 @@ class Record:
     timing: Mapping[str, float] | None = field(default=None)
     removed: bool = False
     """Of an ended one: the node has nothing of it any more."""
+    egress: EgressPolicy = field(default_factory=EgressPolicy)
+    secrets: tuple[SecretUse, ...] = ()
+    """Those that are variables inside: which, not what they hold."""
 
-    def spec(self, image: ImageSpec) -> BoxSpec:
-        """What the node needs to start it."""
+    def spec(self, image: ImageSpec, policy: EgressPolicy, exposed: Mapping[str, str]) -> BoxSpec:
+        """What the node needs to start it. `policy`: its own with what was decided for the project; `exposed`: variables that hold secrets."""
         return BoxSpec(
             id=self.id,
             image=image,
@@ -63,6 +68,8 @@ class Record:
             workdir=self.workdir,
             hostname=self.hostname,
             sudo=self.sudo,
+            egress=policy,
+            exposed=exposed,
         )
 
     def show(self) -> Sandbox:
@@ -92,6 +99,8 @@ class Record:
             deadline=_moment(self.deadline),
             ended_at=_moment(self.ended_at),
             timing=None if self.timing is None else dict(self.timing),
+            egress=self.egress,
+            secrets=list(self.secrets),
         )
 
 

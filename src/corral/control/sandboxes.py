@@ -15,17 +15,20 @@ from corral.control.admission import Gate
 from corral.control.alarm import Alarm
 from corral.control.events import EventLog
 from corral.control.idempotency import Claim
+from corral.control.launch import Launch
 from corral.control.ledger import Ledger
 from corral.control.lifecycle import Action
+from corral.control.policies import Policies
 from corral.control.ports import Node, Store
 from corral.control.quota import Use
 from corral.control.record import Record
 from corral.control.recovery import fate
 from corral.control.registry import Living
 from corral.control.roles import Actor
+from corral.control.secrets import Secrets
 from corral.errors import CorralError, ImageNotFound, InvalidArgument, InvalidState, SandboxEnded
 from corral.ids import new_id
-from corral.node.interface import Ended, ImageSpec, Timing
+from corral.node.interface import Ended, Timing
 from corral.schema.sandbox import Reason, SandboxCreate, SandboxUpdate, State
 
 AT_ONCE = 32
@@ -45,11 +48,13 @@ class Sandboxes:
         events: EventLog,
         accounts: Accounts,
         gate: Gate,
+        secrets: Secrets,
         clock: Callable[[], float] = time.time,
         booted_at: float = 0.0,
     ) -> None:
         self.node = node
         self.ledger = Ledger(store.sandboxes, events, clock)
+        self.policies = Policies(node, self.ledger, secrets, store.rules, clock)
         self._rows = store.sandboxes
         self._accounts = accounts
         self._gate = gate
@@ -73,6 +78,7 @@ class Sandboxes:
                 record = self.ledger.move(one, decided.action, reason=decided.reason, detail=decided.detail)
                 log.info("sandbox_recovered", sandbox=record.id, state=record.state, reason=record.reason)
             self._watch(record)
+        await self.policies.open(one for one in living if one.record.id in alive)
         failed = [one.record for one in living if one.record.state is State.FAILED]
         for row in [*failed, *(row for row in rows if row.state in lifecycle.ENDED)]:
             try:
@@ -117,10 +123,11 @@ class Sandboxes:
         image = self.node.image(record.image_id)
         living = self.ledger.registry.add(record, reserved=True)
         try:
+            launch = await self.policies.launch(record, image)
             async with self._gate.turn(actor.project, wait=wanted.wait), living.changing:
                 queued = time.perf_counter() - began
                 written = self.ledger.enter(living, claim)
-                timing = await self._make(living, image, written)
+                timing = await self._make(living, launch, written)
                 timing = {"queue": queued, **timing, "total": time.perf_counter() - began}
                 record = self.ledger.move(living, Action.RUN, actor=actor.key, timing=timing)
         except BaseException:
@@ -132,6 +139,7 @@ class Sandboxes:
 
     def _plan(self, actor: Actor, wanted: SandboxCreate) -> Record:
         image = self.node.image(wanted.image)
+        self.policies.check(wanted.egress)
         self._gate.capacity().check(cpu=wanted.cpu, memory=wanted.memory, disk=wanted.disk)
         self._check_quota(actor.project, Use(1, wanted.cpu, wanted.memory, wanted.disk))
         id = new_id("sb")
@@ -157,13 +165,15 @@ class Sandboxes:
             on_timeout=wanted.on_timeout,
             created_at=self._clock(),
             created_by=actor.key,
+            egress=wanted.egress,
+            secrets=tuple(wanted.secrets),
         )
 
-    async def _make(self, living: Living, image: ImageSpec, written: Awaitable[None]) -> Timing:
+    async def _make(self, living: Living, launch: Launch, written: Awaitable[None]) -> Timing:
         """Let the node make it, while its row is written. When either fails the sandbox has failed, with the reason."""
         record = living.record
         try:
-            timing = await self.node.create(record.spec(image))
+            timing = await launch.create()
             try:
                 await written
             except BaseException:
@@ -260,10 +270,10 @@ class Sandboxes:
                 return record
             lifecycle.after(record.state, Action.RUN)
             self._check_quota(record.project, Use(cpu=record.cpu, memory=record.memory))
-            image = self.node.image(record.image_id)
+            launch = await self.policies.launch(record, self.node.image(record.image_id))
             async with self._gate.turn(record.project, wait=0):
                 queued = time.perf_counter() - began
-                timing = {"queue": queued, **await self.node.start(record.spec(image)), "total": time.perf_counter() - began}
+                timing = {"queue": queued, **await launch.start(), "total": time.perf_counter() - began}
             record = self.ledger.move(living, Action.RUN, actor=actor.key, timing=timing)
         self._watch(record)
         return record
@@ -319,6 +329,7 @@ class Sandboxes:
     async def _remove(self, record: Record) -> Record:
         """Remove an ended one from the node; if that fails it is tried again at the next delete and the next start of the server."""
         self._alarm.set(record.id, None)
+        self.policies.forget(record.id)
         await self.node.remove(record.id)
         self._gate.look()
         return self.ledger.removed(record)
@@ -341,7 +352,9 @@ class Sandboxes:
     def _on_event(self, id: str, kind: str, data: Mapping[str, Any]) -> None:
         """Something happened inside a sandbox."""
         living = self.ledger.registry.get(id)
-        if living is not None and kind not in (lifecycle.EVENT[Action.FREEZE], lifecycle.EVENT[Action.THAW]):
+        if living is None or kind in (lifecycle.EVENT[Action.FREEZE], lifecycle.EVENT[Action.THAW]):
+            return
+        if self.policies.worth_telling(id, kind, data):
             self.ledger.log.note(kind, living.record.project, sandbox=id, actor="guest", data=data)
 
     # Time

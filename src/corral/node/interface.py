@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from corral.schema.egress import EgressPolicy
 from corral.schema.observe import Sample
 from corral.schema.sandbox import Reason
 
@@ -49,6 +50,9 @@ class BoxSpec:
     workdir: str | None
     hostname: str
     sudo: bool = True
+    egress: EgressPolicy = field(default_factory=EgressPolicy)
+    exposed: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    """Variables that hold secrets: the guest is told them when it is claimed; they are written nowhere."""
 
 
 @dataclass(frozen=True)

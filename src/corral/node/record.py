@@ -10,6 +10,7 @@ from typing import Any
 
 from corral.node.interface import BoxSpec, ImageSpec
 from corral.node.sentry import Identity
+from corral.schema.egress import EgressPolicy
 
 VERSION = 1
 
@@ -30,7 +31,10 @@ def write(directory: Path, record: Record) -> None:
     """Whole or not at all, by renaming. No fsync: it lives as long as the machine's memory."""
     target = directory / f"{record.spec.id}.json"
     fresh = directory / f".{record.spec.id}.new"
-    fresh.write_text(json.dumps(asdict(record), default=_plain))
+    document = asdict(record)
+    # Values of secrets. The guest knows them by now, and a later server has no use for them.
+    del document["spec"]["exposed"]
+    fresh.write_text(json.dumps(document, default=_plain))
     fresh.rename(target)
 
 
@@ -72,10 +76,13 @@ def parse(document: dict[str, Any]) -> Record:
     command = image.pop("command")
     seed = image.pop("seed", None)
     whole = ImageSpec(**image, layers=layers, command=tuple(command) if command is not None else None, seed=None if seed is None else Path(seed))
+    spec["egress"] = EgressPolicy.model_validate(spec.get("egress", {}))
     return Record(document["member"], Identity(**document["identity"]), BoxSpec(**spec, image=whole), float(document["claimed_at"]))
 
 
 def _plain(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, EgressPolicy):
+        return value.model_dump(mode="json", exclude_defaults=True)
     raise TypeError(f"{type(value).__name__} has no place in a record")

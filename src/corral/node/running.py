@@ -23,7 +23,7 @@ OnEvent = Callable[[str, str, Mapping[str, Any]], None]
 
 def defaults_of(spec: BoxSpec) -> Defaults:
     """What processes of this sandbox get unless asked otherwise: the sandbox's own wishes over its image's."""
-    return Defaults(env={**spec.image.env, **spec.env}, user=spec.user or spec.image.user, workdir=spec.workdir or spec.image.workdir)
+    return Defaults(env={**spec.image.env, **spec.env, **spec.exposed}, user=spec.user or spec.image.user, workdir=spec.workdir or spec.image.workdir)
 
 
 @dataclass(frozen=True)

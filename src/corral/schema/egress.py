@@ -61,6 +61,10 @@ class Preset(StrEnum):
     """Everything, private ranges too; never the host itself nor other sandboxes."""
 
 
+DEFAULT = Preset.NONE
+"""What a sandbox gets that asks for nothing."""
+
+
 class HttpMatch(Request):
     """Which HTTP requests a rule is about. All that are given must hold. Patterns know `*` (anything, `/` too) and `?`."""
 
@@ -124,20 +128,20 @@ class Rule(Request):
 class Budget(Request):
     """Limits of a sandbox's traffic; null: none but the node's own."""
 
-    upload: float | None = Field(None, gt=0, le=100_000, allow_inf_nan=False, description="Mbit/s")
-    download: float | None = Field(None, gt=0, le=100_000, allow_inf_nan=False, description="Mbit/s")
-    connections: int | None = Field(None, ge=1, le=10_000, description="open at once; null: 1,000")
-    bytes: int | None = Field(None, ge=0, le=1 << 50, description="both ways together; beyond it, everything is denied")
+    upload: float | None = Field(default=None, gt=0, le=100_000, allow_inf_nan=False, description="Mbit/s")
+    download: float | None = Field(default=None, gt=0, le=100_000, allow_inf_nan=False, description="Mbit/s")
+    connections: int | None = Field(default=None, ge=1, le=10_000, description="open at once; null: 1,000")
+    bytes: int | None = Field(default=None, ge=0, le=1 << 50, description="both ways together; beyond it, everything is denied")
 
 
 class EgressPolicy(Request):
     """What a sandbox may reach. A rule that denies wins over every other, else the first rule that matches holds, else `default`."""
 
     default: Preset = Preset.NONE
-    rules: list[Rule] = Field(default_factory=list, max_length=256)
-    learn: bool = Field(False, description="allow everything that `default` allows, record it, and propose the smallest list of rules")
-    quic: bool = Field(False, description="let UDP 443 pass; where it does, the name in it is not checked")
-    ask_timeout: float = Field(60, gt=0, le=3600, allow_inf_nan=False, description="seconds a connection waits for a decision")
+    rules: list[Rule] = Field(default_factory=list[Rule], max_length=256)
+    learn: bool = Field(default=False, description="allow everything that `default` allows, record it, and propose the smallest list of rules")
+    quic: bool = Field(default=False, description="let UDP 443 pass; where it does, the name in it is not checked")
+    ask_timeout: float = Field(default=60, gt=0, le=3600, allow_inf_nan=False, description="seconds a connection waits for a decision")
     ask_default: Literal["allow", "deny"] = "deny"
     budget: Budget = Field(default_factory=Budget)
 
@@ -244,6 +248,6 @@ class EgressView(Answer):
     """GET and PUT /v1/sandboxes/{id}/egress."""
 
     policy: EgressPolicy
-    sent: int = Field(0, description="bytes from the sandbox so far")
+    sent: int = Field(default=0, description="bytes from the sandbox so far")
     received: int = 0
-    proposal: EgressPolicy | None = Field(None, description="of a learning policy: the smallest that would have allowed what was used")
+    proposal: EgressPolicy | None = Field(default=None, description="of a learning policy: the smallest that would have allowed what was used")

@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from corral.schema.egress import DEFAULT, Egress, EgressPolicy
 from corral.schema.model import Answer, Request
+from corral.schema.secret import SecretUse
 
 Name = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
 Tags = Annotated[dict[Annotated[str, Field(min_length=1, max_length=128)], Annotated[str, Field(max_length=256)]], Field(max_length=64)]
@@ -66,9 +68,18 @@ class SandboxCreate(Request):
     user: str | None = Field(None, max_length=256, description="default user of commands; null: the image's")
     workdir: str | None = Field(None, max_length=4096, description="default directory of commands; null: the image's")
     hostname: Name | None = None
-    egress: Literal["none"] = "none"
+    egress: Egress = Field(default_factory=lambda: EgressPolicy(default=DEFAULT), description="a policy, or the name of a preset")
+    secrets: list[SecretUse] = Field(default_factory=list[SecretUse], max_length=64, description="those that become plain environment variables inside")
     sudo: bool = Field(True, description="the image's user may become root inside the sandbox")
     wait: float = Field(0, ge=0, le=600, description="seconds to wait for room when the node is full")
+
+    @model_validator(mode="after")
+    def _variables_once(self) -> SandboxCreate:
+        names = [use.variable for use in self.secrets]
+        for name in names:
+            if name in self.env or names.count(name) > 1:
+                raise ValueError(f"secrets: the variable {name} is given twice")
+        return self
 
 
 class SandboxUpdate(Request):
@@ -137,6 +148,8 @@ class Sandbox(Answer):
         None, description="seconds of each phase of its start: queue, claim, rootfs, start, ready, total; `cold` is 1 without a warm pool member"
     )
     node: NodeAccess | None = None
+    egress: EgressPolicy = Field(default_factory=EgressPolicy)
+    secrets: list[SecretUse] = Field(default_factory=list[SecretUse], description="those that are environment variables inside; never their values")
 
 
 class SandboxPage(Answer):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Final, Literal, TypedDict
+
+from corral.sdk.secret import NamedSecret
 
 
 class Keep(Enum):
@@ -33,5 +35,6 @@ class CreateOptions(TypedDict, total=False):
     workdir: str | None
     hostname: str | None
     egress: str
+    secrets: Sequence[NamedSecret]
     sudo: bool
     wait: float

@@ -6,7 +6,9 @@ from corral.store.accounts import AccountRows
 from corral.store.database import Database
 from corral.store.events import EventRows
 from corral.store.idempotency import ReplayRows
+from corral.store.rules import RuleRows
 from corral.store.sandboxes import SandboxRows
+from corral.store.secrets import SecretRows
 
 
 class Store:
@@ -18,6 +20,8 @@ class Store:
         self.events = EventRows(self.database)
         self.accounts = AccountRows(self.database)
         self.replays = ReplayRows(self.database)
+        self.secrets = SecretRows(self.database)
+        self.rules = RuleRows(self.database)
 
     def open(self) -> None:
         """Bring the tables up to date; then it can be used."""

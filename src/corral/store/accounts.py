@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from corral.schema.account import Key, Project, Role
 from corral.store.database import Database
-from corral.store.tables import keys, projects
+from corral.store.tables import egress_rules, keys, projects, secrets
 
 
 class AccountRows:
@@ -27,7 +27,14 @@ class AccountRows:
         await self._database.run(insert(projects), row)
 
     async def remove_project(self, name: str) -> None:
-        await self._database.run(delete(projects).where(projects.c.name == name))
+        """With all that is only its own: a later project of the same name begins with nothing."""
+
+        def do(connection: Connection) -> None:
+            for table in (secrets, egress_rules):
+                connection.execute(delete(table).where(table.c.project == name))
+            connection.execute(delete(projects).where(projects.c.name == name))
+
+        await self._database.write(do)
 
     async def keys(self) -> list[tuple[Key, str]]:
         """Those that are not revoked, with the digests of their values."""

@@ -148,8 +148,9 @@ class Database:
 
     def _engine(self, begin: str) -> Engine:
         if self._url.get_backend_name() != "sqlite":
-            return create_engine(self._url)
-        engine = create_engine(self._url, connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS})
+            return create_engine(self._url, hide_parameters=True)
+        # Errors of statements are logged: what is written has no business there.
+        engine = create_engine(self._url, hide_parameters=True, connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS})
 
         def connected(connection: Any, _: object) -> None:
             connection.isolation_level = None  # the driver must not begin transactions of its own

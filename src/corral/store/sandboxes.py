@@ -8,14 +8,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from pydantic import TypeAdapter
 from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from corral.control.idempotency import Claim
 from corral.control.lifecycle import ENDED, LIVING
 from corral.control.record import Record
+from corral.schema.egress import EgressPolicy
 from corral.schema.observe import Event
 from corral.schema.sandbox import Reason, State
+from corral.schema.secret import SecretUse
 from corral.store import events
 from corral.store.database import Database
 from corral.store.tables import idempotency, sandbox_tags, sandboxes
@@ -24,6 +27,7 @@ _INSERT = insert(sandboxes)
 _UPDATE = update(sandboxes).where(sandboxes.c.id == bindparam("of"))
 _NAMES = tuple(field.name for field in fields(Record))
 _JSON = frozenset({"env", "tags", "timing"})
+_USES = TypeAdapter(tuple[SecretUse, ...])
 _INSERT_TAG = insert(sandbox_tags)
 
 
@@ -112,6 +116,10 @@ def _row(record: Record, names: Iterable[str] = _NAMES) -> dict[str, Any]:
     row = {name: getattr(record, name) for name in names}
     for name in _JSON.intersection(row):
         row[name] = None if row[name] is None else json.dumps(row[name], separators=(",", ":"))
+    if "egress" in row:
+        row["egress"] = record.egress.model_dump_json(exclude_defaults=True)
+    if "secrets" in row:
+        row["secrets"] = _USES.dump_json(record.secrets).decode()
     return row
 
 
@@ -125,4 +133,6 @@ def _record(row: RowMapping) -> Record:
         env=json.loads(values["env"]),
         tags=json.loads(values["tags"]),
         timing=None if values["timing"] is None else json.loads(values["timing"]),
+        egress=EgressPolicy.model_validate_json(values["egress"]),
+        secrets=_USES.validate_json(values["secrets"]),
     )

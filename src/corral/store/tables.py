@@ -40,6 +40,8 @@ sandboxes = Table(
     Column("ended_at", Double),
     Column("timing", Text, comment="JSON object"),
     Column("removed", Boolean, nullable=False),
+    Column("egress", Text, nullable=False, server_default="{}", comment="JSON object: the policy"),
+    Column("secrets", Text, nullable=False, server_default="[]", comment="JSON list: which secrets are which variables; never their values"),
     Index("sandboxes_page", "project", "created_at", "id"),
     Index("sandboxes_name", "project", "name", unique=True, sqlite_where=_LIVING, postgresql_where=_LIVING),
     Index("sandboxes_ended", "ended_at"),
@@ -103,4 +105,28 @@ idempotency = Table(
     Column("status", Integer),
     Column("body", LargeBinary),
     Index("idempotency_at", "at"),
+)
+
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("project", String(63), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("sealed", LargeBinary, nullable=False, comment="the value, encrypted by the key ring"),
+    Column("created_at", Double, nullable=False),
+    Column("changed_at", Double, nullable=False),
+    Column("used_at", Double),
+    Index("secrets_name", "project", "name", unique=True),
+)
+
+egress_rules = Table(
+    "egress_rules",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("project", String(63), nullable=False),
+    Column("rule", Text, nullable=False, comment="JSON object"),
+    Column("created_at", Double, nullable=False),
+    Column("created_by", String(32), nullable=False),
+    Index("egress_rules_project", "project"),
 )

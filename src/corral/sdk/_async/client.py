@@ -17,6 +17,7 @@ from corral.schema.sandbox import SandboxDelete, SandboxPage, State
 from corral.sdk import faults
 from corral.sdk._async import event
 from corral.sdk._async.sandbox import Sandbox
+from corral.sdk._async.secret import SecretList
 from corral.sdk._async.transport import Transport
 from corral.sdk.connection import Connection, discover
 from corral.sdk.flavor import ASYNC
@@ -33,6 +34,7 @@ class Client:
         self.images = ImageList(self.transport)
         self.projects = ProjectList(self.transport)
         self.keys = KeyList(self.transport)
+        self.secrets = SecretList(self.transport)
         self.closing: AsyncGenerator[None, None] | None = None
 
     async def __aenter__(self) -> Self:

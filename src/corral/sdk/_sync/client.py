@@ -17,6 +17,7 @@ from corral.schema.sandbox import SandboxDelete, SandboxPage, State
 from corral.sdk import faults
 from corral.sdk._sync import event
 from corral.sdk._sync.sandbox import Sandbox
+from corral.sdk._sync.secret import SecretList
 from corral.sdk._sync.transport import Transport
 from corral.sdk.connection import Connection, discover
 from corral.sdk.options import CreateOptions
@@ -32,6 +33,7 @@ class Client:
         self.images = ImageList(self.transport)
         self.projects = ProjectList(self.transport)
         self.keys = KeyList(self.transport)
+        self.secrets = SecretList(self.transport)
         self.closing: Generator[None, None] | None = None
 
     def __enter__(self) -> Self:

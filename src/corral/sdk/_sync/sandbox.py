@@ -22,6 +22,7 @@ from corral.sdk._sync.run import Callback, Run, start_request
 from corral.sdk.options import KEEP, Keep
 from corral.sdk.result import Result
 from corral.sdk.retry import delays
+from corral.sdk.secret import NamedSecret, uses
 
 if TYPE_CHECKING:
     from corral.sdk._sync.client import Client
@@ -61,6 +62,7 @@ class Sandbox:
         workdir: str | None = None,
         hostname: str | None = None,
         egress: str = "none",
+        secrets: Sequence[NamedSecret] = (),
         sudo: bool = True,
         wait: float = 0,
         client: Client | None = None,
@@ -68,6 +70,7 @@ class Sandbox:
         """A running sandbox.
 
         `cpu` in cores, `memory` and `disk` in MiB, times in seconds; `timeout=None` never ends it; `wait` is for room on a full node.
+        `secrets` become environment variables inside: `Secret.named("TOKEN", expose=True)`.
         Raises `ImageNotFound`, `InvalidArgument`, `QuotaExceeded`, `Unavailable` (no server, or no room), `Unsupported`.
         """
         if egress != "none":
@@ -84,6 +87,7 @@ class Sandbox:
             on_timeout=on_timeout,
             sudo=sudo,
             wait=wait,
+            **({"secrets": uses(secrets)} if secrets else {}),
             **{field: value for field, value in given.items() if value is not None},
         )
         client = client or _default()

@@ -1,0 +1,83 @@
+# Generated from sdk/_async/secret.py by scripts/async_to_sync.py: edit that, not this.
+"""Secrets: made and named here, used elsewhere; their values go to the server and never come back."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from corral.schema.secret import Secret as SecretInfo
+from corral.schema.secret import SecretCreate, Secrets
+from corral.sdk import faults
+from corral.sdk._sync.transport import Transport
+from corral.sdk.secret import NamedSecret
+
+if TYPE_CHECKING:
+    from corral.sdk._sync.client import Client
+
+
+class Secret(NamedSecret):
+    """A secret by its name. Egress rules use its value outside of sandboxes; inside, it is a variable only when asked for with `expose=True`."""
+
+    @classmethod
+    def create(cls, name: str, value: str, *, client: Client | None = None) -> Secret:
+        """A new secret of the project. Raises `Conflict` when there is one of this name."""
+        return (client or _default()).secrets.create(name, value)
+
+    @classmethod
+    def get(cls, name: str, *, client: Client | None = None) -> Secret:
+        """Raises `NotFound`."""
+        return (client or _default()).secrets.get(name)
+
+    @classmethod
+    def list(cls, *, client: Client | None = None) -> list[Secret]:
+        """The project's, by name."""
+        return (client or _default()).secrets.list()
+
+    @classmethod
+    def delete(cls, name: str, *, client: Client | None = None) -> None:
+        """Raises `Conflict` while a living sandbox uses it."""
+        (client or _default()).secrets.delete(name)
+
+
+class SecretList:
+    """The secrets of the key's project."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def create(self, name: str, value: str) -> Secret:
+        """A new secret. Raises `Conflict` when there is one of this name."""
+        return _secret(self._transport.call("POST", "/v1/secrets", body=_body(name, value), key=faults.new_key()))
+
+    def change(self, name: str, value: str) -> Secret:
+        """Another value. Egress rules use it at once; variables have it from a sandbox's next start on."""
+        return _secret(self._transport.call("PUT", "/v1/secrets/" + faults.segment(name), body=_body(name, value), safe=True))
+
+    def get(self, name: str) -> Secret:
+        return _secret(self._transport.call("GET", "/v1/secrets/" + faults.segment(name)))
+
+    def list(self) -> list[Secret]:
+        found = faults.decode(Secrets, self._transport.call("GET", "/v1/secrets")).secrets
+        return [Secret(info.name, info=info) for info in found]
+
+    def delete(self, name: str) -> None:
+        """Raises `Conflict` while a living sandbox uses it."""
+        self._transport.call("DELETE", "/v1/secrets/" + faults.segment(name))
+
+
+def _body(name: str, value: str) -> bytes:
+    faults.build(SecretCreate, name=name, value=value)
+    # Written by hand: the type shows asterisks wherever it is printed.
+    return json.dumps({"name": name, "value": value}).encode()
+
+
+def _secret(body: bytes) -> Secret:
+    info = faults.decode(SecretInfo, body)
+    return Secret(info.name, info=info)
+
+
+def _default() -> Client:
+    from corral.sdk._sync.client import default_client
+
+    return default_client()
