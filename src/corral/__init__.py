@@ -23,15 +23,31 @@ if TYPE_CHECKING:
     from corral.sdk._sync.process import Process
     from corral.sdk._sync.sandbox import Sandbox
     from corral.sdk._sync.secret import Secret
+    from corral.sdk.egress import Egress
     from corral.sdk.result import Result
 
-__all__ = ["Client", "CommandFailed", "CorralError", "DeadlineExceeded", "Files", "Process", "Result", "Sandbox", "Secret", "__version__", "aio", "errors"]
+__all__ = [
+    "Client",
+    "CommandFailed",
+    "CorralError",
+    "DeadlineExceeded",
+    "Egress",
+    "Files",
+    "Process",
+    "Result",
+    "Sandbox",
+    "Secret",
+    "__version__",
+    "aio",
+    "errors",
+]
 
 _PLACES = {
     "Client": "corral.sdk._sync.client",
     "CommandFailed": "corral.errors",
     "CorralError": "corral.errors",
     "DeadlineExceeded": "corral.errors",
+    "Egress": "corral.sdk.egress",
     "Files": "corral.sdk._sync.files",
     "Process": "corral.sdk._sync.process",
     "Result": "corral.sdk.result",

@@ -57,6 +57,11 @@ EVERYTHING = [
     ("PUT", "/files?path=/x"),
     ("POST", "/files/stat"),
     ("GET", "/tree?path=/"),
+    ("GET", "/egress"),
+    ("PUT", "/egress"),
+    ("GET", "/egress/flows"),
+    ("GET", "/egress/denials"),
+    ("POST", "/egress/learn"),
     ("GET", "/metrics"),
     ("GET", "/logs"),
 ]

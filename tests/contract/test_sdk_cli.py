@@ -147,6 +147,24 @@ def test_keys_projects_and_images(corral: Corral) -> None:
     assert "tiny" in [one["name"] for one in loaded(corral("image", "ls", "--json"))]
 
 
+def test_a_policy_from_the_command_line(corral: Corral, box: str, tmp_path: Path) -> None:
+    file = tmp_path / "policy.json"
+    file.write_text(json.dumps({"rules": [{"to": ["*.example.com"], "action": "deny"}]}))
+    assert loaded(corral("egress", "set", box, f"@{file}", "--json"))["rules"][0]["to"] == ["*.example.com"]
+    shown = corral("egress", "show", box).stdout
+    assert '"action": "deny"' in shown
+    assert corral("egress", "set", box, "@-", input=shown[: shown.rindex("}") + 1]).returncode == 0
+    assert loaded(corral("egress", "show", box, "--json"))["policy"]["rules"][0]["action"] == "deny"
+    assert corral("egress", "learn", box, "--apply").returncode == 2
+    assert corral("egress", "set", box, "none").returncode == 0
+    made = loaded(corral("create", "--image", "tiny", "--egress", f"@{file}", "--json"))
+    assert made["egress"]["rules"][0]["to"] == ["*.example.com"]
+    corral("rm", made["id"])
+    assert loaded(corral("approvals", "--json")) == []
+    done = corral("approve", "ap-none")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+
+
 def test_secrets_come_from_standard_input_or_the_environment(server: Server, corral: Corral) -> None:
     name = f"CLI_{uuid.uuid4().hex[:10]}"
     done = corral("secret", "create", name, input="first\n")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from corral import Egress
 from corral.errors import (
     CommandFailed,
     Conflict,
@@ -21,7 +22,6 @@ from corral.errors import (
     SandboxEnded,
     Unauthenticated,
     Unavailable,
-    Unsupported,
 )
 from harness.flavor import FLAVORS
 from harness.server import Server
@@ -221,7 +221,7 @@ async def test_cancelling_a_create_leaves_none(sdk: Any) -> None:
         ({"cpu": 10**6}, InvalidArgument),
         ({"timeout": 0}, InvalidArgument),
         ({"name": "Not A Name"}, InvalidArgument),
-        ({"egress": "public"}, Unsupported),
+        ({"egress": "nonesuch"}, InvalidArgument),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -276,6 +276,27 @@ async def test_secrets_are_variables_only_when_asked(sdk: Any) -> None:
     await sdk.Secret.delete(name)
     with pytest.raises(NotFound, match="corral secret create"):
         await sdk.Secret.get(name)
+
+
+async def test_a_policy_is_shown_kept_and_changed(sdk: Any) -> None:
+    refusing = Egress.none().deny("*.example.com", ports=[443, "8000-8999"], name="no examples").budget(bytes=0)
+    async with await sdk.Sandbox.create("tiny", egress=refusing) as sb:
+        assert Egress(sb.info.egress) == refusing
+        assert await sb.egress.get() == refusing
+        assert (await sb.egress.view()).sent == 0
+        assert await sb.egress.set("none") == Egress.none()
+        await sb.egress.set(refusing.policy.model_dump())
+        await sb.stop()
+        await sb.start()
+        assert await sb.egress.get() == refusing
+        assert await sb.egress.proposal() is None
+        assert await sb.egress.approvals() == []
+    async with sdk.Client() as client:
+        assert await client.approvals.list() == []
+        with pytest.raises(NotFound):
+            await client.approvals.allow("ap-none", scope="always")
+        with pytest.raises(InvalidArgument):
+            await client.approvals.deny("ap-none", scope="for ever")
 
 
 async def test_images_and_health(sdk: Any) -> None:

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from corral.api import attach, errors, events, files, health, images, keys, observe, output, processes, projects, sandboxes, secrets, tree
+from corral.api import approvals, attach, egress, errors, events, files, health, images, keys, observe, output, processes, projects, sandboxes, secrets, tree
 from corral.api.auth import Authenticate
 from corral.api.services import Services
 from corral.errors import CorralError
@@ -26,6 +26,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     health.routes,
     images.routes,
     secrets.routes,
+    egress.routes,
+    approvals.routes,
     projects.routes,
     keys.routes,
 )

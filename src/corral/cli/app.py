@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from corral.cli import accounts, chaos, copy, execute, life, look, machine, options, run, secret, serve
+from corral.cli import accounts, chaos, copy, egress, execute, life, look, machine, options, run, secret, serve
 from corral.version import __version__
 
 app = typer.Typer(
@@ -47,6 +47,9 @@ app.add_typer(accounts.image, name="image")
 app.add_typer(accounts.key, name="key")
 app.add_typer(accounts.project, name="project")
 app.add_typer(secret.secret, name="secret")
+app.add_typer(egress.egress, name="egress")
+app.command()(egress.approvals)
+app.command()(egress.approve)
 app.command()(machine.setup)
 app.command()(machine.doctor)
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(machine.quickstart)

@@ -24,7 +24,7 @@ def create(
     tag: options.Tag = None,
     user: options.User = None,
     workdir: options.Workdir = None,
-    egress: options.Egress = "none",
+    egress: options.Egress = None,
     wait: options.Wait = 0,
     json: options.Json = False,
 ) -> None:
@@ -33,7 +33,7 @@ def create(
 
     wanted: dict[str, Any] = {"idle_timeout": idle_timeout, "on_timeout": on_timeout, "env": options.pairs(env, environment=True), "tags": options.pairs(tag)}
     wanted |= {"name": name, "cpu": cpu, "memory": memory, "disk": disk, "pids": pids, "timeout": options.timeout(timeout)}
-    wanted |= {"user": user, "workdir": workdir, "egress": egress, "wait": wait}
+    wanted |= {"user": user, "workdir": workdir, "egress": options.egress(egress), "wait": wait}
     with Client() as client:
         sandbox = client.sandboxes.create(image, **wanted)
         if json:

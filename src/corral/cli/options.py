@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -27,7 +27,10 @@ Env = Annotated[list[str] | None, typer.Option("--env", "-e", metavar="KEY=VALUE
 Tag = Annotated[list[str] | None, typer.Option("--tag", metavar="KEY=VALUE", help="May be given again.")]
 User = Annotated[str | None, typer.Option("--user", "-u", help="Who runs its commands.")]
 Workdir = Annotated[str | None, typer.Option("--workdir", "-w", help="Where they run.")]
-Egress = Annotated[str, typer.Option(help="What it may reach.")]
+Egress = Annotated[
+    str | None,
+    typer.Option(metavar="none|public|all|allow:HOST,…|@FILE", help="What it may reach: a preset, some hosts, or a policy as JSON [default: the server's]."),
+]
 Wait = Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for room on a full node.")]
 
 PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -54,6 +57,37 @@ def pairs(words: list[str] | None, *, environment: bool = False) -> dict[str, st
         elif key in os.environ:
             found[key] = os.environ[key]
     return found
+
+
+def egress(words: str | None) -> dict[str, Any] | str | None:
+    """`public`, `allow:api.example.com,*.example.org`, or `@policy.json` (`@-`: standard input)."""
+    if words is None:
+        return None
+    if words.startswith("allow:"):
+        hosts = [host for host in words.removeprefix("allow:").split(",") if host]
+        if not hosts:
+            raise WrongUse("--egress allow: names no host")
+        return {"rules": [{"to": hosts}]}
+    if words.startswith("@"):
+        return _policy(words[1:])
+    if words not in ("none", "public", "all"):
+        raise WrongUse(f"{words!r} is none of none, public, all, allow:HOST,… and @FILE")
+    return words
+
+
+def _policy(path: str) -> dict[str, Any]:
+    import json
+    import sys
+    from pathlib import Path
+
+    text = sys.stdin.read() if path == "-" else Path(path).read_text()
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise WrongUse(f"{path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise WrongUse(f"{path} is no JSON object")
+    return cast("dict[str, Any]", found)
 
 
 def timeout(seconds: float) -> float | None:

@@ -28,7 +28,7 @@ def run(
     tag: options.Tag = None,
     user: options.User = None,
     workdir: options.Workdir = None,
-    egress: options.Egress = "none",
+    egress: options.Egress = None,
     wait: options.Wait = 0,
     terminal: Annotated[bool, typer.Option("-t", help="Give it a terminal, which is yours.")] = False,
     interactive: Annotated[bool, typer.Option("-i", help="Pass your input on even when it is a terminal.")] = False,
@@ -58,7 +58,7 @@ def run(
         "tags": options.pairs(tag),
         "user": user,
         "workdir": workdir,
-        "egress": egress,
+        "egress": options.egress(egress),
         "wait": wait,
     }
     return until_signal(lambda: _work(create, command, pty=terminal, feed=terminal or interactive or own.has_input(), verbose=verbose, json=json))

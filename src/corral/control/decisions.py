@@ -47,7 +47,7 @@ def _target(rule: Rule, asked: Approval) -> str | None:
 
 def _covers(to: str, wanted: str) -> bool:
     """`wanted` is a name, or a range of addresses."""
-    if to in ("*", wanted):
+    if to in ("*", "0.0.0.0/0", wanted):
         return True
     if "/" in to:
         return "/" in wanted and ipaddress.IPv4Network(wanted).subnet_of(ipaddress.IPv4Network(to))

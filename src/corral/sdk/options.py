@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Final, Literal, TypedDict
+from typing import Any, Final, Literal, TypedDict
 
+from corral.schema.egress import EgressPolicy
+from corral.sdk.egress import Egress
 from corral.sdk.secret import NamedSecret
 
 
@@ -34,7 +36,7 @@ class CreateOptions(TypedDict, total=False):
     user: str | None
     workdir: str | None
     hostname: str | None
-    egress: str
+    egress: Egress | EgressPolicy | Mapping[str, Any] | str | None
     secrets: Sequence[NamedSecret]
     sudo: bool
     wait: float

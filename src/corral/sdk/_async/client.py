@@ -16,6 +16,7 @@ from corral.schema.observe import Event, Health, Image, Images
 from corral.schema.sandbox import SandboxDelete, SandboxPage, State
 from corral.sdk import faults
 from corral.sdk._async import event
+from corral.sdk._async.egress import ApprovalList
 from corral.sdk._async.sandbox import Sandbox
 from corral.sdk._async.secret import SecretList
 from corral.sdk._async.transport import Transport
@@ -35,6 +36,7 @@ class Client:
         self.projects = ProjectList(self.transport)
         self.keys = KeyList(self.transport)
         self.secrets = SecretList(self.transport)
+        self.approvals = ApprovalList(self.transport)
         self.closing: AsyncGenerator[None, None] | None = None
 
     async def __aenter__(self) -> Self:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from weakref import WeakSet
 
-from corral.errors import Conflict, CorralError, Unsupported
+from corral.errors import Conflict, CorralError
+from corral.schema.egress import EgressPolicy
 from corral.schema.observe import Event, LogLine, Logs, Metrics, Sample
 from corral.schema.process import Process as ProcessInfo
 from corral.schema.process import Processes
@@ -15,9 +16,11 @@ from corral.schema.sandbox import Reason, SandboxCreate, SandboxExtend, SandboxP
 from corral.schema.sandbox import Sandbox as SandboxInfo
 from corral.sdk import faults
 from corral.sdk._async import event
+from corral.sdk._async.egress import SandboxEgress
 from corral.sdk._async.files import Files
 from corral.sdk._async.process import Process
 from corral.sdk._async.run import Callback, Run, start_request
+from corral.sdk.egress import Egress, policy
 from corral.sdk.options import KEEP, Keep
 from corral.sdk.result import Result
 from corral.sdk.retry import delays
@@ -41,6 +44,7 @@ class Sandbox:
         self._path = f"/v1/sandboxes/{info.id}"
         self._processes: WeakSet[Process[str] | Process[bytes]] = WeakSet()
         self.files = Files(self._transport, self._path)
+        self.egress = SandboxEgress(self._transport, self._path, info.id)
 
     @classmethod
     async def create(
@@ -60,7 +64,7 @@ class Sandbox:
         user: str | None = None,
         workdir: str | None = None,
         hostname: str | None = None,
-        egress: str = "none",
+        egress: Egress | EgressPolicy | Mapping[str, Any] | str | None = None,
         secrets: Sequence[NamedSecret] = (),
         sudo: bool = True,
         wait: float = 0,
@@ -69,11 +73,10 @@ class Sandbox:
         """A running sandbox.
 
         `cpu` in cores, `memory` and `disk` in MiB, times in seconds; `timeout=None` never ends it; `wait` is for room on a full node.
+        `egress` is what it may reach: `Egress.allow("api.example.com")`, or "none", "public", "all"; None: the server's default.
         `secrets` become environment variables inside: `Secret.named("TOKEN", expose=True)`.
         Raises `ImageNotFound`, `InvalidArgument`, `QuotaExceeded`, `Unavailable` (no server, or no room), `Unsupported`.
         """
-        if egress != "none":
-            raise Unsupported(f"egress {egress!r}: sandboxes of this version have no network", hint='leave egress out, or say egress="none"')
         given = {"image": image, "name": name, "env": env and dict(env), "tags": tags and dict(tags), "user": user, "workdir": workdir, "hostname": hostname}
         request = faults.build(
             SandboxCreate,
@@ -87,6 +90,7 @@ class Sandbox:
             sudo=sudo,
             wait=wait,
             **({"secrets": uses(secrets)} if secrets else {}),
+            **({} if egress is None else {"egress": policy(egress)}),
             **{field: value for field, value in given.items() if value is not None},
         )
         client = client or await _default()

@@ -16,6 +16,7 @@ from corral.schema.observe import Event, Health, Image, Images
 from corral.schema.sandbox import SandboxDelete, SandboxPage, State
 from corral.sdk import faults
 from corral.sdk._sync import event
+from corral.sdk._sync.egress import ApprovalList
 from corral.sdk._sync.sandbox import Sandbox
 from corral.sdk._sync.secret import SecretList
 from corral.sdk._sync.transport import Transport
@@ -34,6 +35,7 @@ class Client:
         self.projects = ProjectList(self.transport)
         self.keys = KeyList(self.transport)
         self.secrets = SecretList(self.transport)
+        self.approvals = ApprovalList(self.transport)
         self.closing: Generator[None, None] | None = None
 
     def __enter__(self) -> Self:

@@ -1,0 +1,36 @@
+"""/v1/approvals: connections that wait for somebody's decision, since a policy says `ask`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from corral.api.route import Actor, Services, may, router
+from corral.control.roles import Permission
+from corral.schema.egress import Approval, Approvals, Decision
+
+routes = router("approvals", 409, 410, 429)
+
+
+class Asked(BaseModel):
+    """What GET /v1/approvals may be asked."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sandbox: str | None = Field(None, max_length=63, description="only of this one: its id or name")
+
+
+@routes.get("/v1/approvals", response_model=Approvals)
+@may(Permission.LOOK)
+async def listing(services: Services, actor: Actor, query: Annotated[Asked, Query()]) -> Approvals:
+    """Those of the project's sandboxes that wait now."""
+    id = None if query.sandbox is None else (await services.sandboxes.get(actor.project, query.sandbox)).id
+    return Approvals(approvals=services.policies.approvals(actor.project, id))
+
+
+@routes.post("/v1/approvals/{approval}", response_model=Approval)
+async def decide(services: Services, actor: Actor, approval: str, wanted: Decision) -> Approval:
+    """Let the connection go on, or fail it with the reason; once, for this sandbox, or for the project's sandboxes from now on."""
+    return await services.policies.decide(actor, approval, wanted)

@@ -1,0 +1,153 @@
+"""`corral egress`, `corral approvals`, `corral approve`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from corral.cli import options, show
+
+if TYPE_CHECKING:
+    from corral import Egress
+    from corral.schema.egress import Approval, Flow
+
+egress = typer.Typer(help="What sandboxes may reach, and did reach.", no_args_is_help=True, rich_markup_mode=None)
+
+After = Annotated[int, typer.Option(metavar="SEQ", help="Only those with a greater number.")]
+
+
+@egress.command("show")
+def show_policy(sandbox: options.Box, *, json: options.Json = False) -> None:
+    """A sandbox's policy, as JSON that `corral egress set` takes, and its bytes so far."""
+    from corral import Client
+
+    with Client() as client:
+        view = client.sandboxes.get(sandbox).egress.view()
+    if json:
+        show.as_json(view)
+    else:
+        _print_policy(view.policy.model_dump(mode="json", exclude_defaults=True))
+        print(f"sent {show.size(view.sent)}, received {show.size(view.received)}")
+
+
+@egress.command("set")
+def set_policy(
+    sandbox: options.Box,
+    policy: Annotated[str, typer.Argument(metavar="none|public|all|allow:HOST,…|@FILE", help="What it may reach from now on.")],
+    *,
+    json: options.Json = False,
+) -> None:
+    """Change a sandbox's policy, also while it runs; connections that are no longer allowed are cut."""
+    from corral import Client
+
+    wanted = options.egress(policy)
+    assert wanted is not None
+    with Client() as client:
+        _print(client.sandboxes.get(sandbox).egress.set(wanted), json=json)
+
+
+@egress.command("flows")
+def flows(sandbox: options.Box, *, after: After = 0, json: Annotated[bool, typer.Option("--json", help="Print JSON, one flow a line.")] = False) -> None:
+    """What a sandbox reached and tried to reach."""
+    from corral import Client
+
+    with Client() as client:
+        _print_flows(client.sandboxes.get(sandbox).egress.flows(after=after), json=json)
+
+
+@egress.command("denials")
+def denials(sandbox: options.Box, *, after: After = 0, json: Annotated[bool, typer.Option("--json", help="Print JSON, one flow a line.")] = False) -> None:
+    """What a sandbox was denied, and why."""
+    from corral import Client
+
+    with Client() as client:
+        _print_flows(client.sandboxes.get(sandbox).egress.denials(after=after), json=json)
+
+
+@egress.command("learn")
+def learn(
+    sandbox: options.Box,
+    *,
+    show_proposal: Annotated[bool, typer.Option("--proposal", help="Print the smallest policy for what it used so far.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Make that its policy, which ends the learning.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Let a sandbox reach the public internet, and write down what it needs."""
+    from corral import Client
+
+    with Client() as client:
+        box = client.sandboxes.get(sandbox)
+        if not show_proposal and not apply:
+            box.egress.learn()
+            _print(box.egress.get(), json=json)
+            return
+        proposal = box.egress.proposal()
+        if proposal is None:
+            raise options.WrongUse(f"{sandbox} does not learn: `corral egress learn {sandbox}` begins it")
+        _print(box.egress.set(proposal) if apply else proposal, json=json)
+
+
+def approvals(*, json: options.Json = False) -> None:
+    """Connections that wait for a decision."""
+    from corral import Client
+
+    with Client() as client:
+        found = client.approvals.list()
+    if json:
+        show.as_json(found)
+    else:
+        show.table(("id", "sandbox", "to", "rule", "until"), [(one.id, one.sandbox, _asked(one), one.rule, f"{one.deadline:%H:%M:%S}Z") for one in found])
+
+
+def approve(
+    id: Annotated[str, typer.Argument(metavar="ID", help="As `corral approvals` lists it.")],
+    *,
+    deny: Annotated[bool, typer.Option("--deny", help="Refuse it.")] = False,
+    scope: Annotated[str, typer.Option(metavar="once|sandbox|always", help="This connection, this sandbox, or the whole project from now on.")] = "once",
+    json: options.Json = False,
+) -> None:
+    """Let a waiting connection go on."""
+    from corral import Client
+
+    with Client() as client:
+        decide: Any = client.approvals.deny if deny else client.approvals.allow
+        decided = decide(id, scope=scope)
+    if json:
+        show.as_json(decided)
+    else:
+        print(f"{decided.decision} {decided.scope}: {_asked(decided)}")
+
+
+def _print(found: Egress, *, json: bool) -> None:
+    if json:
+        show.as_json(found.policy)
+    else:
+        _print_policy(found.policy.model_dump(mode="json", exclude_defaults=True))
+
+
+def _print_policy(policy: dict[str, Any]) -> None:
+    import json
+
+    print(json.dumps({"default": "none", **policy}, indent=2, ensure_ascii=False))
+
+
+def _print_flows(found: Iterable[Flow], *, json: bool) -> None:
+    import json as codec
+
+    for one in found:
+        if json:
+            print(codec.dumps(show.plain(one), ensure_ascii=False))
+            continue
+        port = "" if one.port is None else f":{one.port}"
+        request = f" {one.method} {one.path} {one.status or ''}".rstrip() if one.method else ""
+        address = f" ({one.address})" if one.name and one.address else ""
+        why = f": {one.reason}" if one.reason else f" by {one.rule}" if one.rule else ""
+        print(
+            f"{one.seq} {one.at:%Y-%m-%dT%H:%M:%S}Z {one.kind} {one.name or one.address}{port}{address}{request} {one.verdict}{why}, {one.sent}/{one.received} bytes"
+        )
+
+
+def _asked(one: Approval) -> str:
+    return f"{one.name or one.address}{'' if one.port is None else f':{one.port}'}{f' {one.method} {one.path}' if one.method else ''}"
