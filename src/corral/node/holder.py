@@ -182,14 +182,20 @@ class Holder:
 
     def watch(self, pid: int) -> bool:
         """Whether the process lives, or its exit is known and will be told."""
+        if pid in children():
+            # It has not been reaped: an exit known under its number was an earlier process'. Numbers come again after 32,768 by default, and each thread takes one.
+            self.recent.pop(pid, None)
+            self.exits.pop(pid, None)
+            self.watched.setdefault(pid, None)
+            return True
         if pid in self.recent:
             self.watched[pid] = None
             self.ended(pid, self.recent.pop(pid))
             return True
-        if pid in self.watched or pid in self.exits:
+        if pid in self.exits:
+            self.send({"exit": pid, "status": self.exits[pid]})
             return True
-        if pid in children():
-            self.watched[pid] = None
+        if pid in self.watched:
             return True
         try:
             fd = os.pidfd_open(pid)
@@ -236,6 +242,11 @@ class Holder:
                     del self.recent[next(iter(self.recent))]
 
     def ended(self, pid: int, status: int | None) -> None:
+        for fd, (_, starting) in self.starting.items():
+            if starting == pid:
+                # The answer to its spawn goes before its exit.
+                self.started(fd)
+                break
         fd = self.watched.pop(pid, None)
         if fd is not None:
             self.poll.unregister(fd)
@@ -253,6 +264,8 @@ class Holder:
         if pid == 0:
             become(request, dict(zip(targets, fds, strict=True)), error_write)
         os.close(error_write)
+        self.recent.pop(pid, None)
+        self.exits.pop(pid, None)
         self.watched[pid] = None
         self.starting[error_read] = (n, pid)
         self.poll.register(error_read, select.EPOLLIN)

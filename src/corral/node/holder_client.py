@@ -156,10 +156,15 @@ class HolderClient:
         with contextlib.suppress(HolderLost):
             await self._call({"op": "drop", "names": list(names)})
 
-    async def watch(self, pids: Iterable[int]) -> None:
-        """Have the ends of these processes told; of one that is gone already without a trace the end is known at once."""
+    async def watch(self, pids: Iterable[int], *, fresh: bool = False) -> None:
+        """Have the ends of these processes told; of one that is gone already without a trace the end is known at once.
+
+        `fresh`: they were started just now, so an end known under the same number was another process'.
+        """
         pids = list(pids)
         for pid in pids:
+            if fresh:
+                self._exits.pop(pid, None)
             # From now on somebody waits, so that the next holder is told to watch it too.
             self.exit_of(pid)
         answer, _ = await self._call({"op": "watch", "pids": pids})
@@ -254,6 +259,9 @@ class HolderClient:
         if "exit" in message:
             self._exited(int(message["exit"]), message["status"])
             return
+        if "pid" in message:
+            # The answer to a spawn comes before the exit: what is known under this number is older.
+            self._exits.pop(int(message["pid"]), None)
         future = self._calls.get(message.get("n", 0))
         if future is not None and not future.done():
             future.set_result((message, fds))

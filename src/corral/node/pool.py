@@ -15,9 +15,9 @@ from pathlib import Path
 
 import structlog
 
-from corral.errors import CorralError
+from corral.errors import CorralError, PlatformError, SetupError
 from corral.node.cgroup import MIB
-from corral.node.holder_client import HolderClient, HolderLost
+from corral.node.holder_client import HolderClient
 from corral.node.members import Member, Members
 
 MEMBER_MIB = 16
@@ -118,8 +118,11 @@ class Pool:
                 return member
             try:
                 return await self._members.make(background=False)
-            except HolderLost:
-                # Another holder is on its way; the call waits for it.
+            except SetupError:
+                raise
+            except PlatformError as error:
+                # It was killed while it was being made, or the holder was (another is on its way, and the call waits for it): none of the caller's doing.
+                log.warning("a member is made again", error=str(error))
                 return await self._members.make(background=False)
 
     def add(self, member: Member) -> None:

@@ -69,7 +69,8 @@ class Sentry:
 
     async def watch(self) -> None:
         """Have the holder tell when either process ends (`HolderClient.exit_of`)."""
-        await self._holder.watch(self.pids)
+        # They were alive when we took hold of them.
+        await self._holder.watch(self.pids, fresh=True)
 
     def stop(self) -> None:
         """Take the sentry off the processors. Its gofer sleeps by itself."""
