@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from corral.sdk._sync.process import Process
     from corral.sdk._sync.sandbox import Sandbox
     from corral.sdk._sync.secret import Secret
+    from corral.sdk._sync.snapshot import Snapshot
     from corral.sdk.egress import Egress
     from corral.sdk.result import Result
 
@@ -37,6 +38,7 @@ __all__ = [
     "Result",
     "Sandbox",
     "Secret",
+    "Snapshot",
     "__version__",
     "aio",
     "errors",
@@ -53,6 +55,7 @@ _PLACES = {
     "Result": "corral.sdk.result",
     "Sandbox": "corral.sdk._sync.sandbox",
     "Secret": "corral.sdk._sync.secret",
+    "Snapshot": "corral.sdk._sync.snapshot",
 }
 
 

@@ -12,7 +12,8 @@ from corral.sdk._async.files import Files
 from corral.sdk._async.process import Process
 from corral.sdk._async.sandbox import Sandbox
 from corral.sdk._async.secret import Secret
+from corral.sdk._async.snapshot import Snapshot
 from corral.sdk.egress import Egress
 from corral.sdk.result import Result
 
-__all__ = ["Client", "CommandFailed", "CorralError", "DeadlineExceeded", "Egress", "Files", "Process", "Result", "Sandbox", "Secret"]
+__all__ = ["Client", "CommandFailed", "CorralError", "DeadlineExceeded", "Egress", "Files", "Process", "Result", "Sandbox", "Secret", "Snapshot"]

@@ -38,6 +38,8 @@ from corral.control.idempotency import Replays
 from corral.control.ports import Node
 from corral.control.sandboxes import Sandboxes
 from corral.control.secrets import Secrets
+from corral.control.shelf import Shelf
+from corral.control.snapshots import Snapshots
 from corral.errors import CorralError, SetupError, Unavailable
 from corral.places import Places
 from corral.settings import Settings
@@ -79,13 +81,23 @@ class Application:
         accounts = Accounts(self._store.accounts, time.time)
         events = EventLog(self._store.events, time.time)
         secrets = Secrets(self._store.secrets, FileKeyRing(places.keys / "secrets.key"), events, time.time)
-        gate = Gate(self._machine, places=settings.starts)
-        self._sandboxes = Sandboxes(store=self._store, node=node, events=events, accounts=accounts, gate=gate, secrets=secrets, booted_at=booted_at())
+        shelf = Shelf(self._store.snapshots, node.snapshots, self._standing)
+        self._sandboxes = Sandboxes(
+            store=self._store,
+            node=node,
+            events=events,
+            accounts=accounts,
+            gate=Gate(self._machine, places=settings.starts),
+            secrets=secrets,
+            shelf=shelf,
+            booted_at=booted_at(),
+        )
         streams = Streams()
         self.services = Services(
             sandboxes=self._sandboxes,
             policies=self._sandboxes.policies,
             secrets=secrets,
+            snapshots=Snapshots(rows=self._store.snapshots, shelf=shelf, sandboxes=self._sandboxes, node=node, events=events),
             accounts=accounts,
             events=events,
             replays=Replays(time.time),
@@ -118,6 +130,7 @@ class Application:
     async def open_node(self) -> None:
         """Open the node and find again what lives. From then on requests are answered."""
         await self._sandboxes.open()
+        await self.services.snapshots.open()
         self._housekeeper.start()
         self.services.history.start()
         self._ready.set()
@@ -155,6 +168,9 @@ class Application:
                 await errors.answer(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+    def _standing(self) -> list[str]:
+        return [record.image_id for record in self._sandboxes.records()]
 
     def _readiness(self) -> dict[str, str]:
         failure = self._store.database.failure

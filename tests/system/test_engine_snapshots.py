@@ -26,7 +26,8 @@ class Home:
         self.snapshots = Snapshots(engine.places, engine.disks)
 
     async def snapshot(self, box: Inside) -> str:
-        stored = await self.snapshots.make(new_id("sn"), box.box.spec)
+        spec = box.box.spec
+        stored = await self.snapshots.make(new_id("sn"), spec.id, spec.image, disk=spec.disk, user=None, workdir=None)
         return stored.spec.id
 
     async def claim(self, snapshot: str, *, disk: int = 256) -> Inside:

@@ -7,7 +7,26 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from corral.api import approvals, attach, egress, errors, events, files, health, images, keys, observe, output, processes, projects, sandboxes, secrets, tree
+from corral.api import (
+    approvals,
+    attach,
+    checkpoints,
+    egress,
+    errors,
+    events,
+    files,
+    health,
+    images,
+    keys,
+    observe,
+    output,
+    processes,
+    projects,
+    sandboxes,
+    secrets,
+    snapshots,
+    tree,
+)
 from corral.api.auth import Authenticate
 from corral.api.services import Services
 from corral.errors import CorralError
@@ -24,6 +43,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     observe.routes,
     events.routes,
     health.routes,
+    snapshots.routes,
+    checkpoints.routes,
     images.routes,
     secrets.routes,
     egress.routes,

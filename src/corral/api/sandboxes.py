@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from typing import Annotated
 
 from fastapi import Query
@@ -11,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from corral.api import pages
 from corral.api.idempotent import idempotent
 from corral.api.route import JSON, Actor, Services, may, router
 from corral.control.idempotency import Answer, Claim
 from corral.control.lifecycle import LIVING
-from corral.control.record import Record
 from corral.control.roles import Permission
 from corral.errors import InvalidArgument
 from corral.schema.sandbox import Sandbox, SandboxCreate, SandboxDelete, SandboxExtend, SandboxPage, SandboxUpdate, State
@@ -60,10 +58,10 @@ async def listing(services: Services, actor: Actor, query: Annotated[Listing, Qu
     """Sandboxes of the project, newest first."""
     tags = dict(_tag(text) for text in query.tag)
     states = frozenset(query.state) or LIVING
-    records = await services.sandboxes.page(actor.project, states=states, tags=tags, before=_position(query.cursor), limit=query.limit + 1)
+    records = await services.sandboxes.page(actor.project, states=states, tags=tags, before=pages.position(query.cursor), limit=query.limit + 1)
     more = len(records) > query.limit
     records = records[: query.limit]
-    return SandboxPage(sandboxes=[record.show() for record in records], next=_cursor(records[-1]) if more else None)
+    return SandboxPage(sandboxes=[record.show() for record in records], next=pages.cursor(records[-1].created_at, records[-1].id) if more else None)
 
 
 @routes.post("/v1/sandboxes/delete", response_model=SandboxPage)
@@ -116,17 +114,3 @@ def _tag(text: str) -> tuple[str, str]:
     if not name or not equals:
         raise InvalidArgument(f"tag: {text[:80]!r} is not of the form name=value", hint="as in ?tag=run=7", details={"field": "tag"})
     return name, value
-
-
-def _cursor(record: Record) -> str:
-    return base64.urlsafe_b64encode(f"{record.created_at!r} {record.id}".encode()).decode().rstrip("=")
-
-
-def _position(cursor: str | None) -> tuple[float, str] | None:
-    if cursor is None:
-        return None
-    try:
-        at, _, id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().partition(" ")
-        return float(at), id
-    except (binascii.Error, ValueError):
-        raise InvalidArgument("cursor: it is none of this server's", hint="pass `next` of the page before, unchanged", details={"field": "cursor"}) from None

@@ -18,6 +18,7 @@ from corral.control.policies import Policies
 from corral.control.ports import Node, Store
 from corral.control.sandboxes import Sandboxes
 from corral.control.secrets import Secrets
+from corral.control.snapshots import Snapshots
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Services:
     sandboxes: Sandboxes
     policies: Policies
     secrets: Secrets
+    snapshots: Snapshots
     accounts: Accounts
     events: EventLog
     replays: Replays

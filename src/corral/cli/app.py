@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from corral.cli import accounts, chaos, copy, egress, execute, life, look, machine, options, run, secret, serve
+from corral.cli import accounts, chaos, copy, egress, execute, life, look, machine, options, run, secret, serve, snapshot
 from corral.version import __version__
 
 app = typer.Typer(
@@ -43,6 +43,9 @@ app.command("rm")(life.remove)
 app.command()(life.stop)
 app.command()(life.start)
 app.command()(life.extend)
+app.add_typer(snapshot.snapshot, name="snapshot")
+app.add_typer(snapshot.checkpoint, name="checkpoint")
+app.command()(snapshot.rewind)
 app.add_typer(accounts.image, name="image")
 app.add_typer(accounts.key, name="key")
 app.add_typer(accounts.project, name="project")

@@ -20,6 +20,7 @@ def create(
     timeout: options.Timeout = 3600,
     idle_timeout: options.IdleTimeout = None,
     on_timeout: options.OnTimeout = "terminate",
+    checkpoint_every: options.CheckpointEvery = None,
     env: options.Env = None,
     tag: options.Tag = None,
     user: options.User = None,
@@ -31,7 +32,13 @@ def create(
     """Create a sandbox and print its id."""
     from corral import Client
 
-    wanted: dict[str, Any] = {"idle_timeout": idle_timeout, "on_timeout": on_timeout, "env": options.pairs(env, environment=True), "tags": options.pairs(tag)}
+    wanted: dict[str, Any] = {
+        "idle_timeout": idle_timeout,
+        "on_timeout": on_timeout,
+        "checkpoint_every": checkpoint_every,
+        "env": options.pairs(env, environment=True),
+        "tags": options.pairs(tag),
+    }
     wanted |= {"name": name, "cpu": cpu, "memory": memory, "disk": disk, "pids": pids, "timeout": options.timeout(timeout)}
     wanted |= {"user": user, "workdir": workdir, "egress": options.egress(egress), "wait": wait}
     with Client() as client:

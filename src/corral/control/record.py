@@ -41,6 +41,8 @@ class Record:
     on_timeout: Literal["terminate", "stop"]
     created_at: float
     created_by: str
+    checkpoint_every: int | None = None
+    """A checkpoint after so many processes have ended."""
     reason: Reason | None = None
     detail: str | None = None
     ended_by: str | None = None
@@ -94,6 +96,7 @@ class Record:
             timeout=self.timeout,
             idle_timeout=self.idle_timeout,
             on_timeout=self.on_timeout,
+            checkpoint_every=self.checkpoint_every,
             created_at=moment(self.created_at),
             started_at=_moment(self.started_at),
             deadline=_moment(self.deadline),

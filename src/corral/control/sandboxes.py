@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
@@ -26,6 +27,7 @@ from corral.control.recovery import fate
 from corral.control.registry import Living
 from corral.control.roles import Actor
 from corral.control.secrets import Secrets
+from corral.control.shelf import Shelf
 from corral.errors import CorralError, ImageNotFound, InvalidArgument, InvalidState, SandboxEnded
 from corral.ids import new_id
 from corral.node.interface import Ended, Timing
@@ -49,6 +51,7 @@ class Sandboxes:
         accounts: Accounts,
         gate: Gate,
         secrets: Secrets,
+        shelf: Shelf,
         clock: Callable[[], float] = time.time,
         booted_at: float = 0.0,
     ) -> None:
@@ -58,10 +61,15 @@ class Sandboxes:
         self._rows = store.sandboxes
         self._accounts = accounts
         self._gate = gate
+        self._shelf = shelf
         self._clock = clock
         self._booted_at = booted_at
         self._alarm = Alarm(clock, self._ring)
         self._tasks: set[asyncio.Task[None]] = set()
+        self.on_exit: Callable[[Living, int], None] = lambda _living, _count: None
+        """Told that a process of a sandbox has ended, and the how manieth since this server started."""
+        self.on_removed: Callable[[Record], Awaitable[None]] | None = None
+        """Told that the node has nothing of a sandbox any more."""
 
     # Opening and leaving
 
@@ -138,8 +146,8 @@ class Sandboxes:
         return record
 
     def _plan(self, actor: Actor, wanted: SandboxCreate) -> Record:
-        image = self.node.image(wanted.image)
         self.policies.check(wanted.egress)
+        image = self.node.image(self._shelf.image(actor.project, wanted.image))
         self._gate.capacity().check(cpu=wanted.cpu, memory=wanted.memory, disk=wanted.disk)
         self._check_quota(actor.project, Use(1, wanted.cpu, wanted.memory, wanted.disk))
         id = new_id("sb")
@@ -163,6 +171,7 @@ class Sandboxes:
             timeout=wanted.timeout,
             idle_timeout=wanted.idle_timeout,
             on_timeout=wanted.on_timeout,
+            checkpoint_every=wanted.checkpoint_every,
             created_at=self._clock(),
             created_by=actor.key,
             egress=wanted.egress,
@@ -190,7 +199,11 @@ class Sandboxes:
     def _check_quota(self, project: str, wanted: Use) -> None:
         limits = self._accounts.limits(project)
         if not limits.unlimited:
-            quota.check(limits, quota.use(self.ledger.registry.of(project)), wanted)
+            quota.check(limits, quota.use(self.ledger.registry.of(project)) + Use(disk=self._shelf.mib(project)), wanted)
+
+    def check_room(self, record: Record) -> None:
+        """For a snapshot of this sandbox: it counts for what its disk has now. Raises `QuotaExceeded`."""
+        self._check_quota(record.project, Use(disk=max(1, self.node.disk_used(record.id) >> 20)))
 
     # Looking
 
@@ -221,6 +234,10 @@ class Sandboxes:
     def running(self) -> list[str]:
         """Ids of those that run, of all projects."""
         return [living.record.id for living in self.ledger.registry if living.record.state in (State.RUNNING, State.FROZEN)]
+
+    def records(self) -> list[Record]:
+        """Of all living ones, of all projects."""
+        return [living.record for living in self.ledger.registry]
 
     def living_in(self, project: str) -> int:
         return sum(1 for _ in self.ledger.registry.of(project))
@@ -278,6 +295,29 @@ class Sandboxes:
         self._watch(record)
         return record
 
+    @asynccontextmanager
+    async def hold(self, project: str, id_or_name: str) -> AsyncGenerator[Living]:
+        """A sandbox that nobody else stops, starts or ends meanwhile (it may still end by itself)."""
+        living = await self.ledger.use(project, id_or_name)
+        async with living.changing:
+            yield living
+
+    async def restart(self, living: Living, meanwhile: Callable[[], Awaitable[None]], *, why: str, actor: Actor) -> Record:
+        """Do something with a held sandbox's disk while it is stopped, and have it run again if it ran; its deadline stays. It runs again, too, when that fails."""
+        record = living.record
+        if record.state is State.STOPPED:
+            await meanwhile()
+            return record
+        await self._stop(living, Reason.REQUESTED, actor.key, detail=why)
+        try:
+            await meanwhile()
+        finally:
+            launch = await self.policies.launch(record, self.node.image(record.image_id))
+            timing = await launch.start()
+            record = self.ledger.move(living, Action.RUN, actor=actor.key, timing=timing, deadline=record.deadline)
+            self._watch(record)
+        return record
+
     async def delete(self, actor: Actor, id_or_name: str) -> Record:
         """End it and remove its disk. Nothing happens when it has ended already."""
         living = self.ledger.find(actor.project, id_or_name)
@@ -308,14 +348,14 @@ class Sandboxes:
 
     # Ends
 
-    async def _stop(self, living: Living, reason: Reason, actor: str | None) -> Record:
+    async def _stop(self, living: Living, reason: Reason, actor: str | None, *, detail: str | None = None) -> Record:
         if living.record.state is State.STOPPED:
             return living.record
         lifecycle.after(living.record.state, Action.STOP)
         await self.node.stop(living.record.id)
         # It may have ended by itself in the meantime, which was written down then.
         if Action.STOP in lifecycle.TABLE[living.record.state]:
-            self.ledger.move(living, Action.STOP, reason=reason, actor=actor)
+            self.ledger.move(living, Action.STOP, reason=reason, detail=detail, actor=actor)
         self._freed(living.record)
         return living.record
 
@@ -332,6 +372,8 @@ class Sandboxes:
         self.policies.forget(record.id)
         await self.node.remove(record.id)
         self._gate.look()
+        if self.on_removed is not None:
+            self.later(self.on_removed(record))
         return self.ledger.removed(record)
 
     async def _on_end(self, ended: Ended) -> None:
@@ -343,7 +385,7 @@ class Sandboxes:
         log.info("sandbox_ended", sandbox=record.id, reason=record.reason, detail=record.detail)
         self._freed(record)
         if action is Action.TERMINATE:
-            self._later(self._remove(record))
+            self.later(self._remove(record))
 
     def _freed(self, record: Record) -> None:
         self._alarm.set(record.id, None)
@@ -356,6 +398,9 @@ class Sandboxes:
             return
         if self.policies.worth_telling(id, kind, data):
             self.ledger.log.note(kind, living.record.project, sandbox=id, actor="guest", data=data)
+        if kind == "process.exited":
+            living.exits += 1
+            self.on_exit(living, living.exits)
 
     # Time
 
@@ -385,7 +430,7 @@ class Sandboxes:
         if self._look(living.record).reason is None:
             self._watch(living.record)
         else:
-            self._later(self._expire(living))
+            self.later(self._expire(living))
 
     async def _expire(self, living: Living) -> None:
         async with living.changing:
@@ -399,7 +444,9 @@ class Sandboxes:
                 case _:
                     await self._terminate(living, due.reason, None)
 
-    def _later(self, doing: Awaitable[object]) -> None:
+    def later(self, doing: Awaitable[object]) -> None:
+        """Do it in the background; the server's end waits for it."""
+
         async def do() -> None:
             try:
                 await doing

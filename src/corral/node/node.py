@@ -298,6 +298,10 @@ class Node:
         """An image, or a snapshot by its id. Raises `ImageNotFound`."""
         return self.snapshots.get(name_or_id).spec if is_id(name_or_id, "sn") else self._catalog.spec(name_or_id)
 
+    def disk_used(self, id: str) -> int:
+        """Bytes on the disk of a sandbox, running or stopped."""
+        return self._disks.used(id)
+
     async def rewind(self, id: str, snapshot: str) -> None:
         """Make the disk of a stopped sandbox that of a snapshot of it: wholly, or not at all."""
         await self._disks.replace(id, self.snapshots.image_of(snapshot))

@@ -24,7 +24,7 @@ import structlog
 from corral.errors import DiskFull, ImageNotFound, NotFound, SetupError
 from corral.node import rootfs, syscalls
 from corral.node.disks import PoolDisks
-from corral.node.interface import BoxSpec, ImageSpec
+from corral.node.interface import ImageSpec
 from corral.places import Places
 
 VERSION = 1
@@ -74,33 +74,36 @@ class Snapshots:
         """Its disk."""
         return self._directory / f"{id}.img"
 
-    async def make(self, id: str, spec: BoxSpec) -> StoredSnapshot:
-        """Take a snapshot of a sandbox's disk, running or stopped. It is safe on disk when this returns; when it fails nothing is left of it."""
-        image = self.image_of(id)
-        below = spec.image.layers
-        aside = image.with_name(f".new-{image.name}")
+    async def make(self, id: str, sandbox: str, image: ImageSpec, *, disk: int, user: str | None, workdir: str | None) -> StoredSnapshot:
+        """Take a snapshot of the disk (of `disk` MiB) of a sandbox of `image`, running or stopped. `user` and `workdir` become its defaults.
+
+        It is safe on disk when this returns; when it fails nothing is left of it.
+        """
+        target = self.image_of(id)
+        below = image.layers
+        aside = target.with_name(f".new-{target.name}")
         try:
-            copied = await self._disks.copy(spec.id, aside)
+            copied = await self._disks.copy(sandbox, aside)
             flat = len(below) >= DEEPEST
             stored = StoredSnapshot(
                 spec=ImageSpec(
                     id=id,
                     name=None,
-                    layers=below if flat else (*below, image),
-                    env=spec.image.env,
-                    user=spec.user or spec.image.user,
-                    workdir=spec.workdir or spec.image.workdir,
-                    command=spec.image.command,
-                    seed=image if flat else None,
+                    layers=below if flat else (*below, target),
+                    env=image.env,
+                    user=user,
+                    workdir=workdir,
+                    command=image.command,
+                    seed=target if flat else None,
                 ),
-                sandbox=spec.id,
-                parent=spec.image.id,
-                disk=spec.disk,
+                sandbox=sandbox,
+                parent=image.id,
+                disk=disk,
                 size=copied.size,
                 created=time.time(),
                 stopped=copied.stopped,
             )
-            await asyncio.to_thread(self._commit, aside, image, stored)
+            await asyncio.to_thread(self._commit, aside, target, stored)
         except BaseException as error:
             await asyncio.shield(asyncio.to_thread(self._delete, id))
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -63,6 +63,7 @@ class SandboxCreate(Request):
     timeout: float | None = Field(3600, gt=0, le=31_536_000, allow_inf_nan=False, description="seconds until `on_timeout`; null: never")
     idle_timeout: float | None = Field(None, gt=0, le=31_536_000, allow_inf_nan=False, description="seconds without activity until `on_timeout`")
     on_timeout: Literal["terminate", "stop"] = "terminate"
+    checkpoint_every: int | None = Field(None, ge=1, le=1_000_000, description="take a checkpoint by itself whenever so many more processes have ended")
     env: Env = Field(default_factory=dict)
     tags: Tags = Field(default_factory=dict)
     user: str | None = Field(None, max_length=256, description="default user of commands; null: the image's")
@@ -140,6 +141,7 @@ class Sandbox(Answer):
     timeout: float | None
     idle_timeout: float | None
     on_timeout: Literal["terminate", "stop"]
+    checkpoint_every: int | None = None
     created_at: datetime
     started_at: datetime | None = None
     deadline: datetime | None = None

@@ -31,6 +31,7 @@ class CreateOptions(TypedDict, total=False):
     timeout: float | None
     idle_timeout: float | None
     on_timeout: Literal["terminate", "stop"]
+    checkpoint_every: int | None
     env: Mapping[str, str] | None
     tags: Mapping[str, str] | None
     user: str | None

@@ -9,6 +9,7 @@ from corral.store.idempotency import ReplayRows
 from corral.store.rules import RuleRows
 from corral.store.sandboxes import SandboxRows
 from corral.store.secrets import SecretRows
+from corral.store.snapshots import SnapshotRows
 
 
 class Store:
@@ -17,6 +18,7 @@ class Store:
     def __init__(self, url: str) -> None:
         self.database = Database(url)
         self.sandboxes = SandboxRows(self.database)
+        self.snapshots = SnapshotRows(self.database)
         self.events = EventRows(self.database)
         self.accounts = AccountRows(self.database)
         self.replays = ReplayRows(self.database)

@@ -5,10 +5,20 @@ from __future__ import annotations
 import asyncio
 
 from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from corral.control.idempotency import REMEMBERED, Answer, Claim, Kept
 from corral.store.database import Database
 from corral.store.tables import idempotency
+
+
+def claimed(connection: Connection, claim: Claim, subject: str, at: float) -> None:
+    """What a key's request made, as a part of the change that makes it."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    values = {"fingerprint": claim.fingerprint, "at": at, "subject": subject, "status": None, "body": None}
+    statement = dialect.insert(idempotency).values(project=claim.project, key=claim.key, **values)
+    # The same key may stand for a create that failed, or is too old to count.
+    connection.execute(statement.on_conflict_do_update(index_elements=["project", "key"], set_=values))
 
 
 class ReplayRows:

@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic import TypeAdapter
 from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, insert, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from corral.control.idempotency import Claim
 from corral.control.lifecycle import ENDED, LIVING
@@ -21,7 +20,8 @@ from corral.schema.sandbox import Reason, State
 from corral.schema.secret import SecretUse
 from corral.store import events
 from corral.store.database import Database
-from corral.store.tables import idempotency, sandbox_tags, sandboxes
+from corral.store.idempotency import claimed
+from corral.store.tables import sandbox_tags, sandboxes
 
 _INSERT = insert(sandboxes)
 _UPDATE = update(sandboxes).where(sandboxes.c.id == bindparam("of"))
@@ -46,7 +46,7 @@ class SandboxRows:
             connection.execute(_INSERT, row)
             _tag(connection, record)
             if claim is not None:
-                _claim(connection, claim, record)
+                claimed(connection, claim, record.id, record.created_at)
             events.insert_all(connection, happened)
 
         return self._database.write(do)
@@ -102,14 +102,6 @@ class SandboxRows:
 def _tag(connection: Connection, record: Record) -> None:
     if record.tags:
         connection.execute(_INSERT_TAG, [{"sandbox": record.id, "name": name, "value": value} for name, value in record.tags.items()])
-
-
-def _claim(connection: Connection, claim: Claim, record: Record) -> None:
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    values = {"fingerprint": claim.fingerprint, "at": record.created_at, "subject": record.id, "status": None, "body": None}
-    statement = dialect.insert(idempotency).values(project=claim.project, key=claim.key, **values)
-    # The same key may stand for a create that failed, or is too old to count.
-    connection.execute(statement.on_conflict_do_update(index_elements=["project", "key"], set_=values))
 
 
 def _row(record: Record, names: Iterable[str] = _NAMES) -> dict[str, Any]:

@@ -33,6 +33,7 @@ sandboxes = Table(
     Column("timeout", Double),
     Column("idle_timeout", Double),
     Column("on_timeout", String(16), nullable=False),
+    Column("checkpoint_every", Integer),
     Column("created_at", Double, nullable=False, comment="times: seconds since 1970"),
     Column("created_by", String(32), nullable=False),
     Column("started_at", Double),
@@ -54,6 +55,24 @@ sandbox_tags = Table(
     Column("name", String(128), primary_key=True),
     Column("value", String(256), nullable=False),
     Index("sandbox_tags_find", "name", "value", "sandbox"),
+)
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("project", String(63), nullable=False),
+    Column("name", String(63)),
+    Column("sandbox", String(32), nullable=False),
+    Column("image", Text, nullable=False),
+    Column("parent", String(64), nullable=False),
+    Column("checkpoint", Boolean, nullable=False),
+    Column("automatic", Boolean, nullable=False),
+    Column("disk", Integer, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("created_by", String(32), nullable=False),
+    Column("removed", Boolean, nullable=False),
 )
 
 events = Table(

@@ -14,12 +14,15 @@ from corral.schema.process import Process as ProcessInfo
 from corral.schema.process import Processes
 from corral.schema.sandbox import Reason, SandboxCreate, SandboxExtend, SandboxPage, SandboxUpdate, State
 from corral.schema.sandbox import Sandbox as SandboxInfo
+from corral.schema.snapshot import CheckpointCreate, Checkpoints, Rewind, SnapshotCreate
+from corral.schema.snapshot import Snapshot as SnapshotInfo
 from corral.sdk import faults
 from corral.sdk._async import event
 from corral.sdk._async.egress import SandboxEgress
 from corral.sdk._async.files import Files
 from corral.sdk._async.process import Process
 from corral.sdk._async.run import Callback, Run, start_request
+from corral.sdk._async.snapshot import Snapshot
 from corral.sdk.egress import Egress, policy
 from corral.sdk.options import KEEP, Keep
 from corral.sdk.result import Result
@@ -49,7 +52,7 @@ class Sandbox:
     @classmethod
     async def create(
         cls,
-        image: str | None = None,
+        image: str | Snapshot | None = None,
         *,
         name: str | None = None,
         cpu: float = 1,
@@ -59,6 +62,7 @@ class Sandbox:
         timeout: float | None = 3600,
         idle_timeout: float | None = None,
         on_timeout: Literal["terminate", "stop"] = "terminate",
+        checkpoint_every: int | None = None,
         env: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
         user: str | None = None,
@@ -72,12 +76,23 @@ class Sandbox:
     ) -> Self:
         """A running sandbox.
 
-        `cpu` in cores, `memory` and `disk` in MiB, times in seconds; `timeout=None` never ends it; `wait` is for room on a full node.
+        `image` is a name or id of an image, or a snapshot. `cpu` in cores, `memory` and `disk` in MiB, times in seconds; `timeout=None` never ends it;
+        `checkpoint_every`: a checkpoint after every so many commands; `wait` is for room on a full node.
         `egress` is what it may reach: `Egress.allow("api.example.com")`, or "none", "public", "all"; None: the server's default.
         `secrets` become environment variables inside: `Secret.named("TOKEN", expose=True)`.
         Raises `ImageNotFound`, `InvalidArgument`, `QuotaExceeded`, `Unavailable` (no server, or no room), `Unsupported`.
         """
-        given = {"image": image, "name": name, "env": env and dict(env), "tags": tags and dict(tags), "user": user, "workdir": workdir, "hostname": hostname}
+        base = image.id if isinstance(image, Snapshot) else image
+        given = {
+            "image": base,
+            "checkpoint_every": checkpoint_every,
+            "name": name,
+            "env": env and dict(env),
+            "tags": tags and dict(tags),
+            "user": user,
+            "workdir": workdir,
+            "hostname": hostname,
+        }
         request = faults.build(
             SandboxCreate,
             cpu=cpu,
@@ -279,6 +294,33 @@ class Sandbox:
         given = {"name": name, "tags": tags, "timeout": timeout, "idle_timeout": idle_timeout, "on_timeout": on_timeout}
         request = faults.build(SandboxUpdate, **{field: value for field, value in given.items() if value is not KEEP})
         self.info = faults.decode(SandboxInfo, await self._transport.call("PATCH", self._path, body=faults.encode(request), safe=True))
+
+    async def snapshot(self, name: str | None = None) -> Snapshot:
+        """Keep its disk as it is now, as an image; it goes on running. Raises `Conflict` when the project has a snapshot or the node an image of that name."""
+        request = faults.encode(faults.build(SnapshotCreate, **({} if name is None else {"name": name})))
+        return await self._keep("/snapshots", request)
+
+    async def checkpoint(self, name: str) -> Snapshot:
+        """Keep its disk as it is now in its own history, for `diff` and `rewind`; it goes on running."""
+        return await self._keep("/checkpoints", faults.encode(faults.build(CheckpointCreate, name=name)))
+
+    async def checkpoints(self) -> list[Snapshot]:
+        """Its checkpoints, the oldest first."""
+        found = faults.decode(Checkpoints, await self._transport.call("GET", self._path + "/checkpoints"))
+        return [Snapshot(self.client, info) for info in found.checkpoints]
+
+    async def rewind(self, checkpoint: str | Snapshot) -> None:
+        """Put its disk back to a checkpoint (its name or id). The present state is kept first, as the checkpoint `before-rewind-N`.
+
+        Everything that runs in it ends; it is started again unless it was stopped.
+        """
+        wanted = checkpoint.id if isinstance(checkpoint, Snapshot) else checkpoint
+        body = faults.encode(faults.build(Rewind, checkpoint=wanted))
+        self.info = faults.decode(SandboxInfo, await self._transport.call("POST", self._path + "/rewind", body=body, seconds=ROOM_SECONDS))
+
+    async def _keep(self, what: str, request: bytes) -> Snapshot:
+        body = await self._transport.call("POST", self._path + what, body=request, key=faults.new_key(), seconds=ROOM_SECONDS)
+        return Snapshot(self.client, faults.decode(SnapshotInfo, body))
 
     async def delete(self) -> None:
         """End it and remove its disk. Nothing happens when it has ended already."""

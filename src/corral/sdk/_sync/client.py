@@ -19,6 +19,7 @@ from corral.sdk._sync import event
 from corral.sdk._sync.egress import ApprovalList
 from corral.sdk._sync.sandbox import Sandbox
 from corral.sdk._sync.secret import SecretList
+from corral.sdk._sync.snapshot import Snapshot
 from corral.sdk._sync.transport import Transport
 from corral.sdk.connection import Connection, discover
 from corral.sdk.options import CreateOptions
@@ -31,6 +32,7 @@ class Client:
         self.connection: Connection = discover(url, key, project)
         self.transport = Transport(self.connection)
         self.sandboxes = Sandboxes(self)
+        self.snapshots = Snapshots(self)
         self.images = ImageList(self.transport)
         self.projects = ProjectList(self.transport)
         self.keys = KeyList(self.transport)
@@ -66,7 +68,7 @@ class Sandboxes:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def create(self, image: str | None = None, **options: Unpack[CreateOptions]) -> Sandbox:
+    def create(self, image: str | Snapshot | None = None, **options: Unpack[CreateOptions]) -> Sandbox:
         """A running sandbox: see `Sandbox.create`."""
         return Sandbox.create(image, client=self._client, **options)
 
@@ -84,6 +86,20 @@ class Sandboxes:
         request = faults.build(SandboxDelete, **({"tags": dict(tags)} if tags else {"sandboxes": [*ids_or_names]}))
         body = self._client.transport.call("POST", "/v1/sandboxes/delete", body=faults.encode(request), safe=True)
         return [info.id for info in faults.decode(SandboxPage, body).sandboxes]
+
+
+class Snapshots:
+    """The snapshots of the key's project."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def get(self, id_or_name: str) -> Snapshot:
+        return Snapshot.get(id_or_name, client=self._client)
+
+    def list(self, *, sandbox: str | None = None) -> Generator[Snapshot, None]:
+        """See `Snapshot.list`."""
+        return Snapshot.list(sandbox=sandbox, client=self._client)
 
 
 class ImageList:

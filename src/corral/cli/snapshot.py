@@ -1,0 +1,113 @@
+"""`corral snapshot`, `corral checkpoint`, `corral rewind`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from corral.cli import options, show
+
+if TYPE_CHECKING:
+    from corral import Snapshot
+
+snapshot = typer.Typer(help="Disks of sandboxes kept as images.", no_args_is_help=True, rich_markup_mode=None)
+checkpoint = typer.Typer(help="The history of a sandbox's disk.", no_args_is_help=True, rich_markup_mode=None)
+
+Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Its name or id.")]
+
+
+@snapshot.command("create")
+def snapshot_create(sandbox: options.Box, name: Annotated[str | None, typer.Argument(help="To use it by.")] = None, *, json: options.Json = False) -> None:
+    """Keep a sandbox's disk as an image; the sandbox goes on. Prints its id."""
+    from corral import Client
+
+    with Client() as client:
+        _print(client.sandboxes.get(sandbox).snapshot(name), json=json)
+
+
+@snapshot.command("ls")
+def snapshot_ls(
+    *, sandbox: Annotated[str | None, typer.Option(metavar="SANDBOX", help="Only those of this one, by its id.")] = None, json: options.Json = False
+) -> None:
+    """List snapshots, the newest first."""
+    from corral import Client
+
+    with Client() as client:
+        _table(list(client.snapshots.list(sandbox=sandbox)), json=json)
+
+
+@snapshot.command("rm")
+def snapshot_rm(
+    snapshots: Annotated[list[str], typer.Argument(metavar="SNAPSHOT...", help="Ids or names.")],
+    *,
+    cascade: Annotated[bool, typer.Option("--cascade", help="Also the snapshots that stand on it; sandboxes go on.")] = False,
+) -> None:
+    """Delete snapshots. Refused while something stands on them."""
+    from corral import Client
+
+    with Client() as client:
+        for name in snapshots:
+            client.snapshots.get(name).delete(cascade=cascade)
+
+
+@checkpoint.command("create")
+def checkpoint_create(sandbox: options.Box, name: Annotated[str, typer.Argument(help="To find it by.")], *, json: options.Json = False) -> None:
+    """Keep a sandbox's disk in its own history; the sandbox goes on. Prints its id."""
+    from corral import Client
+
+    with Client() as client:
+        _print(client.sandboxes.get(sandbox).checkpoint(name), json=json)
+
+
+@checkpoint.command("ls")
+def checkpoint_ls(sandbox: options.Box, *, json: options.Json = False) -> None:
+    """List a sandbox's checkpoints, the oldest first."""
+    from corral import Client
+
+    with Client() as client:
+        _table(client.sandboxes.get(sandbox).checkpoints(), json=json)
+
+
+@checkpoint.command("rm")
+def checkpoint_rm(sandbox: options.Box, checkpoints: Annotated[list[str], typer.Argument(metavar="CHECKPOINT...", help="Names or ids.")]) -> None:
+    """Forget checkpoints."""
+    from corral import Client
+    from corral.errors import NotFound
+
+    with Client() as client:
+        there = client.sandboxes.get(sandbox).checkpoints()
+        for wanted in checkpoints:
+            found = next((one for one in there if wanted in (one.id, one.name)), None)
+            if found is None:
+                raise NotFound(f"there is no checkpoint {wanted!r} of {sandbox}", hint=f"`corral checkpoint ls {sandbox}` lists those there are")
+            found.delete()
+
+
+def rewind(sandbox: options.Box, name: Checkpoint, *, json: options.Json = False) -> None:
+    """Put a sandbox's disk back to a checkpoint. What it is now is kept first; everything that runs in it ends."""
+    from corral import Client
+
+    with Client() as client:
+        box = client.sandboxes.get(sandbox)
+        box.rewind(name)
+        if json:
+            show.as_json(box.info)
+        else:
+            print(box.id)
+
+
+def _print(made: Snapshot, *, json: bool) -> None:
+    if json:
+        show.as_json(made.info)
+    else:
+        print(made.id)
+
+
+def _table(found: list[Snapshot], *, json: bool) -> None:
+    if json:
+        show.as_json([one.info for one in found])
+    else:
+        show.table(
+            ("id", "name", "sandbox", "size", "age"), [(one.id, one.name, one.info.sandbox, show.size(one.size), show.ago(one.created_at)) for one in found]
+        )

@@ -1,0 +1,222 @@
+"""What can be done with snapshots and checkpoints. A checkpoint is a snapshot in the history of its sandbox, to compare with and to go back to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from corral.control import lifecycle
+from corral.control.events import EventLog
+from corral.control.idempotency import Claim
+from corral.control.ports import Node, SnapshotRows
+from corral.control.record import Record
+from corral.control.registry import Living
+from corral.control.roles import Actor
+from corral.control.sandboxes import Sandboxes
+from corral.control.shelf import Shelf, SnapshotRecord
+from corral.errors import Conflict, ImageNotFound, InvalidState
+from corral.ids import new_id
+from corral.schema.observe import Event
+from corral.schema.sandbox import State
+
+AUTOMATIC = 20
+"""Automatic checkpoints that a sandbox keeps: the newest."""
+_HAVE_DISK = frozenset({State.RUNNING, State.FROZEN, State.STOPPED})
+
+
+class Snapshots:
+    """The snapshots of this server's projects."""
+
+    def __init__(self, *, rows: SnapshotRows, shelf: Shelf, sandboxes: Sandboxes, node: Node, events: EventLog, clock: Callable[[], float] = time.time) -> None:
+        self._rows = rows
+        self._shelf = shelf
+        self._sandboxes = sandboxes
+        self._node = node
+        self._events = events
+        self._clock = clock
+        sandboxes.on_exit = self._process_exited
+        sandboxes.on_removed = self.sandbox_ended
+
+    async def open(self) -> None:
+        """Bring rows and node together; after the sandboxes. Checkpoints of sandboxes that have ended go."""
+        await self._shelf.open()
+        living = {record.id for record in self._sandboxes.records()}
+        for record in [record for record in self._shelf.all() if record.checkpoint and record.sandbox not in living]:
+            self._hide(record, None)
+        await self._shelf.collect()
+
+    # Looking
+
+    def get(self, project: str, ref: str) -> SnapshotRecord:
+        """Raises `NotFound`."""
+        return self._shelf.get(project, ref)
+
+    def unshared(self, record: SnapshotRecord) -> int:
+        """Bytes that only it has."""
+        return self._node.snapshots.unshared(record.id)
+
+    def page(self, project: str, *, sandbox: str | None, before: tuple[float, str] | None, limit: int) -> list[SnapshotRecord]:
+        """Newest first, without checkpoints."""
+        found = [record for record in self._shelf.of(project) if not record.checkpoint and sandbox in (None, record.sandbox)]
+        found = [record for record in found if before is None or (record.created_at, record.id) < before]
+        return sorted(found, key=lambda record: (record.created_at, record.id), reverse=True)[:limit]
+
+    async def checkpoints(self, project: str, sandbox: str) -> list[SnapshotRecord]:
+        """Of a sandbox, the oldest first."""
+        of = await self._sandboxes.get(project, sandbox)
+        return [record for record in self._shelf.of(project) if record.checkpoint and record.sandbox == of.id]
+
+    # Making
+
+    async def create(self, actor: Actor, sandbox: str, name: str | None, *, claim: Claim | None = None) -> tuple[SnapshotRecord, dict[str, float]]:
+        """A snapshot of a sandbox's disk, and how long it took. Raises `Conflict` when the name is taken or an image's, `InvalidState`, `QuotaExceeded`."""
+        if name is not None and self._is_image(name):
+            raise Conflict(f"the name {name!r} is an image's", hint="choose another name", details={"image": name})
+        async with self._sandboxes.hold(actor.project, sandbox) as living:
+            return await self._make(living, name, actor=actor.key, claim=claim)
+
+    async def checkpoint(self, actor: Actor, sandbox: str, name: str, *, claim: Claim | None = None) -> tuple[SnapshotRecord, dict[str, float]]:
+        """As `create`; the name is unique among the sandbox's checkpoints."""
+        async with self._sandboxes.hold(actor.project, sandbox) as living:
+            return await self._make(living, name, actor=actor.key, checkpoint=True, claim=claim)
+
+    async def _make(
+        self, living: Living, name: str | None, *, actor: str, checkpoint: bool = False, automatic: bool = False, claim: Claim | None = None
+    ) -> tuple[SnapshotRecord, dict[str, float]]:
+        box, began = living.record, time.perf_counter()
+        if box.state not in _HAVE_DISK:
+            raise InvalidState(f"a sandbox that is {box.state} has no disk to keep", hint="wait until it is running", details={"state": box.state})
+        self._sandboxes.check_room(box)
+        id, scope = new_id("sn"), box.id if checkpoint else ""
+        if name is not None:
+            self._shelf.reserve(box.project, scope, name, id)
+        try:
+            image = self._node.image(box.image_id)
+            stored = await self._node.snapshots.make(id, box.id, image, disk=box.disk, user=box.user, workdir=box.workdir)
+            record = SnapshotRecord(
+                id=id,
+                project=box.project,
+                name=name,
+                sandbox=box.id,
+                image=box.image,
+                parent=stored.parent,
+                checkpoint=checkpoint,
+                automatic=automatic,
+                disk=stored.disk,
+                size=stored.size,
+                created_at=self._clock(),
+                created_by=actor,
+            )
+            self._shelf.put(record)
+            kind = "checkpoint.created" if checkpoint else "snapshot.created"
+            event = self._event(kind, record, actor)
+            written = self._rows.create(record, [event], claim)
+            self._events.when_stored(written, event)
+            await written
+        except BaseException:
+            if name is not None:
+                self._shelf.release(box.project, scope, name, id)
+            if (made := self._shelf.find(box.project, id)) is not None:
+                await self._shelf.hide(made, None)
+                await self._shelf.collect()
+            raise
+        return record, {"stopped": stored.stopped or 0.0, "total": time.perf_counter() - began}
+
+    def _is_image(self, name: str) -> bool:
+        try:
+            self._node.image(name)
+        except ImageNotFound:
+            return False
+        return True
+
+    # Ending
+
+    async def delete(self, actor: Actor, ref: str, *, cascade: bool) -> SnapshotRecord:
+        """Delete a snapshot. With `cascade` also the snapshots made of sandboxes of it; sandboxes go on, and keep what they stand on until they end.
+
+        Raises `Conflict`, which tells what stands on it, otherwise.
+        """
+        record = self._shelf.get(actor.project, ref)
+        sandboxes = [box.id for box in self._sandboxes.records() if box.image_id == record.id]
+        above = [other for other in self._shelf.on(record.id) if not other.removed and other.sandbox not in sandboxes]
+        if not cascade and (sandboxes or above):
+            raise Conflict(
+                f"{len(sandboxes)} sandboxes and {len(above)} snapshots stand on {record.id}",
+                hint="delete them first, or ask for cascade, which deletes the snapshots and lets the sandboxes end in their own time",
+                details={"sandboxes": sandboxes, "snapshots": [other.id for other in above]},
+            )
+        for doomed in self._with_descendants(record):
+            self._hide(doomed, actor.key)
+        await self._shelf.collect()
+        return record
+
+    async def delete_checkpoint(self, actor: Actor, sandbox: str, ref: str) -> SnapshotRecord:
+        """Delete a checkpoint of a sandbox."""
+        box = await self._sandboxes.get(actor.project, sandbox)
+        record = self._shelf.get(actor.project, ref, sandbox=box.id)
+        self._hide(record, actor.key)
+        await self._shelf.collect()
+        return record
+
+    def _with_descendants(self, record: SnapshotRecord) -> list[SnapshotRecord]:
+        found, todo = [record], [record]
+        while todo:
+            above = [other for other in self._shelf.on(todo.pop().id) if not other.removed and not other.checkpoint]
+            found += above
+            todo += above
+        return found
+
+    def _hide(self, record: SnapshotRecord, actor: str | None) -> None:
+        event = self._event("checkpoint.deleted" if record.checkpoint else "snapshot.deleted", record, actor)
+        self._events.when_stored(self._shelf.hide(record, event), event)
+
+    # Going back
+
+    async def rewind(self, actor: Actor, sandbox: str, ref: str) -> Record:
+        """Put a sandbox's disk back to a checkpoint. Its present state is kept as a checkpoint first; processes end, and a running sandbox is started again."""
+        async with self._sandboxes.hold(actor.project, sandbox) as living:
+            box = living.record
+            target = self._shelf.get(actor.project, ref, sandbox=box.id)
+            before, _ = await self._make(living, self._free_name(box, "before-rewind"), actor=actor.key, checkpoint=True, automatic=True)
+            record = await self._sandboxes.restart(
+                living, lambda: self._node.rewind(box.id, target.id), why=f"rewound to {target.name or target.id}", actor=actor
+            )
+            data: Mapping[str, Any] = {"checkpoint": target.id, "name": target.name, "before": before.id}
+            self._events.note("sandbox.rewound", box.project, sandbox=box.id, actor=actor.key, data=data)
+            return record
+
+    def _free_name(self, box: Record, stem: str) -> str:
+        number = 1
+        while self._shelf.find(box.project, f"{stem}-{number}", sandbox=box.id) is not None:
+            number += 1
+        return f"{stem}-{number}"
+
+    # By itself
+
+    def _process_exited(self, living: Living, count: int) -> None:
+        every = living.record.checkpoint_every
+        if every is not None and count % every == 0:
+            self._sandboxes.later(self._take_automatic(living))
+
+    async def _take_automatic(self, living: Living) -> None:
+        async with living.changing:
+            if living.record.state not in (State.RUNNING, State.FROZEN):
+                return
+            box = living.record
+            await self._make(living, self._free_name(box, "auto"), actor="node", checkpoint=True, automatic=True)
+        taken = [record for record in self._shelf.of(box.project) if record.sandbox == box.id and record.automatic and record.checkpoint]
+        for old in taken[:-AUTOMATIC]:
+            self._hide(old, "node")
+        await self._shelf.collect()
+
+    async def sandbox_ended(self, box: Record) -> None:
+        """Its checkpoints go with it."""
+        if box.state in lifecycle.ENDED:
+            for record in [record for record in self._shelf.of(box.project) if record.checkpoint and record.sandbox == box.id]:
+                self._hide(record, None)
+        await self._shelf.collect()
+
+    def _event(self, kind: str, record: SnapshotRecord, actor: str | None) -> Event:
+        data = {"snapshot": record.id, "name": record.name, "size": record.size}
+        return self._events.next(kind, record.project, sandbox=record.sandbox, actor=actor, data=data)

@@ -1,0 +1,81 @@
+"""Snapshots and checkpoints as the API shows them, and what can be asked of them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from corral.schema.model import Answer, Request
+from corral.schema.sandbox import Name
+
+
+class SnapshotCreate(Request):
+    """POST /v1/sandboxes/{id}/snapshots."""
+
+    name: Name | None = Field(None, description="unique among the project's snapshots; usable wherever an image is named")
+
+
+class Snapshot(Answer):
+    """A sandbox's disk at one moment. Its id, or its name, is an image."""
+
+    id: str
+    name: str | None
+    project: str
+    sandbox: str = Field(description="whose disk it was")
+    image: str = Field(description="what that sandbox was made from, as it was asked for")
+    parent: str = Field(description="what its files lie on: an image's or a snapshot's id")
+    checkpoint: bool = Field(description="it belongs to the history of its sandbox, and ends with it")
+    automatic: bool = Field(False, description="nobody asked for it by name")
+    disk: int = Field(description="MiB that the sandbox could write")
+    size: int = Field(description="bytes its disk refers to; what sandboxes and other snapshots share with it is counted here too")
+    unshared: int | None = Field(None, description="bytes that only it has, and that its removal would free; told of a single snapshot")
+    created_at: datetime
+    created_by: str
+    timing: dict[str, float] | None = Field(None, description="of one made just now, seconds: total, and stopped: for how long writers had to wait")
+
+
+class SnapshotPage(Answer):
+    """GET /v1/snapshots, newest first."""
+
+    snapshots: list[Snapshot]
+    next: str | None = Field(None, description="`cursor` of the next page")
+
+
+class CheckpointCreate(Request):
+    """POST /v1/sandboxes/{id}/checkpoints."""
+
+    name: Name = Field(description="unique among the sandbox's checkpoints")
+
+
+class Checkpoints(Answer):
+    """GET /v1/sandboxes/{id}/checkpoints, oldest first."""
+
+    checkpoints: list[Snapshot]
+
+
+class Rewind(Request):
+    """POST /v1/sandboxes/{id}/rewind."""
+
+    checkpoint: str = Field(min_length=1, max_length=63, description="its name or id")
+
+
+class Change(Answer):
+    """A difference of one path between two moments. Before and after: null where it is not there."""
+
+    path: str = Field(description="absolute; bytes that are not UTF-8 as the surrogates of Python's `surrogateescape`, written as `\\udcXX`")
+    change: Literal["added", "changed", "removed"]
+    type: Literal["file", "directory", "symlink", "fifo", "socket", "device"] = Field(description="what it is, or was if it is removed")
+    size_before: int | None = None
+    size_after: int | None = None
+    mode_before: int | None = None
+    mode_after: int | None = None
+    text: str | None = Field(None, description="a unified diff of its lines, if it was asked for and it is text of at most 256 KiB")
+
+
+class Diff(Answer):
+    """GET /v1/sandboxes/{id}/diff."""
+
+    changes: list[Change] = Field(description="in the order of their paths")
+    incomplete: bool = Field(False, description="there are more than were asked for, or paths too long to follow")

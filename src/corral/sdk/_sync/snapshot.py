@@ -1,0 +1,86 @@
+# Generated from sdk/_async/snapshot.py by scripts/async_to_sync.py: edit that, not this.
+"""Snapshots: a sandbox's disk at one moment, from which others start."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from datetime import datetime
+from typing import TYPE_CHECKING, Self
+
+from corral.schema.snapshot import Snapshot as SnapshotInfo
+from corral.schema.snapshot import SnapshotPage
+from corral.sdk import faults
+
+if TYPE_CHECKING:
+    from corral.sdk._sync.client import Client
+
+
+class Snapshot:
+    """One snapshot or checkpoint. `Sandbox.create` takes it, its id or its name as the image."""
+
+    def __init__(self, client: Client, info: SnapshotInfo) -> None:
+        self.info = info
+        """What the server said last."""
+        self.client = client
+
+    @classmethod
+    def get(cls, id_or_name: str, *, client: Client | None = None) -> Self:
+        """The snapshot of that id or name; `NotFound` when there is none."""
+        client = client or _default()
+        return cls(client, faults.decode(SnapshotInfo, client.transport.call("GET", "/v1/snapshots/" + faults.segment(id_or_name))))
+
+    @classmethod
+    def list(cls, *, sandbox: str | None = None, client: Client | None = None) -> Generator[Self, None]:
+        """The project's snapshots, newest first; with `sandbox`, those of that one, by its id."""
+        client = client or _default()
+        query: dict[str, str | list[str] | None] = {"sandbox": sandbox}
+        while True:
+            page = faults.decode(SnapshotPage, client.transport.call("GET", "/v1/snapshots", query=query))
+            for info in page.snapshots:
+                yield cls(client, info)
+            if page.next is None:
+                return
+            query["cursor"] = page.next
+
+    def __repr__(self) -> str:
+        return f"<{'Checkpoint' if self.info.checkpoint else 'Snapshot'} {self.id}{f' {self.name!r}' if self.name else ''} of {self.info.sandbox}>"
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    @property
+    def name(self) -> str | None:
+        return self.info.name
+
+    @property
+    def size(self) -> int:
+        """Bytes its disk refers to, those shared with sandboxes and other snapshots included."""
+        return self.info.size
+
+    @property
+    def created_at(self) -> datetime:
+        return self.info.created_at
+
+    @property
+    def timing(self) -> dict[str, float]:
+        """Of one made just now, seconds: `total`, and `stopped`, for how long writers in the sandbox had to wait."""
+        return self.info.timing or {}
+
+    def refresh(self) -> Self:
+        """Ask the server how it is; `info.unshared` tells what its removal would free."""
+        self.info = faults.decode(SnapshotInfo, self.client.transport.call("GET", "/v1/snapshots/" + self.id))
+        return self
+
+    def delete(self, *, cascade: bool = False) -> None:
+        """Delete it. Raises `Conflict` while something stands on it; `cascade` deletes snapshots that do, and lets sandboxes go on until they end."""
+        if self.info.checkpoint:
+            self.client.transport.call("DELETE", f"/v1/sandboxes/{self.info.sandbox}/checkpoints/{self.id}")
+        else:
+            self.client.transport.call("DELETE", "/v1/snapshots/" + self.id, query={"cascade": "true"} if cascade else None)
+
+
+def _default() -> Client:
+    from corral.sdk._sync.client import default_client
+
+    return default_client()

@@ -1,0 +1,56 @@
+"""Rows of snapshots and checkpoints."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from corral.control.idempotency import Claim
+from corral.control.shelf import SnapshotRecord
+from corral.schema.observe import Event
+from corral.store import events
+from corral.store.database import Database
+from corral.store.idempotency import claimed
+from corral.store.tables import snapshots
+
+
+class SnapshotRows:
+    """Implements `control.ports.SnapshotRows`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def all(self) -> list[SnapshotRecord]:
+        """The oldest first."""
+        query = select(snapshots).order_by(snapshots.c.created_at, snapshots.c.id)
+        rows: Sequence[Any] = await self._database.read(lambda connection: connection.execute(query).mappings().all())
+        return [SnapshotRecord(**row) for row in rows]
+
+    def create(self, record: SnapshotRecord, happened: Sequence[Event], claim: Claim | None) -> asyncio.Future[None]:
+        """A new row; with a claim, what its Idempotency-Key made, in the same transaction."""
+        row = asdict(record)
+
+        def do(connection: Connection) -> None:
+            connection.execute(insert(snapshots), row)
+            if claim is not None:
+                claimed(connection, claim, record.id, record.created_at)
+            events.insert_all(connection, happened)
+
+        return self._database.write(do)
+
+    def hide(self, id: str, happened: Sequence[Event]) -> asyncio.Future[None]:
+        """Nobody sees it any more."""
+
+        def do(connection: Connection) -> None:
+            connection.execute(update(snapshots).where(snapshots.c.id == id).values(removed=True))
+            events.insert_all(connection, happened)
+
+        return self._database.write(do)
+
+    def forget(self, id: str) -> asyncio.Future[int]:
+        """The node has nothing of it any more."""
+        return self._database.run(delete(snapshots).where(snapshots.c.id == id))

@@ -1,0 +1,211 @@
+"""Snapshots and checkpoints over HTTP, on the real engine: what they hold, who may have them, what keeps them, how to go back."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from corral.places import Places
+from harness.api import Api, data
+from harness.server import Server
+
+
+@pytest.fixture
+def api(server: Server) -> Iterator[Api]:
+    api = Api(server)
+    yield api
+    api.close()
+
+
+@pytest.fixture
+def mark() -> str:
+    """A word that only this test uses."""
+    return uuid.uuid4().hex[:12]
+
+
+@pytest.fixture
+def box(api: Api) -> Iterator[str]:
+    box = api.create()["id"]
+    yield box
+    api.delete(box)
+
+
+def snapshot(api: Api, box: str, **fields: Any) -> dict[str, Any]:
+    return api.ok("POST", f"/v1/sandboxes/{box}/snapshots", status=201, json=fields)
+
+
+def remove(api: Api, *snapshots: str) -> None:
+    for id in snapshots:
+        api.ok("DELETE", f"/v1/snapshots/{id}")
+
+
+def test_a_snapshot_is_an_image_by_its_id_and_its_name(api: Api, box: str, mark: str) -> None:
+    api.run(box, "echo kept > /kept")
+    made = snapshot(api, box, name=f"s-{mark}")
+    assert (made["name"], made["sandbox"], made["image"], made["disk"], made["checkpoint"]) == (f"s-{mark}", box, "tiny", 4096, False)
+    assert made["size"] > 0
+    assert made["timing"]["total"] >= made["timing"]["stopped"]
+    api.run(box, "echo later > /kept")
+    children = [api.create(image=image) for image in (made["id"], made["name"])]
+    assert [child["image"] for child in children] == [made["id"], made["name"]]
+    assert [api.run(child["id"], "cat /kept")[0] for child in children] == [b"kept\n"] * 2
+    one = api.ok("GET", f"/v1/snapshots/{made['name']}")
+    assert one["unshared"] >= 0
+    assert {**made, "timing": None, "unshared": None} == {**one, "unshared": None}
+    for child in children:
+        api.delete(child["id"])
+    remove(api, made["id"])
+    api.refused("not_found", "GET", f"/v1/snapshots/{made['id']}")
+    api.refused("image_not_found", "POST", "/v1/sandboxes", json={"image": made["id"]})
+
+
+def test_a_name_is_the_projects(api: Api, box: str, mark: str) -> None:
+    made = snapshot(api, box, name=f"s-{mark}")
+    error = api.refused("conflict", "POST", f"/v1/sandboxes/{box}/snapshots", json={"name": f"s-{mark}"})
+    assert error["details"]["snapshot"] == made["id"]
+    api.refused("conflict", "POST", f"/v1/sandboxes/{box}/snapshots", json={"name": "tiny"})
+    remove(api, made["id"])
+    again = snapshot(api, box, name=f"s-{mark}")
+    remove(api, again["name"])
+
+
+def test_a_snapshot_in_use_stays_until_its_last_user_has_ended(api: Api, box: str, server: Server) -> None:
+    def on_disk() -> set[str]:
+        return {path.stem for path in Places(server.home).snapshots.glob("sn-*.img")}
+
+    api.run(box, "echo 1 > /file")
+    first = snapshot(api, box)["id"]
+    child = api.create(image=first)["id"]
+    api.run(child, "echo 2 >> /file")
+    second = snapshot(api, child)["id"]
+    error = api.refused("conflict", "DELETE", f"/v1/snapshots/{first}", status=409)
+    assert error["details"] == {"sandboxes": [child], "snapshots": []}
+    api.ok("POST", f"/v1/sandboxes/{child}/stop")
+    api.refused("conflict", "DELETE", f"/v1/snapshots/{first}")
+    api.ok("DELETE", f"/v1/snapshots/{first}", params={"cascade": True})
+    for gone in (first, second):
+        api.refused("not_found", "GET", f"/v1/snapshots/{gone}")
+    assert first in on_disk()
+    assert second not in on_disk()
+    api.ok("POST", f"/v1/sandboxes/{child}/start")
+    assert api.run(child, "cat /file")[0] == b"1\n2\n"
+    with api.events("GET", "/v1/events", params={"sandbox": child, "follow": True}) as events:
+        api.delete(child)
+        assert any(event["kind"] == "sandbox.terminated" for event in map(data, events))
+    # What is removed behind the answer is gone when the next change of the kind is.
+    remove(api, snapshot(api, box)["id"])
+    assert first not in on_disk()
+
+
+def test_cascade_takes_what_was_made_of_it(api: Api, box: str) -> None:
+    first = snapshot(api, box)["id"]
+    child = api.create(image=first)["id"]
+    second = snapshot(api, child)["id"]
+    api.delete(child)
+    error = api.refused("conflict", "DELETE", f"/v1/snapshots/{first}")
+    assert error["details"] == {"sandboxes": [], "snapshots": [second]}
+    api.ok("DELETE", f"/v1/snapshots/{first}", params={"cascade": True})
+    api.refused("not_found", "GET", f"/v1/snapshots/{second}")
+
+
+def test_lists_are_paged(api: Api, box: str) -> None:
+    made = [snapshot(api, box)["id"] for _ in range(5)]
+    found: list[str] = []
+    cursor: str | None = None
+    while True:
+        page = api.ok("GET", "/v1/snapshots", params={"sandbox": box, "limit": 2, **({"cursor": cursor} if cursor else {})})
+        found += [one["id"] for one in page["snapshots"]]
+        if (cursor := page["next"]) is None:
+            break
+    assert found == made[::-1]
+    remove(api, *made)
+
+
+def test_a_repeated_request_makes_one(api: Api, box: str, mark: str) -> None:
+    path, headers = f"/v1/sandboxes/{box}/snapshots", {"Idempotency-Key": mark}
+
+    def ask(_number: int) -> str:
+        return api.ok("POST", path, status=201, json={}, headers=headers)["id"]
+
+    with ThreadPoolExecutor(4) as threads:
+        made = set(threads.map(ask, range(4)))
+    assert len(made) == 1
+    remove(api, *made)
+
+
+def test_another_project_sees_and_starts_none_of_it(api: Api, server: Server, box: str, mark: str) -> None:
+    api.ok("POST", "/v1/projects", status=201, json={"name": f"p-{mark}"})
+    key = api.ok("POST", "/v1/keys", status=201, json={"name": "other", "project": f"p-{mark}"})
+    other = Api(server, key["value"])
+    made = snapshot(api, box, name=f"s-{mark}")
+    for ref in (made["id"], made["name"]):
+        other.refused("not_found", "GET", f"/v1/snapshots/{ref}", status=404)
+        other.refused("not_found", "DELETE", f"/v1/snapshots/{ref}", status=404)
+        other.refused("image_not_found", "POST", "/v1/sandboxes", json={"image": ref})
+    assert other.ok("GET", "/v1/snapshots")["snapshots"] == []
+    for path in ("snapshots", "checkpoints", "rewind"):
+        body = {"checkpoint": "a"} if path == "rewind" else {"name": "a"}
+        other.refused("not_found", "POST", f"/v1/sandboxes/{box}/{path}", status=404, json=body)
+    other.close()
+    remove(api, made["id"])
+    api.ok("DELETE", f"/v1/keys/{key['id']}", status=204)
+    api.ok("DELETE", f"/v1/projects/p-{mark}", status=204)
+
+
+def test_snapshots_count_for_the_quota_of_disk(api: Api, server: Server, mark: str) -> None:
+    api.ok("POST", "/v1/projects", status=201, json={"name": f"p-{mark}", "max_disk": 4100})
+    key = api.ok("POST", "/v1/keys", status=201, json={"name": "small", "project": f"p-{mark}"})
+    small = Api(server, key["value"])
+    box = small.create()["id"]
+    made: list[str] = []
+    small.run(box, "head -c 1000000 /dev/urandom > /file")
+    with pytest.raises(AssertionError, match="quota_exceeded"):
+        made.extend(snapshot(small, box)["id"] for _ in range(5))
+    assert made
+    remove(small, *made)
+    small.delete(box)
+    small.close()
+    api.ok("DELETE", f"/v1/keys/{key['id']}", status=204)
+    api.ok("DELETE", f"/v1/projects/p-{mark}", status=204)
+
+
+def test_rewinding_brings_back_the_disk_and_keeps_the_present(api: Api, box: str) -> None:
+    api.run(box, "echo 1 > /file; rm /bin/yes")
+    api.ok("POST", f"/v1/sandboxes/{box}/checkpoints", status=201, json={"name": "first"})
+    api.refused("conflict", "POST", f"/v1/sandboxes/{box}/checkpoints", json={"name": "first"})
+    before = api.ok("GET", f"/v1/sandboxes/{box}")
+    api.run(box, "echo 2 > /file; mkdir -p /new/dir; rm /etc/group")
+    back = api.ok("POST", f"/v1/sandboxes/{box}/rewind", json={"checkpoint": "first"})
+    assert (back["state"], back["deadline"]) == ("running", before["deadline"])
+    assert api.run(box, "cat /file; ls -d /new /etc/group; ls /bin/yes")[0] == b"1\n/etc/group\n"
+    names = [one["name"] for one in api.ok("GET", f"/v1/sandboxes/{box}/checkpoints")["checkpoints"]]
+    assert names == ["first", "before-rewind-1"]
+    api.ok("POST", f"/v1/sandboxes/{box}/rewind", json={"checkpoint": "before-rewind-1"})
+    assert api.run(box, "cat /file; ls -d /new/dir")[0] == b"2\n/new/dir\n"
+    api.ok("POST", f"/v1/sandboxes/{box}/stop")
+    assert api.ok("POST", f"/v1/sandboxes/{box}/rewind", json={"checkpoint": "first"})["state"] == "stopped"
+    api.ok("POST", f"/v1/sandboxes/{box}/start")
+    assert api.run(box, "cat /file")[0] == b"1\n"
+    api.refused("not_found", "POST", f"/v1/sandboxes/{box}/rewind", json={"checkpoint": "nothing"})
+    api.ok("DELETE", f"/v1/sandboxes/{box}/checkpoints/first")
+    api.refused("not_found", "POST", f"/v1/sandboxes/{box}/rewind", json={"checkpoint": "first"})
+
+
+def test_checkpoints_come_by_themselves_and_go_with_their_sandbox(api: Api, server: Server) -> None:
+    box = api.create(checkpoint_every=2)["id"]
+    with api.events("GET", "/v1/events", params={"sandbox": box, "kind": "checkpoint.created", "follow": True}) as events:
+        for number in range(1, 5):
+            api.run(box, f"echo {number} > /file")
+            if number % 2 == 0:
+                assert data(next(events))["data"]["name"] == f"auto-{number // 2}"
+    found = api.ok("GET", f"/v1/sandboxes/{box}/checkpoints")["checkpoints"]
+    assert [(one["name"], one["automatic"], one["created_by"]) for one in found] == [("auto-1", True, "node"), ("auto-2", True, "node")]
+    api.ok("POST", f"/v1/sandboxes/{box}/rewind", json={"checkpoint": "auto-1"})
+    assert api.run(box, "cat /file")[0] == b"2\n"
+    assert api.ok("GET", "/v1/snapshots", params={"sandbox": box})["snapshots"] == []
+    api.delete(box)
+    api.refused("image_not_found", "POST", "/v1/sandboxes", json={"image": found[0]["id"]})
