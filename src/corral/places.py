@@ -99,5 +99,10 @@ class Places:
         return self.run / "boxes"
 
     @property
+    def switch(self) -> Path:
+        """Where the network namespace is mounted that all sandboxes' devices are in."""
+        return self.run / "switch"
+
+    @property
     def holder_socket(self) -> Path:
         return self.run / "holder.sock"

@@ -111,8 +111,8 @@ for address in ("\\0{name}", "{directory}/socket"):
             assert python(box, script) == ""
 
 
-def test_there_is_no_network_device_and_no_raw_socket_to_the_host(box: Sandbox) -> None:
-    assert python(box, "import socket; print(sorted(name for _, name in socket.if_nameindex()))") == "['lo']"
+def test_there_is_one_network_device_of_its_own_and_no_raw_socket_to_the_host(box: Sandbox) -> None:
+    assert python(box, "import socket; print(sorted(name for _, name in socket.if_nameindex()))") == "['eth0', 'lo']"
     script = """
 import socket
 for family, kind, number in ((socket.AF_PACKET, socket.SOCK_RAW, 0x0300), (socket.AF_INET, socket.SOCK_RAW, 255), (40, socket.SOCK_STREAM, 0)):

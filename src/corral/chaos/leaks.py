@@ -1,12 +1,14 @@
-"""What a home has on the machine: processes, mounts, control groups, loop devices, files. Read from the kernel, not from the server."""
+"""What a home has on the machine: processes, mounts, control groups, loop devices, network devices and tables, files. Read from the kernel, not from the server."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from corral import spawn
 from corral.places import Places
 
 SANDBOX = re.compile(r"sb-[a-z2-7]{16}")
@@ -23,7 +25,15 @@ def of_sandboxes(places: Places) -> dict[str, list[str]]:
 
 def of_home(places: Places) -> list[str]:
     """Everything of an installation that ought to be gone after `corral down`: all but its files that last."""
-    return [*_processes(places), *_mounts(places), *_groups(places), *_loops(places), *_sockets(places), *_files(places.members, places.boxes)]
+    return [
+        *_processes(places),
+        *_mounts(places),
+        *_groups(places),
+        *_loops(places),
+        *_network(places),
+        *_sockets(places),
+        *_files(places.members, places.boxes),
+    ]
 
 
 def _processes(places: Places) -> Iterator[str]:
@@ -61,6 +71,15 @@ def _loops(places: Places) -> Iterator[str]:
             continue
         if backing.startswith(str(places.home)):
             yield f"loop device {device.parts[3]}: {backing}"
+
+
+def _network(places: Places) -> Iterator[str]:
+    """Its device and its table in this machine's own namespace; the namespace of its sandboxes' devices is a mount."""
+    if Path("/sys/class/net", places.tag).exists():
+        yield f"network device {places.tag}"
+    if shutil.which("nft") is not None:
+        tables = spawn.run(["nft", "list", "tables"], timeout=20).stdout.decode()
+        yield from (f"nftables {line}" for line in tables.splitlines() if line.split()[-1] == places.tag)
 
 
 def _sockets(places: Places) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """The engine: in which order what is done. Each step is in the module named for it.
 
-open      places → runsc → control groups → holder → adopt what lives → sweep what belongs to nobody → self-test → pool
-claim     take a member → limits → record → wake → disk → root
-end       kill → unmount root → detach disk → destroy the member → record
+open      places → runsc → control groups → holder, network → adopt what lives → sweep what belongs to nobody → self-test → pool
+claim     take a member → limits → wake → egress policy → record → disk → root
+end       kill → unmount root → detach disk → destroy the member → record → slot given back
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import contextlib
 import os
 import resource
 import time
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,10 +28,12 @@ from corral.node.holder_client import HolderClient, HolderError
 from corral.node.interface import Box, BoxSpec, Disks, Ended, OnEnd, Timing
 from corral.node.member import MemberPlaces
 from corral.node.members import Member, Members, runsc_root
+from corral.node.network import Network
 from corral.node.pool import Pool, default_size
 from corral.node.record import Record
 from corral.node.runsc import Runsc
 from corral.places import Places
+from corral.schema.egress import EgressPolicy
 from corral.schema.sandbox import Reason
 
 SETTLE_TIMEOUT = 60.0
@@ -87,6 +89,7 @@ class RunscEngine:
         self._disks = disks
         self._rootfs = rootfs
         self._holder = HolderClient(on_lost=self._holder_lost)
+        self.network = Network(places)
         self._boxes: dict[str, RunscBox] = {}
         self._claiming: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -114,10 +117,21 @@ class RunscEngine:
         groups = Groups(find_hierarchies(), self._places.tag)
         groups.open()
         await self._connect()
-        members = Members(self._places, runsc=found, agent=self._settings.agent, platform=self._settings.platform, groups=groups, holder=self._holder)
+        try:
+            self._parts = await self._assemble(found, groups)
+        except BaseException:
+            await self.network.close()
+            raise
+        return list(self._boxes.values())
+
+    async def _assemble(self, found: Runsc, groups: Groups) -> Parts:
+        await self.network.open()
+        settings = self._settings
+        members = Members(self._places, runsc=found, agent=settings.agent, platform=settings.platform, groups=groups, holder=self._holder, network=self.network)
         await self._adopt(members)
         await self._sweep(members)
-        size = default_size() if self._settings.pool is None else self._settings.pool
+        await self.network.sweep()
+        size = default_size() if settings.pool is None else settings.pool
         pool = Pool(members, self._holder, size=size, sleep=found.burns_when_idle)
         # The first member is the self-test of the whole way.
         first = await members.make(background=False, check=True)
@@ -126,8 +140,7 @@ class RunscEngine:
         else:
             await members.destroy(first)
         pool.start()
-        self._parts = Parts(found, groups, members, pool)
-        return list(self._boxes.values())
+        return Parts(found, groups, members, pool)
 
     @property
     def burns_when_idle(self) -> bool:
@@ -148,6 +161,7 @@ class RunscEngine:
             box.detach()
             box.member.release()
         self._boxes.clear()
+        await self.network.close()
         self._holder.close()
 
     async def shutdown(self) -> None:
@@ -157,6 +171,7 @@ class RunscEngine:
         await asyncio.gather(*(self.kill(box) for box in list(self._boxes)))
         await self._sweep(self._open.members)
         await self._holder.shutdown()
+        await self.network.shutdown()
         if not self._open.groups.remove():
             raise InternalError(f"the control groups {self._places.tag} are still in use", hint="look into their cgroup.procs")
         self._open.members.remove_root()
@@ -212,7 +227,7 @@ class RunscEngine:
             ) from error
         for found in records:
             try:
-                member = await members.adopt(found.member, found.identity)
+                member = await members.adopt(found.member, found.identity, found.slot)
             except ProcessLookupError:
                 await self._bury(members, found)
             except HolderError as error:
@@ -225,6 +240,8 @@ class RunscEngine:
                     await self._bury(members, found, lost=f"its disk can't be found again: {error}")
                 else:
                     record.keep_on(self._places.boxes, found.spec.id)
+                    if member.slot is not None:
+                        self.network.readmit(member.slot, found.spec.id, found.spec.egress, found.generation)
                     self._enter(RunscBox(found.spec, member, disk_used=self._disks.used))
 
     async def _bury(self, members: Members, found: Record, *, lost: str | None = None) -> None:
@@ -259,8 +276,11 @@ class RunscEngine:
 
     # Claiming
 
-    async def claim(self, spec: BoxSpec) -> tuple[Box, Timing]:
-        """A running sentry with the sandbox's root mounted, its agent awake but not yet claimed. Undoes everything when it fails."""
+    async def claim(self, spec: BoxSpec, secrets: Mapping[str, str] | None = None) -> tuple[Box, Timing]:
+        """A running sentry with the sandbox's root mounted, its agent awake but not yet claimed. Undoes everything when it fails.
+
+        `secrets`: values of those that its egress policy uses; they are written nowhere.
+        """
         if spec.id in self._boxes or spec.id in self._claiming:
             raise InvalidState(f"sandbox {spec.id} is running already")
         began = time.perf_counter()
@@ -273,9 +293,9 @@ class RunscEngine:
             made = time.perf_counter()
             try:
                 member.group.limit(limits(spec))
-                record.write(self._places.boxes, Record(member.id, member.sentry.identity, spec, time.time()))
-                # Awake before the mounts: it comes to itself on another processor meanwhile, and looks at nothing before it is told to.
+                # Awake before all else: it comes to itself on another processor meanwhile, and looks at nothing before it is told to.
                 member.sentry.wake()
+                await self._admit(member, spec, secrets or {})
                 ready = time.perf_counter()
                 writable = await self._attach(spec)
                 self._rootfs.mount_root(member.places.root, spec.image.layers, writable)
@@ -294,6 +314,21 @@ class RunscEngine:
             "cold": float(cold),
         }
         return box, timing
+
+    async def _admit(self, member: Member, spec: BoxSpec, secrets: Mapping[str, str]) -> None:
+        """Put its egress policy in force, and write down what a later server must know of it."""
+        generation = await self.network.admit(member.slot, spec.id, spec.egress, secrets)
+        slot = None if member.slot is None else member.slot.index
+        record.write(self._places.boxes, Record(member.id, member.sentry.identity, spec, time.time(), slot=slot, generation=generation))
+
+    async def set_egress(self, id: str, policy: EgressPolicy, secrets: Mapping[str, str]) -> None:
+        """Change what a box may reach; connections that it no longer may have are cut."""
+        box = self._boxes.get(id)
+        if box is None or box.ending is not None:
+            raise InvalidState(f"sandbox {id} is not running", hint="start it first")
+        spec = replace(box.spec, egress=policy)
+        await self._admit(box.member, spec, secrets)
+        box.spec = spec
 
     async def _attach(self, spec: BoxSpec) -> Path:
         try:
@@ -352,6 +387,8 @@ class RunscEngine:
         await self._clear_away(self._open.members, box.member.id, box.id)
         box.member.release()
         await self._holder.forget(box.member.sentry.pids)
+        if box.member.slot is not None:
+            await self.network.release(box.member.slot)
         del self._boxes[box.id]
 
     async def _clear_away(self, members: Members, member: str, box: str | None) -> None:

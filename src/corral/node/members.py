@@ -1,7 +1,7 @@
 """Making members and taking them apart: the order of the steps, each with a time-out.
 
-make     places → group → links → runsc create (by the holder) → loopback → start → hello → sockets kept by the holder
-destroy  kill → exits → sockets dropped → runsc's files → group → places
+make     slot → places → group → links → runsc create (by the holder) → network device → start → hello → sockets kept by the holder
+destroy  kill → exits → sockets dropped → runsc's files → group → places → slot given back
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from corral.node import hello, mounts, runsc, sentry, urpc
 from corral.node.cgroup import Group, Groups, Limits
 from corral.node.holder_client import HolderClient, HolderLost, Spawn
 from corral.node.member import MemberPlaces
+from corral.node.network import Network
 from corral.node.runsc import Runsc
 from corral.node.sentry import Identity, Sentry
+from corral.node.slots import Slot
 from corral.places import Places
 
 CREATE_TIMEOUT = 60.0
@@ -58,6 +60,8 @@ class Member:
     relay: socket.socket
     log: int
     """Read end of the agent's log pipe, non-blocking."""
+    slot: Slot | None = None
+    """Its network device; None on a machine that has none for sandboxes."""
 
     @property
     def id(self) -> str:
@@ -66,7 +70,7 @@ class Member:
     @property
     def descriptors(self) -> list[int]:
         """What the holder keeps of it, in this order."""
-        return [self.control.fileno(), self.relay.fileno(), self.log]
+        return [self.control.fileno(), self.relay.fileno(), self.log, *([] if self.slot is None else [self.slot.namespace.fd])]
 
     def release(self) -> None:
         """Close our descriptors. The holder has its own."""
@@ -77,13 +81,14 @@ class Member:
 class Members:
     """Makes, finds again and destroys the members of one installation."""
 
-    def __init__(self, places: Places, *, runsc: Runsc, agent: Path, platform: str, groups: Groups, holder: HolderClient) -> None:
+    def __init__(self, places: Places, *, runsc: Runsc, agent: Path, platform: str, groups: Groups, holder: HolderClient, network: Network) -> None:
         self._places = places
         self._runsc = runsc
         self._agent = agent
         self._platform = platform
         self._groups = groups
         self._holder = holder
+        self._network = network
         self._dialect = urpc.Dialect.CREATE_LINKS
 
     @property
@@ -97,6 +102,9 @@ class Members:
         group = self._groups.group(name)
         undo: list[Callable[[], Awaitable[None]]] = []
         try:
+            slot = await self._network.slot()
+            if slot is not None:
+                undo.append(lambda: self._network.release(slot))
             undo.append(self._in_thread(places.remove))
             await asyncio.to_thread(places.make, self._agent)
             undo.append(lambda: _remove_group(group))
@@ -116,9 +124,9 @@ class Members:
             undo.append(self._in_thread(found.release))
             undo.append(lambda: self._forget(name, found.pids))
             await found.watch()
-            await self._start(name, address, check=check)
+            await self._start(name, address, slot, check=check)
             await hello.greet(control, timeout=HELLO_TIMEOUT)
-            member = Member(places, group, found, control, relay, log_read)
+            member = Member(places, group, found, control, relay, log_read, slot)
             await self._holder.keep(name, member.descriptors)
         except BaseException as error:
             if not isinstance(error, asyncio.CancelledError):
@@ -150,11 +158,16 @@ class Members:
         if status != 0:
             raise CreateFailed(f"`runsc create` ended with status {status}: {places.excerpt(places.runsc_log) or 'it wrote no log'}")
 
-    async def _start(self, id: str, address: str, *, check: bool) -> None:
+    async def _start(self, id: str, address: str, slot: Slot | None, *, check: bool) -> None:
         connection = await urpc.Connection.open(address, timeout=10)
         try:
             control = urpc.Sentry(connection, id, self._dialect)
-            await control.set_up_loopback()
+            if slot is None:
+                await control.set_up_network(None)
+            else:
+                nic = await asyncio.to_thread(slot.nic)
+                with nic.packets:
+                    await control.set_up_network(nic)
             self._dialect = control.dialect
             await control.start()
             if check:
@@ -162,11 +175,11 @@ class Members:
         finally:
             connection.close()
 
-    async def adopt(self, id: str, identity: Identity) -> Member:
-        """A member of an earlier server. Raises `ProcessLookupError` when its sentry is gone, `HolderError` when its sockets are."""
+    async def adopt(self, id: str, identity: Identity, slot: int | None) -> Member:
+        """A member of an earlier server, with the number of its slot. Raises `ProcessLookupError` when its sentry is gone, `HolderError` when its sockets are."""
         found = Sentry(identity, self._holder)
         try:
-            control_fd, relay_fd, log_fd = await self._holder.take(id)
+            control_fd, relay_fd, log_fd, *namespace = await self._holder.take(id)
             await found.watch()
         except BaseException:
             found.release()
@@ -174,7 +187,10 @@ class Members:
         control, relay = socket.socket(fileno=control_fd), socket.socket(fileno=relay_fd)
         control.settimeout(0)
         relay.settimeout(0)
-        return Member(self.places(id), self._groups.group(id), found, control, relay, log_fd)
+        adopted = None if slot is None or not namespace else self._network.adopt(slot, namespace[0])
+        if adopted is None:
+            _close(*namespace)
+        return Member(self.places(id), self._groups.group(id), found, control, relay, log_fd, adopted)
 
     async def destroy(self, member: Member) -> None:
         """End a member and leave nothing of it. A root mounted in it is unmounted too; do it before, to be sure that it is written out."""
@@ -182,6 +198,8 @@ class Members:
         member.release()
         await self.remove(member.id)
         await self._holder.forget(member.sentry.pids)
+        if member.slot is not None:
+            await self._network.release(member.slot)
 
     async def kill_stranger(self, id: str) -> None:
         """End every process of a member nobody has hold of."""

@@ -24,6 +24,10 @@ class Record:
     spec: BoxSpec
     claimed_at: float
     """Seconds since the epoch."""
+    slot: int | None = None
+    """Its network device's number."""
+    generation: int = 0
+    """Under which its egress policy is in force; 0: it has none."""
     version: int = VERSION
 
 
@@ -77,7 +81,14 @@ def parse(document: dict[str, Any]) -> Record:
     seed = image.pop("seed", None)
     whole = ImageSpec(**image, layers=layers, command=tuple(command) if command is not None else None, seed=None if seed is None else Path(seed))
     spec["egress"] = EgressPolicy.model_validate(spec.get("egress", {}))
-    return Record(document["member"], Identity(**document["identity"]), BoxSpec(**spec, image=whole), float(document["claimed_at"]))
+    return Record(
+        document["member"],
+        Identity(**document["identity"]),
+        BoxSpec(**spec, image=whole),
+        float(document["claimed_at"]),
+        slot=document.get("slot"),
+        generation=document.get("generation", 0),
+    )
 
 
 def _plain(value: object) -> object:

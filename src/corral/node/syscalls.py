@@ -240,3 +240,18 @@ def page_out(pidfd: int, ranges: Iterable[tuple[int, int]]) -> int:
         part = vectors[first : first + batch]
         done += _syscall(_NR_PROCESS_MADVISE, _long(pidfd), b"".join(part), ctypes.c_ulong(len(part)), _long(pageout), ctypes.c_uint(0))
     return done
+
+
+# Network namespaces
+
+_CLONE_NEWNET = 0x40000000
+
+
+def unshare_network() -> None:
+    """Put the calling thread into a network namespace of its own, which ends with its last user."""
+    _check(_libc.unshare(_CLONE_NEWNET))
+
+
+def enter_network(namespace: int) -> None:
+    """Put the calling thread into another network namespace (a descriptor of it)."""
+    _check(_libc.setns(namespace, _CLONE_NEWNET))

@@ -8,6 +8,7 @@ It is an internal interface without a promise, so what differs between versions 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import socket
@@ -24,11 +25,9 @@ ANSWER = 4 << 20
 CHUNK = 65536
 SUN_PATH = 107
 """Bytes in the path of a unix socket at most (sockaddr_un.sun_path, less its end)."""
-LOOPBACK = {
-    "LoopbackLinks": [
-        {"Name": "lo", "Addresses": [{"Address": "127.0.0.1", "PrefixLen": 8}], "Routes": [{"Destination": {"IP": "127.0.0.0", "Mask": "/wAAAA=="}}]}
-    ]
-}
+LOOPBACK = [{"Name": "lo", "Addresses": [{"Address": "127.0.0.1", "PrefixLen": 8}], "Routes": [{"Destination": {"IP": "127.0.0.0", "Mask": "/wAAAA=="}}]}]
+SEGMENT = 65536
+"""Bytes that a sentry may hand to its packet socket at once: the kernel cuts them."""
 
 
 class UrpcError(PlatformError):
@@ -48,6 +47,38 @@ class Dialect(StrEnum):
     """Up to 2024."""
     SET_NETWORK_ARGS = "containerManager.SetNetworkArgs"
     """Later ones keep the arguments until the start."""
+
+
+@dataclass(frozen=True)
+class Nic:
+    """A sandbox's network device: a packet socket on a device of the host, and what the sandbox's own stack is to know of it."""
+
+    packets: socket.socket
+    """Bound, with PACKET_VNET_HDR. The sentry takes a copy; another sentry can't take the same."""
+    address: str
+    mac: bytes
+    gateway: str
+    gateway_mac: bytes
+    mtu: int
+
+    def arguments(self) -> dict[str, Any]:
+        """`CreateLinksAndRoutesArgs`. Checksums are made inside: packets of a socket with that header leave with wrong ones otherwise."""
+        only_gateway = {"Destination": {"IP": self.gateway, "Mask": _base64(b"\xff" * 4)}, "Gateway": ""}
+        link = {
+            "Name": "eth0",
+            "MTU": self.mtu,
+            "Addresses": [{"Address": self.address, "PrefixLen": 32}],
+            "Routes": [only_gateway],
+            "GSOMaxSize": SEGMENT,
+            "TXChecksumOffload": False,
+            "RXChecksumOffload": True,
+            "LinkAddress": _base64(self.mac),
+            "QDisc": 1,
+            "Neighbors": [{"IP": self.gateway, "HardwareAddr": _base64(self.gateway_mac)}],
+            "NumChannels": 1,
+        }
+        default = {"Route": {"Destination": {"IP": "0.0.0.0", "Mask": _base64(bytes(4))}, "Gateway": self.gateway}, "Name": "eth0"}
+        return {"FDBasedLinks": [link], "Defaultv4Gateway": default}
 
 
 class Answers:
@@ -162,11 +193,13 @@ class Sentry:
     cid: str
     dialect: Dialect = Dialect.CREATE_LINKS
 
-    async def set_up_loopback(self) -> None:
-        """Give the sandbox its `lo`; before `start` only. Learns the dialect."""
+    async def set_up_network(self, nic: Nic | None) -> None:
+        """Give the sandbox its `lo` and, if there is one, its `eth0`; before `start` only. Learns the dialect. A sentry that refuses it is of no more use."""
+        arguments = {"LoopbackLinks": LOOPBACK, **({} if nic is None else nic.arguments())}
+        fds = () if nic is None else (nic.packets.fileno(),)
         for dialect in (self.dialect, *(other for other in Dialect if other is not self.dialect)):
             try:
-                await self.connection.call(dialect, LOOPBACK, timeout=10)
+                await self.connection.call(dialect, arguments, fds=fds, timeout=10)
             except UnknownMethod:
                 continue
             self.dialect = dialect
@@ -195,3 +228,8 @@ async def self_test(sentry: Sentry, program: Path) -> None:
         raise SetupError(f"{program} does not speak URPC as Corral knows it: {error}", hint="use a runsc between 20240729 and the newest tested") from error
     if not shown:
         raise SetupError(f"{program} does not show the sandbox's first process", hint="use a runsc between 20240729 and the newest tested")
+
+
+def _base64(data: bytes) -> str:
+    """As Go's JSON has bytes."""
+    return base64.b64encode(data).decode()
