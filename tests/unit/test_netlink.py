@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corral.net import elements
+from corral.net import policy as policies
 from corral.net.elements import Switchboard
 from corral.net.netlink import attribute, attributes, messages, nest, text, u32
 from corral.net.nfnetlink import Element, counted, counter, quota
-from corral.net.policy import compile
 from corral.net.ranges import Protocol
 from corral.schema.egress import Budget, EgressPolicy
 
@@ -40,7 +40,7 @@ def test_names_end_and_numbers_are_the_machines() -> None:
 
 
 def elements_of(policy: object, *, big_endian: bool = True) -> dict[str, list[Element]]:
-    compiled = compile(EgressPolicy.model_validate(policy))
+    compiled = policies.compile(EgressPolicy.model_validate(policy))
     changes = Switchboard(big_endian).policy("sb7", 2, compiled.kernel)
     assert all(change.add for change in changes)
     return {change.set: list(change.elements) for change in changes if change.elements}

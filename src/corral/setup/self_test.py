@@ -15,6 +15,7 @@ from corral.node import holder_client, mounts, runsc
 from corral.node.cgroup import Groups, find_hierarchies
 from corral.node.holder_client import HolderClient
 from corral.node.members import Members, runsc_root
+from corral.node.network import Network
 from corral.places import Places
 
 PLATFORM = "systrap"
@@ -30,14 +31,18 @@ async def _one_sentry(places: Places, program: Path) -> None:
     groups = Groups(find_hierarchies(), places.tag)
     groups.open()
     holder = HolderClient(on_lost=lambda: None)
+    network = Network(places)
     try:
         await holder_client.start(places.holder_socket, places.logs / "holder.log")
         await holder.connect(places.holder_socket)
-        members = Members(places, runsc=runsc.probe(program), agent=agent_binary(), platform=PLATFORM, groups=groups, holder=holder)
+        # With a network device where this machine can have any.
+        await network.open()
+        members = Members(places, runsc=runsc.probe(program), agent=agent_binary(), platform=PLATFORM, groups=groups, holder=holder, network=network)
         member = await members.make(background=False, check=True)
         await members.destroy(member)
     finally:
         await holder.shutdown()
+        await network.shutdown()
         if not groups.remove():
             raise SetupError(f"the control groups {places.tag} of the trial are still in use", hint="look into their cgroup.procs")
 
