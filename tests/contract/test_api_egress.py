@@ -106,6 +106,8 @@ def test_what_a_request_does_not_take_is_refused(api: Api, box: str) -> None:
     api.refused("invalid_argument", "POST", "/v1/approvals/ap-x", json={"decision": "perhaps"})
     api.refused("not_found", "POST", "/v1/approvals/ap-x", json={"decision": "allow"})
     api.refused("not_found", "GET", f"/v1/approvals?sandbox=sb-{'a' * 16}")
+    for id in ("1", "x", "9" * 40):
+        api.refused("not_found", "DELETE", f"/v1/approvals/rules/{id}")
 
 
 def test_a_reader_looks_and_changes_nothing(api: Api, server: Server, box: str) -> None:
@@ -115,7 +117,9 @@ def test_a_reader_looks_and_changes_nothing(api: Api, server: Server, box: str) 
         assert reader.ok("GET", "/v1/approvals") == {"approvals": []}
         reader.refused("forbidden", "PUT", f"/v1/sandboxes/{box}/egress", json="none")
         reader.refused("forbidden", "POST", f"/v1/sandboxes/{box}/egress/learn")
+        assert reader.ok("GET", "/v1/approvals/rules") == {"rules": []}
         reader.refused("forbidden", "POST", "/v1/approvals/ap-x", json={"decision": "allow"})
+        reader.refused("forbidden", "DELETE", "/v1/approvals/rules/1")
         api.ok("DELETE", f"/v1/keys/{key['id']}", status=204)
         reader.refused("unauthenticated", "GET", f"/v1/sandboxes/{box}/egress")
 

@@ -16,6 +16,7 @@ SHOWN = {
     "agent_tools": ["TypeError: list indices must be integers", "exit 0\n"],
     "rollouts": ["8 of 8 rollouts", "passed"],
     "notebook": ["[1, 2, 3]", "2.0", "IndexError"],
+    "egress": ["the token is forgotten"],
     "build": ["built in a sandbox", "bytes came back"],
 }
 

@@ -19,8 +19,10 @@ from corral.control.lifecycle import LIVING
 from corral.control.record import Record, moment
 from corral.errors import SetupError
 from corral.ids import new_id
+from corral.schema.egress import EgressPolicy, Rule
 from corral.schema.observe import Event
 from corral.schema.sandbox import Reason, State
+from corral.schema.secret import Secret, SecretUse
 from corral.store import Store, tables
 from corral.store.migrate import HEAD, MIGRATIONS
 from harness.records import record
@@ -58,6 +60,8 @@ async def test_a_record_comes_back_as_it_was(store: Store) -> None:
         idle_timeout=2.5,
         deadline=3.25,
         timing={"total": 0.01},
+        egress=EgressPolicy.model_validate({"default": "public", "rules": [{"to": ["a.test"], "inject": {"A": "{{B}}"}}], "budget": {"bytes": 7}}),
+        secrets=(SecretUse(name="S"), SecretUse(name="T", env="U")),
         reason=Reason.OOM,
         detail="…",
     )
@@ -171,6 +175,73 @@ async def test_a_key_is_kept_with_its_sandbox_and_its_answer(store: Store) -> No
     await store.replays.add(Kept(claim, 8.0, None, Answer(200, b"1")))
     assert await store.replays.all() == [Kept(claim, 8.0, None, Answer(200, b"1"))]
     assert await store.replays.forget(9.0) == 1
+
+
+def secret(name: str, project: str = "default") -> Secret:
+    return Secret(id=new_id("se"), name=name, project=project, created_at=moment(1.5), changed_at=moment(1.5))
+
+
+async def test_secrets_are_one_of_a_name_and_go_with_their_project(store: Store) -> None:
+    one, theirs = secret("A"), secret("A", "other")
+    assert await store.secrets.add(one, b"sealed")
+    assert await store.secrets.add(theirs, b"theirs")
+    assert not await store.secrets.add(secret("A"), b"again")
+    assert await store.secrets.sealed("default", ["A", "B"]) == [(one, b"sealed")]
+    assert await store.secrets.change(one.id, b"new", moment(2.0))
+    await store.secrets.used([one.id], moment(3.0))
+    ((found, sealed),) = await store.secrets.sealed("default", ["A"])
+    assert (found.changed_at, found.used_at, sealed) == (moment(2.0), moment(3.0), b"new")
+    rule = Rule(to=["a.test"], ports=["443"], action="deny")
+    kept = [await store.rules.add(project, rule, at=5.0, by="ke-x") for project in ("other", "default", "default")]
+    assert await store.rules.all() == [("other", kept[0]), ("default", kept[1]), ("default", kept[2])]
+    await store.rules.remove("other", kept[1].id)
+    await store.rules.remove("default", kept[1].id)
+    await store.accounts.remove_project("other")
+    assert await store.rules.all() == [("default", kept[2])]
+    assert await store.secrets.all("other") == []
+    assert await store.secrets.remove("default", "A")
+    assert not await store.secrets.remove("default", "A")
+    assert not await store.secrets.change(one.id, b"late", moment(4.0))
+
+
+async def test_an_older_database_keeps_its_sandboxes(path: Path) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    engine = create_engine(f"sqlite:///{path}")
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["engine"] = engine
+    command.upgrade(config, "0001")
+    old = fresh(name="old")
+    columns = [
+        "id",
+        "project",
+        "name",
+        "image",
+        "image_id",
+        "state",
+        "cpu",
+        "memory",
+        "disk",
+        "pids",
+        "hostname",
+        "sudo",
+        "on_timeout",
+        "created_at",
+        "created_by",
+        "removed",
+    ]
+    with engine.begin() as connection:
+        names = ", ".join(columns)
+        values = {name: getattr(old, name) for name in columns}
+        statement = f"INSERT INTO sandboxes ({names}, env, tags) VALUES ({', '.join(f':{name}' for name in columns)}, '{{}}', '{{}}')"
+        connection.execute(text(statement), values)
+    engine.dispose()
+    store = Store(f"sqlite:///{path}")
+    store.open()
+    assert await store.sandboxes.get("default", old.id) == replace(old, started_at=None)
+    await store.close()
 
 
 async def test_nobody_else_can_read_the_database(store: Store, path: Path) -> None:

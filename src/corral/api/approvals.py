@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from corral.api.route import Actor, Services, may, router
 from corral.control.roles import Permission
-from corral.schema.egress import Approval, Approvals, Decision
+from corral.schema.egress import Approval, Approvals, Decision, KeptRules
 
 routes = router("approvals", 409, 410, 429)
 
@@ -34,3 +34,16 @@ async def listing(services: Services, actor: Actor, query: Annotated[Asked, Quer
 async def decide(services: Services, actor: Actor, approval: str, wanted: Decision) -> Approval:
     """Let the connection go on, or fail it with the reason; once, for this sandbox, or for the project's sandboxes from now on."""
     return await services.policies.decide(actor, approval, wanted)
+
+
+@routes.get("/v1/approvals/rules", response_model=KeptRules)
+@may(Permission.LOOK)
+async def rules(services: Services, actor: Actor) -> KeptRules:
+    """What was decided for the project's sandboxes `always`."""
+    return KeptRules(rules=services.policies.kept(actor.project))
+
+
+@routes.delete("/v1/approvals/rules/{rule}", status_code=204)
+async def forget(services: Services, actor: Actor, rule: str) -> None:
+    """Take such a decision back: the same question is asked again."""
+    await services.policies.unkeep(actor, rule)

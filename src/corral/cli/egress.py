@@ -89,10 +89,22 @@ def learn(
         _print(box.egress.set(proposal) if apply else proposal, json=json)
 
 
-def approvals(*, json: options.Json = False) -> None:
+def approvals(
+    *,
+    rules: Annotated[bool, typer.Option("--rules", help="What was decided for the whole project instead.")] = False,
+    forget: Annotated[str | None, typer.Option(metavar="ID", help="Take such a decision back.")] = None,
+    json: options.Json = False,
+) -> None:
     """Connections that wait for a decision."""
     from corral import Client
 
+    if forget is not None:
+        with Client() as client:
+            client.approvals.forget(forget)
+        return
+    if rules:
+        _rules(json=json)
+        return
     with Client() as client:
         found = client.approvals.list()
     if json:
@@ -118,6 +130,18 @@ def approve(
         show.as_json(decided)
     else:
         print(f"{decided.decision} {decided.scope}: {_asked(decided)}")
+
+
+def _rules(*, json: bool) -> None:
+    from corral import Client
+
+    with Client() as client:
+        found = client.approvals.rules()
+    if json:
+        show.as_json(found)
+    else:
+        rows = [(one.id, one.rule.action, ",".join(one.rule.to), ",".join(one.rule.ports or ()), show.ago(one.decided_at), one.decided_by) for one in found]
+        show.table(("id", "decision", "to", "ports", "age", "by"), rows)
 
 
 def _print(found: Egress, *, json: bool) -> None:

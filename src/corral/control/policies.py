@@ -18,9 +18,9 @@ from corral.control.record import Record
 from corral.control.registry import Living
 from corral.control.roles import Actor
 from corral.control.secrets import Secrets
-from corral.errors import Conflict, InvalidArgument, NotFound, QuotaExceeded
+from corral.errors import Conflict, InvalidArgument, InvalidState, NotFound, QuotaExceeded, SandboxEnded
 from corral.node.interface import ImageSpec
-from corral.schema.egress import Approval, Decision, EgressPolicy, EgressView, Flows, Preset, Rule
+from corral.schema.egress import Approval, Decision, EgressPolicy, EgressView, Flows, KeptRule, Preset, Rule
 from corral.schema.sandbox import State
 from corral.schema.secret import Secret, SecretCreate
 
@@ -28,6 +28,9 @@ AT_ONCE = 16
 """Policies that are sent to the node at the same time."""
 KEPT = 256
 """Rules that a project may have from decisions."""
+
+LONGEST_VARIABLE = 128 << 10
+"""Bytes of NAME=value and its end: Linux' MAX_ARG_STRLEN, beyond which no program starts."""
 
 log = structlog.get_logger(__name__)
 
@@ -41,13 +44,13 @@ class Policies:
         self._secrets = secrets
         self._rules = rules
         self._clock = clock
-        self._kept: dict[str, list[Rule]] = {}
+        self._kept: dict[str, list[KeptRule]] = {}
         self._denials = Denials(clock)
 
     async def open(self, adopted: Iterable[Living]) -> None:
         """Load what was decided, and send policies and secrets anew for those that live on from an earlier server."""
-        for project, rule in await self._rules.all():
-            self._kept.setdefault(project, []).append(rule)
+        for project, kept in await self._rules.all():
+            self._kept.setdefault(project, []).append(kept)
         await self._each(adopted, self._send_or_close)
 
     def check(self, policy: EgressPolicy) -> None:
@@ -62,8 +65,7 @@ class Policies:
         _check_headers(policy, values)
         exposed = {use.variable: values[use.name] for use in record.secrets}
         for name, value in exposed.items():
-            if "\0" in value:
-                raise InvalidArgument(f"secrets: the value of {name} has a NUL byte, which no environment variable can have", hint="use it in an egress rule")
+            _check_variable(name, value)
         return Launch(self._node, record.spec(image, policy, exposed), {name: values[name] for name in policy.secrets})
 
     # Policies
@@ -107,7 +109,7 @@ class Policies:
         record = living.record
         if record.state in lifecycle.ENDED:
             await self._ledger.use(record.project, record.id)  # raises: it has ended since
-        wanted = settled(policy, self._kept.get(record.project, ()))
+        wanted = settled(policy, self._answers(record.project))
         values = await self._secrets.values(record.project, wanted.secrets)
         _check_headers(wanted, values)
         if record.state in (State.RUNNING, State.FROZEN) and isinstance(self._node, Network):
@@ -120,15 +122,24 @@ class Policies:
         record = living.record
         if record.state in (State.RUNNING, State.FROZEN) and not record.egress.closed:
             policy = self._whole(record)
-            await networked(self._node).set_egress(record.id, policy, await self._secrets.values(record.project, policy.secrets))
+            values = await self._secrets.values(record.project, policy.secrets)
+            try:
+                await networked(self._node).set_egress(record.id, policy, values)
+            except (InvalidState, SandboxEnded):
+                log.debug("egress_not_sent", sandbox=record.id)  # it has just ended, of which the node is about to tell
 
     async def _send_or_close(self, living: Living) -> None:
+        id = living.record.id
         try:
             await self._send(living)
         except Exception:
             # It must not go on with what nobody can vouch for any more.
-            log.exception("egress_closed", sandbox=living.record.id)
-            await networked(self._node).set_egress(living.record.id, EgressPolicy(), {})
+            log.exception("egress_closed", sandbox=id)
+            try:
+                await networked(self._node).set_egress(id, EgressPolicy(), {})
+            except Exception:
+                # The others must be served. What the node holds is what it was told last.
+                log.exception("egress_not_closed", sandbox=id)
 
     async def _each(self, many: Iterable[Living], send: Callable[[Living], Any]) -> None:
         turns = asyncio.Semaphore(AT_ONCE)
@@ -142,7 +153,10 @@ class Policies:
                 raise result
 
     def _whole(self, record: Record) -> EgressPolicy:
-        return settled(record.egress, self._kept.get(record.project, ()))
+        return settled(record.egress, self._answers(record.project))
+
+    def _answers(self, project: str) -> list[Rule]:
+        return [kept.rule for kept in self._kept.get(project, ())]
 
     def _view(self, record: Record) -> EgressView:
         if not isinstance(self._node, Network) or not self._node.running(record.id):
@@ -178,17 +192,32 @@ class Policies:
                 pass
         return asked.model_copy(update={"decision": decision.decision, "scope": decision.scope})
 
+    def kept(self, project: str) -> list[KeptRule]:
+        """What was decided for the project once and for all, the oldest first."""
+        return list(self._kept.get(project, ()))
+
+    async def unkeep(self, actor: Actor, id: str) -> None:
+        """From now on the same question is asked again. Raises `NotFound`."""
+        kept = self._kept.get(actor.project, [])
+        gone = next((one for one in kept if one.id == id), None)
+        if gone is None:
+            raise NotFound(f"no rule is kept as {id[:80]}", hint="GET /v1/approvals/rules lists those that are")
+        await self._rules.remove(actor.project, id)
+        kept.remove(gone)
+        await self._settled_anew(actor, "egress.undecided", gone.rule)
+
     async def _keep(self, actor: Actor, rule: Rule) -> None:
         kept = self._kept.setdefault(actor.project, [])
-        if rule in kept:
+        if any(one.rule == rule for one in kept):
             return
         if len(kept) >= KEPT:
-            raise QuotaExceeded(
-                f"the project has {KEPT} rules from decisions, the most there can be", hint="decide for the sandbox, and write the rule into your policy"
-            )
-        await self._rules.add(actor.project, rule, at=self._clock(), by=actor.key)
-        kept.append(rule)
-        self._ledger.log.note("egress.decided", actor.project, actor=actor.key, data={"to": rule.to, "ports": rule.ports, "action": rule.action})
+            raise QuotaExceeded(f"the project keeps {KEPT} rules from decisions, the most there can be", hint="DELETE /v1/approvals/rules/{rule} some of them")
+        kept.append(await self._rules.add(actor.project, rule, at=self._clock(), by=actor.key))
+        await self._settled_anew(actor, "egress.decided", rule)
+
+    async def _settled_anew(self, actor: Actor, kind: str, rule: Rule) -> None:
+        """Tell it, and send the policies that it makes a difference to."""
+        self._ledger.log.note(kind, actor.project, actor=actor.key, data={"to": rule.to, "ports": rule.ports, "action": rule.action})
         await self._each((one for one in self._living(actor.project) if settled(one.record.egress, [rule]) is not one.record.egress), self._send)
 
     # Secrets that sandboxes use
@@ -232,3 +261,10 @@ def _check_headers(policy: EgressPolicy, values: Mapping[str, str]) -> None:
 def _check_header(name: str, value: str) -> None:
     if not value.isprintable() or not value.isascii():
         raise InvalidArgument(f"the value of the secret {name} can't be a header's: it has line breaks or other characters that no header has")
+
+
+def _check_variable(name: str, value: str) -> None:
+    if "\0" in value:
+        raise InvalidArgument(f"secrets: what {name} would hold has a NUL byte, which no environment variable can have", hint="write it into a file instead")
+    if len(name) + len(value.encode()) + 2 > LONGEST_VARIABLE:
+        raise InvalidArgument(f"secrets: what {name} would hold is too long for an environment variable", hint="write it into a file instead")

@@ -12,7 +12,7 @@ from corral.control.record import Record
 from corral.node.interface import BoxSpec, ImageSpec, OnEnd, Timing
 from corral.schema import file
 from corral.schema.account import Key, Project
-from corral.schema.egress import Approval, Decision, EgressPolicy, Flows, Rule
+from corral.schema.egress import Approval, Decision, EgressPolicy, Flows, KeptRule, Rule
 from corral.schema.observe import Event, LogLine, Sample
 from corral.schema.process import Output, Process, ProcessStart, Signal, Stream, Terminal
 from corral.schema.sandbox import State
@@ -273,8 +273,9 @@ class SecretRows(Protocol):
 class RuleRows(Protocol):
     """What was decided for projects once and for all."""
 
-    async def all(self) -> list[tuple[str, Rule]]: ...
-    async def add(self, project: str, rule: Rule, *, at: float, by: str) -> None: ...
+    async def all(self) -> list[tuple[str, KeptRule]]: ...
+    async def add(self, project: str, rule: Rule, *, at: float, by: str) -> KeptRule: ...
+    async def remove(self, project: str, id: str) -> None: ...
 
 
 class Store(Protocol):

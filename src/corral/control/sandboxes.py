@@ -131,9 +131,10 @@ class Sandboxes:
         image = self.node.image(record.image_id)
         living = self.ledger.registry.add(record, reserved=True)
         try:
-            launch = await self.policies.launch(record, image)
             async with self._gate.turn(actor.project, wait=wanted.wait), living.changing:
                 queued = time.perf_counter() - began
+                # Under the lock: a secret that gets another value from now on is sent to it afterwards.
+                launch = await self.policies.launch(record, image)
                 written = self.ledger.enter(living, claim)
                 timing = await self._make(living, launch, written)
                 timing = {"queue": queued, **timing, "total": time.perf_counter() - began}

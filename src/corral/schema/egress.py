@@ -244,6 +244,21 @@ class Decision(Request):
     )
 
 
+class KeptRule(Answer):
+    """A decision with the scope `always`: put before every rule of the project's policies that would ask the same."""
+
+    id: str
+    rule: Rule
+    decided_at: datetime
+    decided_by: str = Field(description="a key's id")
+
+
+class KeptRules(Answer):
+    """GET /v1/approvals/rules."""
+
+    rules: list[KeptRule]
+
+
 class EgressView(Answer):
     """GET and PUT /v1/sandboxes/{id}/egress."""
 

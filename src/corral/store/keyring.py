@@ -42,7 +42,7 @@ class FileKeyRing:
             if sealed[:1] != VERSION:
                 raise InvalidTag
             return cipher.decrypt(nonce, text, about)
-        except InvalidTag:
+        except (InvalidTag, ValueError):
             raise SetupError(
                 f"a secret does not open with {self._path}", hint="put the key back that it was made with, or give the secret its value anew"
             ) from None

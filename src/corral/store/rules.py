@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import insert, select
+from datetime import UTC, datetime
 
-from corral.schema.egress import Rule
+from sqlalchemy import delete, insert, select
+
+from corral.schema.egress import KeptRule, Rule
 from corral.store.database import Database
 from corral.store.tables import egress_rules
 
@@ -15,11 +17,20 @@ class RuleRows:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def all(self) -> list[tuple[str, Rule]]:
+    async def all(self) -> list[tuple[str, KeptRule]]:
         """With their projects, the oldest first."""
         rows = await self._database.read(lambda connection: connection.execute(select(egress_rules).order_by(egress_rules.c.id)).all())
-        return [(row.project, Rule.model_validate_json(row.rule)) for row in rows]
+        return [(row.project, _kept(row.id, Rule.model_validate_json(row.rule), row.created_at, row.created_by)) for row in rows]
 
-    async def add(self, project: str, rule: Rule, *, at: float, by: str) -> None:
+    async def add(self, project: str, rule: Rule, *, at: float, by: str) -> KeptRule:
         row = {"project": project, "rule": rule.model_dump_json(exclude_defaults=True), "created_at": at, "created_by": by}
-        await self._database.run(insert(egress_rules), row)
+        id = await self._database.write(lambda connection: connection.execute(insert(egress_rules), row).inserted_primary_key)
+        assert id is not None
+        return _kept(id[0], rule, at, by)
+
+    async def remove(self, project: str, id: str) -> None:
+        await self._database.run(delete(egress_rules).where(egress_rules.c.project == project, egress_rules.c.id == int(id)))
+
+
+def _kept(id: int, rule: Rule, at: float, by: str) -> KeptRule:
+    return KeptRule(id=str(id), rule=rule, decided_at=datetime.fromtimestamp(at, UTC), decided_by=by)

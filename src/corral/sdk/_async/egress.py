@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Literal
 
-from corral.schema.egress import Approval, Approvals, Decision, EgressPolicy, EgressView, Flow, Flows
+from corral.schema.egress import Approval, Approvals, Decision, EgressPolicy, EgressView, Flow, Flows, KeptRule, KeptRules
 from corral.sdk import faults
 from corral.sdk._async.transport import Transport
 from corral.sdk.egress import Egress, policy
@@ -70,7 +71,7 @@ class ApprovalList:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    async def list(self) -> list[Approval]:
+    async def list(self) -> builtins.list[Approval]:
         return faults.decode(Approvals, await self._transport.call("GET", "/v1/approvals")).approvals
 
     async def allow(self, id: str, *, scope: Scope = "once") -> Approval:
@@ -80,6 +81,14 @@ class ApprovalList:
     async def deny(self, id: str, *, scope: Scope = "once") -> Approval:
         """Fail it, with the reason."""
         return await self._decide(id, "deny", scope)
+
+    async def rules(self) -> builtins.list[KeptRule]:
+        """What was decided for the project's sandboxes `always`."""
+        return faults.decode(KeptRules, await self._transport.call("GET", "/v1/approvals/rules")).rules
+
+    async def forget(self, id: str) -> None:
+        """Take such a decision back: the same question is asked again."""
+        await self._transport.call("DELETE", "/v1/approvals/rules/" + faults.segment(id))
 
     async def _decide(self, id: str, decision: Literal["allow", "deny"], scope: Scope) -> Approval:
         request = faults.build(Decision, decision=decision, scope=scope)

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Generator, Mapping
 from typing import Any, Literal
 
-from corral.schema.egress import Approval, Approvals, Decision, EgressPolicy, EgressView, Flow, Flows
+from corral.schema.egress import Approval, Approvals, Decision, EgressPolicy, EgressView, Flow, Flows, KeptRule, KeptRules
 from corral.sdk import faults
 from corral.sdk._sync.transport import Transport
 from corral.sdk.egress import Egress, policy
@@ -71,7 +72,7 @@ class ApprovalList:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(self) -> list[Approval]:
+    def list(self) -> builtins.list[Approval]:
         return faults.decode(Approvals, self._transport.call("GET", "/v1/approvals")).approvals
 
     def allow(self, id: str, *, scope: Scope = "once") -> Approval:
@@ -81,6 +82,14 @@ class ApprovalList:
     def deny(self, id: str, *, scope: Scope = "once") -> Approval:
         """Fail it, with the reason."""
         return self._decide(id, "deny", scope)
+
+    def rules(self) -> builtins.list[KeptRule]:
+        """What was decided for the project's sandboxes `always`."""
+        return faults.decode(KeptRules, self._transport.call("GET", "/v1/approvals/rules")).rules
+
+    def forget(self, id: str) -> None:
+        """Take such a decision back: the same question is asked again."""
+        self._transport.call("DELETE", "/v1/approvals/rules/" + faults.segment(id))
 
     def _decide(self, id: str, decision: Literal["allow", "deny"], scope: Scope) -> Approval:
         request = faults.build(Decision, decision=decision, scope=scope)
