@@ -17,6 +17,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from corral.net import doh
 from corral.net.content import HttpRequest, matches
 from corral.net.ranges import LAST_ADDRESS, LAST_PORT, Box, Protocol, Span, complement, disjoint, spans, union, within
 from corral.schema.egress import EgressPolicy, Preset, Rule
@@ -25,9 +26,9 @@ NEVER = spans("0.0.0.0/8", "127.0.0.0/8", "192.0.0.0/24", "198.18.0.0/15", "224.
 """Nobody reaches these, whatever a policy says: loopback, the switch's own services, other sandboxes, multicast and reserved. The host's own addresses besides."""
 PRIVATE = spans("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16")
 """Opened by the default `all`, or by CIDR."""
-LINK_LOCAL = spans("169.254.0.0/16")
-"""Where clouds keep the credentials of a machine: opened by CIDR only, not even by `all`."""
-PUBLIC = complement((*NEVER, *PRIVATE, *LINK_LOCAL))
+METADATA = spans("169.254.0.0/16", "168.63.129.16/32")
+"""Where clouds keep the credentials of a machine (all but Azure within the link-local range): opened by CIDR only, not even by `all`."""
+PUBLIC = complement((*NEVER, *PRIVATE, *METADATA))
 WEB_PORTS = frozenset({80, 443})
 EVERYTHING: Span = (0, LAST_ADDRESS)
 ALL_PORTS: Span = (0, LAST_PORT)
@@ -189,6 +190,15 @@ class Compiled:
     _rules: tuple[_Rule, ...] = field(repr=False)
     _allowed: tuple[Box, ...] = field(repr=False)
     """Ranges opened by CIDR or by `all`: where a name may point besides the public ones."""
+    _guarded: bool = False
+
+    def brokers(self, name: str | None) -> bool:
+        """Whether headers are set on requests to this name, so that its answers must not tell them."""
+        return name is not None and any(rule.rule.inject and rule.about_name(name) for rule in self._rules)
+
+    def reads(self, port: int) -> bool:
+        """Whether what is sent to a TCP port is looked at for a name: the web's ports, and those of rules on HTTP."""
+        return port in WEB_PORTS or any(rule.rule.reads_content and within(port, rule.ports) for rule in self._rules)
 
     @property
     def sinkhole(self) -> bool:
@@ -281,6 +291,8 @@ class Compiled:
         return ruling
 
     def _default(self, name: str | None, address: int | None, *, request: HttpRequest | None = None) -> Ruling:
+        if self._guarded and (name in doh.NAMES if name is not None else address is not None and within(address, doh.ADDRESSES)):
+            return Ruling(Action.DENY, reason=f"{name or _text(address)} resolves names over HTTPS, which would go around the egress policy")
         asked = name or (_text(address) if address is not None else "this")
         if request is not None and any(rule.rule.http for rule in self._rules if rule.matches(Protocol.TCP, request.port, request.address, request.name)):
             asked = f"{request.method} {request.path} of {asked}"
@@ -304,12 +316,16 @@ def compile(policy: EgressPolicy) -> Compiled:
     # What the mode opens anyhow needs no element.
     listed = [box for box in allowed if not (open_by_default and any(first <= box.first and box.last <= last for first, last in PUBLIC))]
     denied = [box for rule in rules if rule.action is Action.DENY and rule.rule.http is None for box in rule.boxes()]
+    if _guards_names(policy, rules):
+        open_on_purpose = [span for rule in rules if rule.action is Action.ALLOW and not rule.every for span in rule.networks]
+        hidden = [span for span in doh.ADDRESSES if not any(first <= span[0] and span[1] <= last for first, last in open_on_purpose)]
+        denied += [Box(p, *span, *ports) for p in (Protocol.TCP, Protocol.UDP) for span in hidden for ports in doh.TLS_PORTS]
     if not policy.quic:
         denied.append(Box(Protocol.UDP, *EVERYTHING, 443, 443))
     pinned = any(rule.action is Action.ALLOW and rule.domains and not rule.rule.reads_content for rule in rules)
     mode = Mode.OPEN if open_by_default else Mode.NAMES if pinned else Mode.CLOSED
     asked = tuple(box for rule in rules if rule.action is Action.ASK for box in rule.boxes())
-    return Compiled(policy, Kernel(_nat(policy, rules), mode, disjoint(listed), disjoint(denied)), rules, (*allowed, *asked))
+    return Compiled(policy, Kernel(_nat(policy, rules), mode, disjoint(listed), disjoint(denied)), rules, (*allowed, *asked), _guards_names(policy, rules))
 
 
 def _nat(policy: EgressPolicy, rules: tuple[_Rule, ...]) -> Nat:
@@ -318,11 +334,14 @@ def _nat(policy: EgressPolicy, rules: tuple[_Rule, ...]) -> Nat:
         proxied = rule.action is Action.ASK or rule.rule.reads_content or (rule.action is Action.DENY and rule.domains and not rule.whole)
         if proxied and Protocol.TCP in rule.protocols and any(map(_beyond_web, rule.ports)):
             return Nat.TCP
-    if policy.budget.bytes is not None:
-        return Nat.TCP
     if policy.learn or any(rule.domains or rule.rule.reads_content or rule.action is Action.ASK for rule in rules):
         return Nat.PROXY
     return Nat.DNS
+
+
+def _guards_names(policy: EgressPolicy, rules: tuple[_Rule, ...]) -> bool:
+    """Whether names are told apart although the internet is open, so that resolvers of others would be a way around."""
+    return policy.default is not Preset.NONE and (policy.learn or any(rule.domains and rule.action is not Action.ALLOW for rule in rules))
 
 
 def _beyond_web(ports: Span) -> bool:

@@ -1,0 +1,124 @@
+"""One sandbox as the edge process sees it: its policy, open connections, what its names were resolved to, and what has been decided for it."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from corral.net import policy
+from corral.net.policy import Compiled
+from corral.net.redact import Patterns
+from corral.net.tenant import Tenant
+
+CONNECTIONS = 1000
+"""Open at once, unless the policy's budget says otherwise."""
+NAMES = 4096
+"""Addresses whose names are remembered."""
+KEPT = 300.0
+"""Seconds that an address keeps its name beyond the answer's life: programs hold on to what they have resolved."""
+
+
+@dataclass(slots=True)
+class Bucket:
+    """So many at once, refilled at a rate per second."""
+
+    size: float
+    rate: float
+    _level: float = field(init=False)
+    _at: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        self._level = self.size
+
+    def take(self, now: float) -> bool:
+        self._level = min(self.size, self._level + max(0.0, now - self._at) * self.rate)
+        self._at = now
+        if self._level < 1:
+            return False
+        self._level -= 1
+        return True
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """An open connection, for the day the policy changes: `allowed` says whether it would still be let through, `cut` ends it."""
+
+    allowed: Callable[[Compiled], bool]
+    cut: Callable[[], None]
+
+
+class Occupant:
+    """Mutable; lives in the edge process only."""
+
+    def __init__(self, tenant: Tenant) -> None:
+        self.tenant: Tenant = tenant
+        self.compiled: Compiled = policy.compile(tenant.policy)
+        self.connections: set[Held] = set()
+        self.sent = self.received = 0
+        self.queries = Bucket(200, 100)
+        self.lookups = 0
+        """DNS queries under way."""
+        self.decided: dict[tuple[str, int], bool] = {}
+        """Name or address, and port → whether it was approved for good."""
+        self.logged: dict[tuple[str, int, str], float] = {}
+        """DNS queries that need not be logged again soon."""
+        self._patterns: Patterns | None = None
+        self._names: dict[int, dict[str, float]] = {}
+
+    @property
+    def sandbox(self) -> str:
+        return self.tenant.sandbox
+
+    @property
+    def patterns(self) -> Patterns:
+        """The values of its secrets, to be taken out of answers."""
+        if self._patterns is None:
+            self._patterns = Patterns(self.tenant.secrets.values())
+        return self._patterns
+
+    @property
+    def full(self) -> bool:
+        return len(self.connections) >= (self.tenant.policy.budget.connections or CONNECTIONS)
+
+    @property
+    def spent(self) -> bool:
+        limit = self.tenant.policy.budget.bytes
+        return limit is not None and self.sent + self.received >= limit
+
+    def change(self, tenant: Tenant) -> None:
+        """Another policy for the same sandbox: what it no longer allows is cut."""
+        if tenant.policy != self.tenant.policy:
+            self.compiled = policy.compile(tenant.policy)
+        self.tenant = tenant
+        self._patterns = None
+        for held in list(self.connections):
+            if not held.allowed(self.compiled):
+                held.cut()
+
+    def leave(self) -> None:
+        for held in list(self.connections):
+            held.cut()
+
+    def resolved(self, name: str, addresses: tuple[str, ...], ttl: float) -> None:
+        """Remember that these addresses were told for the name."""
+        until = time.monotonic() + ttl + KEPT
+        for address in map(int, map(ipaddress.IPv4Address, addresses)):
+            names = self._names.pop(address, {})
+            self._names[address] = {**names, name: until}
+        while len(self._names) > NAMES:
+            del self._names[next(iter(self._names))]
+
+    def names_of(self, address: int) -> list[str]:
+        """The names by which the sandbox may mean this address, the latest last."""
+        now = time.monotonic()
+        return [name for name, until in self._names.get(address, {}).items() if until > now]
+
+    def pinned(self) -> dict[str, list[str]]:
+        """Names with the addresses they were resolved to."""
+        result: dict[str, list[str]] = {}
+        for address in self._names:
+            for name in self.names_of(address):
+                result.setdefault(name, []).append(str(ipaddress.IPv4Address(address)))
+        return result

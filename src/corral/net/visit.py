@@ -1,0 +1,99 @@
+"""One connection from a sandbox to the proxy, and what every way of serving it needs."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from corral.net.asking import Asking
+from corral.net.authority import Authority
+from corral.net.flow_log import FlowLog
+from corral.net.occupant import Held, Occupant
+from corral.net.policy import Action, Compiled, Ruling
+from corral.net.upstream import Upstream
+from corral.schema.egress import Verdict
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the process has once."""
+
+    upstream: Upstream
+    authority: Authority
+    asking: Asking
+    log: FlowLog
+
+    @cached_property
+    def verifying(self) -> ssl.SSLContext:
+        """For TLS to the real servers: the machine's roots, HTTP/1.1 only."""
+        context = ssl.create_default_context()
+        context.set_alpn_protocols(["http/1.1"])
+        return context
+
+
+@dataclass(slots=True, eq=False)
+class Visit:
+    """Who, where to, and what has passed. `address` and `port` are what the sandbox dialled."""
+
+    services: Services
+    occupant: Occupant
+    address: str
+    port: int
+    name: str | None = None
+    sent: int = 0
+    received: int = 0
+    reached: str | None = None
+    """What the proxy has connected to."""
+    held: Held | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def number(self) -> int:
+        return int(ipaddress.IPv4Address(self.address))
+
+    def stays(self, allowed: Callable[[Compiled], bool]) -> None:
+        """From now on the connection lives as long as policies say so."""
+        if self.held is not None:
+            self.held.allowed = allowed
+
+    def up(self, count: int) -> bool:
+        """So many bytes went out; False: the budget is spent."""
+        self.sent += count
+        self.occupant.sent += count
+        return not self.occupant.spent
+
+    def down(self, count: int) -> bool:
+        self.received += count
+        self.occupant.received += count
+        return not self.occupant.spent
+
+    def told(self, kind: str, verdict: Verdict, ruling: Ruling, *, reason: str | None = None, name: str | None = None) -> None:
+        """Into the flow log."""
+        self.services.log.add(
+            sandbox=self.occupant.sandbox,
+            kind=kind,
+            name=name or self.name,
+            address=self.reached or self.address,
+            port=self.port,
+            verdict=verdict,
+            rule=ruling.title,
+            reason=reason or ruling.reason,
+            sent=self.sent,
+            received=self.received,
+            duration=round(time.monotonic() - self.began, 6),
+        )
+
+    async def settled(self, ruling: Ruling, *, method: str | None = None, path: str | None = None) -> Ruling:
+        """The ruling, once nobody has to be asked any more."""
+        if ruling.action is not Action.ASK:
+            return ruling
+        approved = await self.services.asking.ask(
+            self.occupant, name=self.name, address=self.address, port=self.port, rule=ruling.title, method=method, path=path
+        )
+        if approved:
+            return Ruling(Action.ALLOW, ruling.rule, ruling.by, content=ruling.content)
+        return Ruling(Action.DENY, ruling.rule, reason=f"asked about {self.name or self.address}:{self.port}: it was not approved")

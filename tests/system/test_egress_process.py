@@ -1,0 +1,440 @@
+"""The edge process with real sockets: what clients in a slot reach, what they are told, and what they can't break."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import ssl
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.edge import Bench
+from harness.internet import OTHER, PRIVATE, SILENT, WEB
+
+NAMES = {
+    "api.example.com": WEB,
+    "good.example.com": WEB,
+    "evil.example.net": OTHER,
+    "git.example.org": WEB,
+    "inside.example.com": PRIVATE,
+    "silent.example.com": SILENT,
+}
+
+
+@pytest.fixture(scope="module")
+async def whole(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path_factory.mktemp("edge"))
+    try:
+        await bench.open()
+        yield bench
+    finally:
+        await bench.close()
+
+
+@pytest.fixture
+async def bench(whole: Bench) -> AsyncIterator[Bench]:
+    await whole.reset()
+    whole.internet.zone.addresses = {name: [address] for name, address in NAMES.items()}
+    yield whole
+    assert not whole.errors(), whole.errors()
+
+
+# What a client does, inside its namespace
+
+
+def lookup(name: str, kind: int = 1, server: str = "192.0.0.1", *, tcp: bool = False) -> tuple[int, list[str], str]:
+    """Code, addresses, and the extended error's text."""
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    query = b"\x12\x34\1\0\0\1\0\0\0\0\0\1" + labels + b"\0" + struct.pack(">HH", kind, 1) + b"\0\0\x29\x04\xd0\0\0\0\0\0\0"
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM) as connection:
+        connection.settimeout(8)
+        connection.connect((server, 53))
+        if tcp:
+            connection.sendall(len(query).to_bytes(2) + query)
+            reply = connection.recv(4096)[2:]
+        else:
+            connection.send(query)
+            reply = connection.recv(4096)
+    assert reply[:2] == b"\x12\x34"
+    end = 12 + len(labels) + 5
+    count = int.from_bytes(reply[6:8])
+    addresses = [socket.inet_ntoa(reply[end + 16 * n + 12 : end + 16 * n + 16]) for n in range(count)] if kind == 1 else []
+    text = reply.rpartition(b"\0\x0f")[2]
+    return reply[3] & 15, addresses, text[4:].decode(errors="replace") if reply[11] and b"\0\x0f" in reply else ""
+
+
+def get(
+    name: str, path: str = "/", *, address: str = WEB, port: int = 80, method: str = "GET", headers: dict[str, str] | None = None
+) -> tuple[int, bytes, dict[str, str]]:
+    connection = http.client.HTTPConnection(address, port, timeout=15)
+    try:
+        connection.request(method, path, headers={"Host": name, **(headers or {})})
+        answer = connection.getresponse()
+        return answer.status, answer.read(), {key.lower(): value for key, value in answer.getheaders()}
+    finally:
+        connection.close()
+
+
+def tls(authority: Path, name: str | None, *, address: str = WEB, port: int = 443, alpn: list[str] | None = None) -> ssl.SSLSocket:
+    context = ssl.create_default_context(cafile=str(authority))
+    if alpn:
+        context.set_alpn_protocols(alpn)
+    if name is None:
+        context.check_hostname = False
+    plain = socket.create_connection((address, port), timeout=15)
+    try:
+        return context.wrap_socket(plain, server_hostname=name)
+    except BaseException:
+        plain.close()
+        raise
+
+
+def get_tls(
+    authority: Path, name: str, path: str = "/", *, host: str | None = None, address: str = WEB, method: str = "GET", headers: dict[str, str] | None = None
+) -> tuple[int, bytes, dict[str, str]]:
+    connection = http.client.HTTPSConnection(name, timeout=15)
+    connection.sock = tls(authority, name, address=address)
+    try:
+        connection.request(method, path, headers={"Host": host or name, **(headers or {})})
+        answer = connection.getresponse()
+        return answer.status, answer.read(), {key.lower(): value for key, value in answer.getheaders()}
+    finally:
+        connection.close()
+
+
+def raw(data: bytes, *, address: str = WEB, port: int = 80) -> bytes:
+    """Everything that comes back."""
+    with socket.create_connection((address, port), timeout=15) as connection:
+        answer = b""
+        try:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            while piece := connection.recv(65536):
+                answer += piece
+        except OSError:
+            # It was reset.
+            pass
+        return answer
+
+
+def error(body: bytes) -> dict[str, Any]:
+    return json.loads(body)["error"]
+
+
+# Names
+
+
+async def test_allowed_names_resolve_and_denied_ones_explain(bench: Bench) -> None:
+    guest = bench.guests[0]
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com", "*.example.org"]}]})
+    assert await guest.run(lookup, "api.example.com") == (0, [WEB], "")
+    assert await guest.run(lambda: lookup("API.example.com", tcp=True)) == (0, [WEB], "")
+    assert await guest.run(lookup, "git.example.org", 1, "8.8.8.8") == (0, [WEB], ""), "whatever server is asked"
+    code, addresses, text = await guest.run(lookup, "evil.example.net")
+    assert (code, addresses) == (0, ["192.0.0.1"])
+    assert "evil.example.net" in text
+    assert await guest.run(lookup, "api.example.com", 28) == (0, [], ""), "there is no IPv6"
+    assert "evil.example.net" not in {name for name, _ in bench.internet.seen.queries}
+    denial = await bench.flow(kind="dns", name="evil.example.net")
+    assert denial.verdict == "denied"
+
+
+async def test_a_sandbox_without_a_policy_gets_nothing(bench: Bench) -> None:
+    guest = bench.guests[0]
+    with pytest.raises(OSError):
+        await guest.run(lookup, "api.example.com")
+    with pytest.raises(OSError):
+        await guest.run(get, "api.example.com")
+
+
+async def test_names_that_point_inside_are_refused(bench: Bench) -> None:
+    guest, zone = bench.guests[0], bench.internet.zone
+    zone.addresses |= {
+        "meta.example.com": ["169.254.169.254"],
+        "loop.example.com": ["127.0.0.1"],
+        "host.example.com": ["192.0.2.1"],
+        "mixed.example.com": [PRIVATE, WEB],
+    }
+    zone.aliases["alias.example.com"] = "inside.example.com"
+    await bench.admit(guest, {"rules": [{"to": ["*.example.com"]}]})
+    for name in ("inside.example.com", "meta.example.com", "loop.example.com", "host.example.com", "alias.example.com"):
+        code, addresses, text = await guest.run(lookup, name)
+        assert (code, addresses) == (0, ["192.0.0.1"]), name
+        assert "points nowhere allowed" in text
+        status, body, _ = await guest.run(get, name)
+        assert status == 403, name
+        assert "points nowhere allowed" in error(body)["message"]
+    assert (await guest.run(lookup, "mixed.example.com"))[1] == [WEB]
+    await bench.admit(guest, {"rules": [{"to": ["*.example.com"]}, {"to": ["10.77.0.0/16"]}]})
+    assert (await guest.run(lookup, "inside.example.com"))[1] == [PRIVATE]
+    assert (await guest.run(get, "inside.example.com"))[0] == 200
+
+
+async def test_an_alias_is_judged_by_the_asked_name_only(bench: Bench) -> None:
+    guest = bench.guests[0]
+    bench.internet.zone.aliases["cdn.example.com"] = "evil.example.net"
+    await bench.admit(guest, {"rules": [{"to": ["cdn.example.com"]}]})
+    assert (await guest.run(lookup, "cdn.example.com"))[1] == [OTHER]
+    bench.internet.zone.aliases["bad.example.com"] = "cdn.example.com"
+    assert (await guest.run(lookup, "bad.example.com"))[1] == ["192.0.0.1"]
+
+
+async def test_names_are_no_tunnel(bench: Bench) -> None:
+    guest = bench.guests[0]
+    await bench.admit(guest, {"rules": [{"to": ["*.example.com"]}]})
+    long = ".".join(["a" * 60] * 3) + ".example.com"
+    assert (await guest.run(lookup, long))[1] == ["192.0.0.1"]
+    assert not bench.internet.seen.queries
+
+    def flood() -> int:
+        return sum(lookup(f"x{n}.example.com")[0] == 5 for n in range(400))
+
+    assert await guest.run(flood) > 20
+    assert len(bench.internet.seen.queries) < 400
+
+
+async def test_answers_over_tcp_when_they_were_cut(bench: Bench) -> None:
+    guest, zone = bench.guests[0], bench.internet.zone
+    zone.addresses["many.example.com"] = [f"203.0.113.{n}" for n in range(100, 150)]
+    zone.truncated.add("many.example.com")
+    await bench.admit(guest, "public")
+    assert len((await guest.run(lookup, "many.example.com"))[1]) == 50
+
+
+async def test_a_resolver_that_is_silent(bench: Bench) -> None:
+    guest, zone = bench.guests[0], bench.internet.zone
+    zone.silent.add("quiet.example.com")
+    await bench.admit(guest, "public")
+    assert (await guest.run(lookup, "quiet.example.com"))[0] == 2
+    assert (await guest.run(lookup, "api.example.com"))[0] == 0
+
+
+# The web
+
+
+async def test_web_by_name(bench: Bench) -> None:
+    guest, ca = bench.guests[0], bench.internet.authority.file
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"]}]})
+    status, body, _ = await guest.run(get, "api.example.com", "/x")
+    assert (status, body) == (200, b"GET api.example.com /x\n")
+    # Whatever address is dialled, the name's own is reached.
+    assert (await guest.run(lambda: get("api.example.com", address=OTHER)))[0] == 200
+    assert all(address == WEB for address, _ in bench.internet.seen.connections)
+    status, body, headers = await guest.run(get, "evil.example.net")
+    assert status == 403
+    assert headers["x-corral-denied"] == "1"
+    assert "evil.example.net" in error(body)["message"]
+    assert error(body)["hint"]
+    status, body, _ = await guest.run(get_tls, ca, "api.example.com", "/y")
+    assert (status, body) == (200, b"GET api.example.com /y\n"), "with the server's own certificate: nothing was decrypted"
+    with pytest.raises(ssl.SSLError, match=r"(?i)access denied"):
+        await guest.run(tls, ca, "evil.example.net")
+    with pytest.raises((ssl.SSLError, OSError)):
+        await guest.run(tls, ca, None)
+    flow = await bench.flow(kind="tls", name="api.example.com")
+    assert (flow.verdict, flow.rule, flow.address, flow.port) == ("allowed", "api.example.com", WEB, 443)
+    assert flow.sent > 100
+    assert flow.received > 100
+    denied = await bench.flow(kind="http", name="evil.example.net")
+    assert (denied.verdict, denied.status, denied.path) == ("denied", 403, "/")
+    assert (await bench.flow(kind="tls", name="evil.example.net")).reason
+
+
+async def test_the_machine_is_never_reached(bench: Bench) -> None:
+    guest = bench.guests[0]
+    await bench.admit(guest, {"default": "all", "rules": [{"to": ["a.example.com", "0.0.0.0/0"]}]})
+    for address in ("192.0.2.1", "198.19.0.1", "192.0.0.8", "198.18.1.2", "127.0.0.1"):
+        for port in (80, 443, 53, 3128, 22):
+            if (address, port) == ("192.0.0.8", 53) or address == "127.0.0.1":
+                continue
+
+            def attempt(address: str = address, port: int = port) -> bytes:
+                try:
+                    return raw(b"GET / HTTP/1.1\r\nHost: 192.0.2.1\r\n\r\n", address=address, port=port)
+                except OSError:
+                    return b""
+
+            answer = await guest.run(attempt)
+            assert b"200 OK" not in answer, (address, port)
+            assert not answer or b"403" in answer, (address, port)
+
+
+async def test_kernel_pins_open_other_ports_of_a_name(bench: Bench) -> None:
+    guest = bench.guests[0]
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"], "ports": [7], "protocol": "tcp"}]})
+
+    def echo(port: int) -> bytes:
+        return raw(b"hello", port=port)
+
+    with pytest.raises(OSError):
+        await guest.run(echo, 7)
+    assert (await guest.run(lookup, "api.example.com"))[1] == [WEB]
+    assert await guest.run(echo, 7) == b"hello"
+    with pytest.raises(OSError):
+        await guest.run(echo, 25)
+    # A new generation: what was resolved stays reachable without being resolved again.
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"], "ports": [7, 25]}]})
+    await bench.client.settled()
+    assert await guest.run(echo, 7) == b"hello"
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"], "ports": [25]}]})
+    await bench.client.settled()
+    with pytest.raises(OSError):
+        await guest.run(echo, 7)
+
+
+async def test_requests_on_one_connection_are_judged_one_by_one(bench: Bench) -> None:
+    guest = bench.guests[0]
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com", "good.example.com"]}]})
+    request = b"GET /%b HTTP/1.1\r\nHost: %b\r\n\r\n"
+    answer = await guest.run(
+        raw,
+        request % (b"1", b"api.example.com")
+        + request % (b"2", b"good.example.com")
+        + request % (b"3", b"evil.example.net")
+        + request % (b"4", b"api.example.com"),
+    )
+    assert answer.count(b"200 OK") == 2
+    assert b"GET good.example.com /2" in answer
+    assert b"403" in answer
+    assert b"/4" not in answer
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET / HTTP/1.1\r\nHost: api.example.com\r\nHost: evil.example.net\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET http://evil.example.net/ HTTP/1.1\r\nHost: api.example.com\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: api.example.com\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+        b"POST / HTTP/1.1\r\nHost: api.example.com\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: api.example.com\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.0\r\nHost: api.example.com\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: api.example.com\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost : api.example.com\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: api.example.com\r\n X: folded\r\nContent-Length : 3\r\n\r\nabc",
+        b"GET /\0 HTTP/1.1\r\nHost: api.example.com\r\n\r\n",
+        b"TRACE / HTTP/1.1\r\nHost: api.example.com\r\n\r\n",
+        b"CONNECT evil.example.net:443 HTTP/1.1\r\nHost: api.example.com\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: api.example.com@evil.example.net\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x00\x05hello",
+        b"\x16\x03\x01\x40\x00" + b"x" * 100,
+        b"\0" * 5000,
+        b"G",
+    ],
+)
+async def test_what_could_be_read_in_two_ways_goes_nowhere(bench: Bench, request_bytes: bytes) -> None:
+    guest = bench.guests[0]
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"]}]})
+    answer = await guest.run(raw, request_bytes)
+    assert not answer or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 501", b"\x15\x03"))
+    assert not bench.internet.seen.requests
+    assert (await guest.run(get, "api.example.com"))[0] == 200
+
+
+async def test_a_body_that_is_none_is_refused_half_way(bench: Bench) -> None:
+    guest = bench.guests[0]
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"]}]})
+    head = b"POST /echo HTTP/1.1\r\nHost: api.example.com\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+    assert (await guest.run(raw, head + b"zz\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+    assert b"200" not in await guest.run(raw, head)
+
+
+async def test_a_server_that_fails_is_told_from_a_denial(bench: Bench) -> None:
+    guest = bench.guests[0]
+    await bench.admit(guest, {"rules": [{"to": ["*.example.com"]}]})
+    for path in ("/garbage", "/short"):
+        try:
+            status, body, _ = await guest.run(get, "api.example.com", path)
+        except http.client.IncompleteRead:
+            assert path == "/short"
+            continue
+        assert status == 502
+        assert error(body)["code"] == "egress_failed"
+    status, body, _ = await guest.run(get, "nothing.example.com")
+    assert status == 502
+    assert "no address" in error(body)["message"]
+    status, body, _ = await guest.run(get, "silent.example.com")
+    assert status == 502
+    assert "did not answer" in error(body)["message"]
+    assert (await bench.flow(kind="http", name="silent.example.com")).verdict == "failed"
+
+
+async def test_bodies_stream_both_ways(bench: Bench) -> None:
+    guest = bench.guests[0]
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"]}]})
+    assert len((await guest.run(get, "api.example.com", "/bytes?n=20000000"))[1]) == 20_000_000
+
+    def post() -> bytes:
+        connection = http.client.HTTPConnection(WEB, 80, timeout=15)
+        connection.request("POST", "/echo", iter([b"a" * 100_000] * 20), {"Host": "api.example.com", "Transfer-Encoding": "chunked"}, encode_chunked=True)
+        try:
+            return connection.getresponse().read()
+        finally:
+            connection.close()
+
+    assert (await guest.run(post)).endswith(b"a" * 2_000_000)
+    continued = b"POST /echo HTTP/1.1\r\nHost: api.example.com\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhello"
+    assert b"200 OK" in await guest.run(raw, continued)
+    assert (await guest.run(lambda: get("api.example.com", method="HEAD")))[:2] == (200, b"")
+
+
+async def test_tls_is_spliced_at_size(bench: Bench) -> None:
+    guest, ca = bench.guests[0], bench.internet.authority.file
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"]}]})
+    assert len((await guest.run(get_tls, ca, "api.example.com", "/bytes?n=50000000"))[1]) == 50_000_000
+    flow = await bench.flow(kind="tls", name="api.example.com")
+    assert flow.received > 50_000_000
+
+
+async def test_a_server_that_speaks_first(bench: Bench) -> None:
+    guest = bench.guests[0]
+    await bench.admit(guest, {"rules": [{"to": ["git.example.org"], "action": "deny", "ports": [22]}], "default": "public"})
+
+    def greeting() -> bytes:
+        with socket.create_connection((WEB, 25), timeout=15) as connection:
+            return connection.recv(100)
+
+    assert await guest.run(greeting) == b"220 hello\r\n"
+
+
+async def test_a_denied_port_of_a_name(bench: Bench) -> None:
+    guest = bench.guests[0]
+    await bench.admit(guest, {"default": "public", "rules": [{"to": ["api.example.com"], "action": "deny", "ports": [7]}]})
+    assert await guest.run(lambda: raw(b"hello", port=7)) == b"hello", "nobody knows its name"
+    assert (await guest.run(lookup, "api.example.com"))[1] == [WEB]
+    assert await guest.run(lambda: raw(b"hello", port=7)) == b""
+    assert (await guest.run(get, "api.example.com"))[0] == 200
+
+
+async def test_a_change_cuts_what_it_no_longer_allows(bench: Bench) -> None:
+    guest, ca = bench.guests[0], bench.internet.authority.file
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com", "good.example.com"]}]})
+    kept, cut = await guest.run(tls, ca, "api.example.com"), await guest.run(tls, ca, "good.example.com")
+    plain = await guest.run(lambda: socket.create_connection((WEB, 80), timeout=15))
+    with kept, cut, plain:
+        plain.sendall(b"GET /never HTTP/1.1\r\nHost: good.example.com\r\n\r\n")
+        await bench.internet.wait(lambda seen: any(b"/never" in head for head in seen.requests))
+        await bench.admit(guest, {"rules": [{"to": ["api.example.com"]}]})
+        await bench.client.settled()
+        kept.sendall(b"GET /still HTTP/1.1\r\nHost: api.example.com\r\n\r\n")
+        assert b"200 OK" in kept.recv(1000)
+        with pytest.raises(OSError):
+            cut.sendall(b"GET /still HTTP/1.1\r\nHost: good.example.com\r\n\r\n")
+            if not cut.recv(1000):
+                raise ConnectionResetError
+        with pytest.raises(ConnectionResetError):
+            plain.recv(1000)
+    assert "policy has changed" in str((await bench.flow(kind="tls", name="good.example.com")).reason)
+
+
+async def test_sandboxes_are_judged_each_by_its_own_policy(bench: Bench) -> None:
+    one, other = bench.guests
+    await bench.admit(one, {"rules": [{"to": ["api.example.com"]}]})
+    await bench.admit(other, {"rules": [{"to": ["good.example.com"]}]})
+    assert [(await guest.run(get, name))[0] for guest in (one, other) for name in ("api.example.com", "good.example.com")] == [200, 403, 403, 200]
