@@ -81,11 +81,18 @@ def test_a_policy_is_shown_and_outlasts_stops_and_servers(api: Api, server: Serv
         ({"rules": [{"to": ["a.test"], "action": "deny", "inject": {"A": "x"}}]}, "can't also"),
         ({"rules": [{"to": ["a.test"]}] * 257}, "too long"),
         ({"rules": [{"to": ["a.test"] * 1001}]}, "too long"),
+        ({"rules": [{"to": ["a.test"]}] * 10_000}, "5,000 destinations"),
+        ({"rules": [{"to": ["a.test"] * 1000}] * 6}, "5,000 destinations"),
+        ({"rules": [{"to": [f"10.0.{number}.1" for number in range(250)], "ports": ["1-2"] * 41}]}, "10,000 ranges"),
+        ({"rules": [{"to": ["ü" * 200]}]}, "domain"),
+        ({"rules": [{"to": ["a" * 64 + ".test"]}]}, "domain"),
+        ({"rules": [{"to": ["10.0.0.1/33"]}]}, "domain"),
+        ({"rules": [{"to": ["fe80::1%eth0"]}]}, "IPv6"),
         ({"ask_timeout": 0}, "more than 0"),
         ({"budget": {"bytes": -1}}, "less than 0"),
         ({"budget": {"upload": 1e999}}, "upload"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_a_policy_that_can_not_be_is_refused_and_changes_nothing(api: Api, box: str, policy: Any, words: str) -> None:
     before = api.ok("GET", f"/v1/sandboxes/{box}/egress")

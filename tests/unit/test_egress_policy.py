@@ -190,7 +190,7 @@ def test_content_is_read_only_where_a_rule_needs_it() -> None:
 
 
 def test_too_many_ranges_are_refused() -> None:
-    rules = [{"to": [f"{n}.{m}.0.0/17" for m in range(250)], "ports": [str(p) for p in range(1, 64, 2)]} for n in range(1, 30)]
+    rules = [{"to": [f"{n}.{m}.0.0/17" for m in range(250)], "ports": [str(p) for p in range(1, 64, 2)]} for n in range(1, 2)]
     with pytest.raises(InvalidArgument, match="ranges"):
         made(*rules)
 

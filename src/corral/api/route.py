@@ -6,6 +6,7 @@ It gives a model, or a response, or None for 204.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -28,6 +29,8 @@ from corral.schema.error import ErrorBody
 
 JSON_LIMIT = 4 << 20
 """Bytes of a request's JSON. What may be larger (files, standard input, trees) is not JSON."""
+LARGE = 64 << 10
+"""Bytes of JSON that take milliseconds to look at."""
 JSON = "application/json"
 _NO_BODY = (b"", b"{}")
 
@@ -75,7 +78,8 @@ class Direct(APIRoute):
             if body is not None:
                 name, model = body
                 raw = request.scope["state"]["body"] = await read(request, limit=JSON_LIMIT) or b"{}"
-                values[name] = _validated(model, raw)
+                # In a thread of its own when it is large: others have their turn meanwhile.
+                values[name] = _validated(model, raw) if len(raw) < LARGE else await asyncio.to_thread(_validated, model, raw)
             result = await endpoint(**values)
             match result:
                 case None:

@@ -19,6 +19,7 @@ from corral.control.registry import Living
 from corral.control.roles import Actor
 from corral.control.secrets import Secrets
 from corral.errors import Conflict, InvalidArgument, InvalidState, NotFound, QuotaExceeded, SandboxEnded
+from corral.net import policy as kernel
 from corral.node.interface import ImageSpec
 from corral.schema.egress import Approval, Decision, EgressPolicy, EgressView, Flows, KeptRule, Preset, Rule
 from corral.schema.sandbox import State
@@ -29,6 +30,8 @@ AT_ONCE = 16
 KEPT = 256
 """Rules that a project may have from decisions."""
 
+FEW = 500
+"""Ranges of a policy that are looked at in a millisecond."""
 LONGEST_VARIABLE = 128 << 10
 """Bytes of NAME=value and its end: Linux' MAX_ARG_STRLEN, beyond which no program starts."""
 
@@ -53,10 +56,15 @@ class Policies:
             self._kept.setdefault(project, []).append(kept)
         await self._each(adopted, self._send_or_close)
 
-    def check(self, policy: EgressPolicy) -> None:
-        """Raises `Unsupported` when the node has no network."""
-        if not policy.closed:
-            networked(self._node)
+    async def check(self, policy: EgressPolicy) -> None:
+        """Raises `Unsupported` when the node has no network, `InvalidArgument` for a policy that is more than its tables can hold."""
+        if policy.closed:
+            return
+        networked(self._node)
+        if sum(len(rule.to) * len(rule.ports or ".") for rule in policy.rules) < FEW:
+            kernel.compile(policy)
+        else:
+            await asyncio.to_thread(kernel.compile, policy)
 
     async def launch(self, record: Record, image: ImageSpec) -> Launch:
         """What the node needs to start it, secrets included. Raises `NotFound` for one that there isn't, `InvalidArgument` for one that can't be used so."""
@@ -79,7 +87,7 @@ class Policies:
     async def set(self, actor: Actor, id_or_name: str, policy: EgressPolicy) -> EgressView:
         """From now on, for open connections too. The answer is given when it holds and is on the disk."""
         living = await self._ledger.use(actor.project, id_or_name)
-        self.check(policy)
+        await self.check(policy)
         async with living.changing:
             return self._view(await self._set(living, policy, actor))
 
@@ -90,7 +98,7 @@ class Policies:
             policy = living.record.egress
             default = Preset.PUBLIC if policy.default is Preset.NONE else policy.default
             policy = policy.model_copy(update={"learn": True, "default": default})
-            self.check(policy)
+            await self.check(policy)
             return self._view(await self._set(living, policy, actor))
 
     async def flows(self, project: str, id_or_name: str, *, after: int, limit: int, denied: bool) -> Flows:

@@ -127,6 +127,7 @@ class Sandboxes:
         the node met; then nothing is left of it but its row.
         """
         began = time.perf_counter()
+        await self.policies.check(wanted.egress)
         record = self._plan(actor, wanted)
         image = self.node.image(record.image_id)
         living = self.ledger.registry.add(record, reserved=True)
@@ -147,7 +148,6 @@ class Sandboxes:
         return record
 
     def _plan(self, actor: Actor, wanted: SandboxCreate) -> Record:
-        self.policies.check(wanted.egress)
         image = self.node.image(self._shelf.image(actor.project, wanted.image))
         self._gate.capacity().check(cpu=wanted.cpu, memory=wanted.memory, disk=wanted.disk)
         self._check_quota(actor.project, Use(1, wanted.cpu, wanted.memory, wanted.disk))

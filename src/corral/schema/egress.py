@@ -6,7 +6,7 @@ import ipaddress
 import re
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -14,23 +14,34 @@ from corral.schema.model import Answer, Request
 
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _DOMAIN = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*\Z")
+_ADDRESS = re.compile(r"[0-9./]+\Z|[0-9A-Fa-f:./%]*:")
+"""What can be an address at all: telling that of a name by trying costs more than all the rest."""
+_DESTINATIONS = 5000
+_RANGES = 10_000
 
 
 def _destination(text: str) -> str:
     if text == "*":
         return text
+    if not _ADDRESS.match(text):
+        return _domain(text)
     try:
         network = ipaddress.ip_network(text, strict=False)
     except ValueError:
-        name = text.lower().rstrip(".")
-        if not name.isascii():
-            name = name.encode("idna").decode()
-        if len(name) > 253 or not _DOMAIN.match(name):
-            raise ValueError(f"{text!r} is neither an IPv4 address or range (10.0.0.0/8) nor a domain (api.example.com, *.example.com) nor *") from None
-        return name
+        return _domain(text)
     if network.version != 4:
         raise ValueError(f"{text!r}: sandboxes have no IPv6, so there is nothing to allow or deny; use IPv4")
     return str(network)
+
+
+def _domain(text: str) -> str:
+    name = text.lower().rstrip(".")
+    # Longer ones can be given as they are encoded: to do that takes a millisecond each.
+    if not name.isascii() and len(name) <= 100 and all(len(label) < 64 for label in name.split(".")):
+        name = name.encode("idna").decode()
+    if len(name) > 253 or not _DOMAIN.match(name):
+        raise ValueError(f"{text!r} is neither an IPv4 address or range (10.0.0.0/8) nor a domain (api.example.com, *.example.com) nor *")
+    return name
 
 
 def _ports(text: str) -> str:
@@ -145,6 +156,22 @@ class EgressPolicy(Request):
     ask_default: Literal["allow", "deny"] = "deny"
     budget: Budget = Field(default_factory=Budget)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _bounded(cls, value: Any) -> Any:
+        """Before anything is looked at in detail, which takes its time."""
+        if sum(map(_destinations_of, _list(value, "rules"))) > _DESTINATIONS:
+            raise ValueError(f"rules: more than {_DESTINATIONS:,} destinations together; use wildcards and ranges")
+        return value
+
+    @model_validator(mode="after")
+    def _tabled(self) -> EgressPolicy:
+        """Each range of addresses takes an element of the kernel's tables for each range of ports."""
+        ranges = sum(sum("/" in to for to in rule.to) * len(rule.ports or ".") for rule in self.rules)
+        if ranges > _RANGES:
+            raise ValueError(f"rules: more than {_RANGES:,} ranges of addresses and ports together; use larger ones")
+        return self
+
     @property
     def closed(self) -> bool:
         """Whether nothing at all is reachable."""
@@ -159,6 +186,15 @@ class EgressPolicy(Request):
     def secrets(self) -> frozenset[str]:
         """Names of the secrets its rules use."""
         return frozenset(name for rule in self.rules for value in (rule.inject or {}).values() for name in PLACEHOLDER.findall(value))
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    found: Any = cast("dict[str, Any]", value).get(name) if isinstance(value, dict) else None
+    return cast("list[Any]", found) if isinstance(found, list) else []
+
+
+def _destinations_of(rule: Any) -> int:
+    return len(rule.to) if isinstance(rule, Rule) else len(_list(rule, "to"))
 
 
 PLACEHOLDER = re.compile(r"\{\{([A-Za-z_][A-Za-z0-9_]{0,63})\}\}")
