@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import socket
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from corral.schema.egress import Decision
 from harness.edge import Bench
 from harness.internet import OTHER, PRIVATE, SILENT, WEB
 
@@ -438,3 +440,200 @@ async def test_sandboxes_are_judged_each_by_its_own_policy(bench: Bench) -> None
     await bench.admit(one, {"rules": [{"to": ["api.example.com"]}]})
     await bench.admit(other, {"rules": [{"to": ["good.example.com"]}]})
     assert [(await guest.run(get, name))[0] for guest in (one, other) for name in ("api.example.com", "good.example.com")] == [200, 403, 403, 200]
+
+
+# Rules on content, secrets
+
+SECRET = "sk-live-0123456789/+abc"
+
+
+async def test_a_secret_is_used_and_never_seen(bench: Bench) -> None:
+    guest, ours = bench.guests[0], bench.authority.ensure()
+    injecting = {"to": ["api.example.com"], "inject": {"Authorization": "Bearer {{TOKEN}}", "X-Plain": "yes"}}
+    await bench.admit(guest, {"rules": [injecting, {"to": ["good.example.com"]}]}, {"TOKEN": SECRET})
+    bench.internet.secret_echo = f"data: {SECRET} ; {SECRET}".encode()
+    status, body, headers = await guest.run(
+        lambda: get_tls(ours, "api.example.com", "/echo", headers={"authorization": "mine", "Accept-Encoding": "gzip", "Range": "bytes=0-4"})
+    )
+    assert status == 200
+    assert SECRET.encode() not in body
+    assert b"Authorization: Bearer ***********************\r\n" in body
+    head = bench.internet.seen.requests[-1].decode()
+    assert f"Authorization: Bearer {SECRET}\r\n" in head
+    assert "X-Plain: yes" in head
+    assert "mine" not in head
+    assert "gzip" not in head
+    assert "bytes=0-4" not in head
+    status, body, headers = await guest.run(get_tls, ours, "api.example.com", "/leak")
+    assert body == b"data: " + b"*" * len(SECRET) + b" ; " + b"*" * len(SECRET)
+    assert SECRET not in str(headers)
+    # Another host gets the request as it is.
+    assert SECRET not in (await guest.run(get_tls, bench.internet.authority.file, "good.example.com", "/echo"))[1].decode()
+    status, body, _ = await guest.run(lambda: get("api.example.com", "/echo"))
+    assert status == 403
+    assert "https" in error(body)["message"]
+    status, body, _ = await guest.run(get_tls, ours, "api.example.com", "/gzip")
+    assert status == 502
+    assert b"compressed" in body
+    flow = await bench.flow(kind="http", path="/echo", status=200)
+    assert (flow.secrets, flow.rule) == (["TOKEN"], "api.example.com")
+    assert SECRET not in str(bench.flows)
+    assert SECRET not in repr(bench.client._tenants)  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_a_secret_that_is_gone(bench: Bench) -> None:
+    guest, ours = bench.guests[0], bench.authority.ensure()
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"], "inject": {"Authorization": "Bearer {{GONE}}"}}]})
+    status, body, _ = await guest.run(get_tls, ours, "api.example.com")
+    assert status == 403
+    assert "GONE" in error(body)["message"]
+    assert not bench.internet.seen.requests
+
+
+async def test_what_is_inspected_is_what_was_named(bench: Bench) -> None:
+    guest, ours = bench.guests[0], bench.authority.ensure()
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"], "inspect": True}, {"to": ["good.example.com"]}]})
+    assert (await guest.run(get_tls, ours, "api.example.com"))[0] == 200
+    status, body, _ = await guest.run(lambda: get_tls(ours, "api.example.com", host="good.example.com"))
+    assert status == 403
+    assert "good.example.com" in error(body)["message"]
+    assert (await guest.run(get_tls, ours, "evil.example.net"))[0] == 403, "a sandbox that trusts us is told in words"
+    assert (await guest.run(lambda: get_tls(ours, "api.example.com", method="TRACE")))[0] == 403
+    with pytest.raises(ssl.SSLError, match=r"(?i)no application protocol"):
+        await guest.run(lambda: tls(ours, "api.example.com", alpn=["h2"]))
+    with await guest.run(lambda: tls(ours, "api.example.com", alpn=["h2", "http/1.1"])) as connection:
+        assert connection.selected_alpn_protocol() == "http/1.1"
+
+
+async def test_a_server_without_a_valid_certificate_gets_nothing(bench: Bench) -> None:
+    guest, ours = bench.guests[0], bench.authority.ensure()
+    bench.internet.authority._contexts["wrong.example.com"] = bench.internet.authority.context("other.example.com")  # pyright: ignore[reportPrivateUsage]
+    bench.internet.zone.addresses["wrong.example.com"] = [WEB]
+    await bench.admit(guest, {"rules": [{"to": ["wrong.example.com"], "inject": {"Authorization": "Bearer {{TOKEN}}"}}]}, {"TOKEN": SECRET})
+    status, body, _ = await guest.run(get_tls, ours, "wrong.example.com")
+    assert status == 502
+    assert "certificate" in error(body)["message"]
+    assert not bench.internet.seen.requests
+
+
+async def test_requests_by_method_and_path(bench: Bench) -> None:
+    guest, ours = bench.guests[0], bench.authority.ensure()
+    await bench.admit(
+        guest,
+        {
+            "rules": [
+                {"to": ["api.example.com"], "http": {"methods": ["GET"], "path": "/v1/*"}},
+                {"to": ["api.example.com"], "http": {"path": "/v1/admin*"}, "action": "deny", "name": "no admin"},
+            ]
+        },
+    )
+    for fetch in (lambda *a, **k: get_tls(ours, *a, **k), get):
+        assert (await guest.run(lambda: fetch("api.example.com", "/v1/x")))[0] == 200  # noqa: B023
+        status, body, _ = await guest.run(lambda: fetch("api.example.com", "/v1/%61dmin/x"))  # noqa: B023
+        assert (status, error(body)["details"]["rule"]) == (403, "no admin")
+        assert (await guest.run(lambda: fetch("api.example.com", "/v1/x", method="POST")))[0] == 403  # noqa: B023
+        assert (await guest.run(lambda: fetch("api.example.com", "/v2/x")))[0] == 403  # noqa: B023
+
+
+async def test_fixed_answers_and_proxies_of_the_user(bench: Bench) -> None:
+    guest, ours = bench.guests[0], bench.authority.ensure()
+    rules = [
+        {"to": ["api.example.com"], "respond": {"status": 418, "headers": {"X-Tea": "pot"}, "body": "short and stout"}},
+        {"to": ["good.example.com"], "proxy": "http://git.example.org"},
+        {"to": ["bad.example.com"], "proxy": "http://127.0.0.1:80"},
+        {"to": ["private.example.com"], "proxy": f"http://{PRIVATE}"},
+    ]
+    await bench.admit(guest, {"rules": rules})
+    status, body, headers = await guest.run(get_tls, ours, "api.example.com")
+    assert (status, body, headers["x-tea"]) == (418, b"short and stout", "pot")
+    status, body, _ = await guest.run(get_tls, ours, "good.example.com", "/echo")
+    assert status == 200
+    assert b"Corral-Original-Url: https://good.example.com/echo" in body
+    assert bench.internet.seen.connections[-1] == (WEB, 80)
+    assert (await guest.run(get_tls, ours, "bad.example.com"))[0] == 403
+    assert (await guest.run(get_tls, ours, "private.example.com"))[0] == 403
+    await bench.admit(guest, {"rules": [*rules, {"to": [PRIVATE]}]})
+    assert (await guest.run(get_tls, ours, "private.example.com"))[0] == 200
+
+
+async def test_websockets_are_relayed_without_secrets(bench: Bench) -> None:
+    guest, ours = bench.guests[0], bench.authority.ensure()
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"], "inject": {"Authorization": "{{TOKEN}}"}}]}, {"TOKEN": SECRET})
+
+    def talk() -> bytes:
+        with tls(ours, "api.example.com") as connection:
+            connection.sendall(
+                b"GET /socket HTTP/1.1\r\nHost: api.example.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
+            )
+            answer = b""
+            while b"\r\n\r\n" not in answer:
+                answer += connection.recv(1000)
+            assert answer.startswith(b"HTTP/1.1 101")
+            connection.sendall(b"ping " + SECRET.encode() + b" pong")
+            answer = b""
+            while len(answer) < 10 + len(SECRET):
+                answer += connection.recv(1000)
+            return answer
+
+    assert await guest.run(talk) == b"ping " + b"*" * len(SECRET) + b" pong"
+    assert b"deflate" not in bench.internet.seen.requests[-1]
+
+
+async def test_a_redirect_leads_nowhere_new(bench: Bench) -> None:
+    guest = bench.guests[0]
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"]}]})
+    status, _, headers = await guest.run(get, "api.example.com", f"/redirect?to=http://{PRIVATE}/")
+    assert (status, headers["location"]) == (302, f"http://{PRIVATE}/")
+    assert (await guest.run(lambda: get(PRIVATE, address=PRIVATE)))[0] == 403
+
+
+# Asking
+
+
+async def test_a_connection_waits_for_a_decision(bench: Bench) -> None:
+    guest, ca = bench.guests[0], bench.internet.authority.file
+    await bench.admit(
+        guest, {"rules": [{"to": ["*.example.com"], "action": "ask", "ports": [443]}, {"to": ["git.example.org"], "action": "ask", "ports": [80]}]}
+    )
+    waiting = asyncio.create_task(guest.run(get_tls, ca, "api.example.com"))
+    approval = await bench.until(lambda: next(iter(bench.approvals), None))
+    assert (approval.sandbox, approval.name, approval.port, approval.decision) == (guest.sandbox, "api.example.com", 443, None)
+    assert await bench.client.approvals() == [approval]
+    assert await bench.client.decide(approval.id, Decision(decision="allow", scope="sandbox"))
+    assert (await waiting)[0] == 200
+    assert (await guest.run(get_tls, ca, "api.example.com"))[0] == 200, "decided for this sandbox"
+    assert not await bench.client.decide(approval.id, Decision(decision="deny"))
+    refused = asyncio.create_task(guest.run(get, "git.example.org", "/x"))
+    approval = await bench.until(lambda: next((a for a in bench.approvals if a.name == "git.example.org"), None))
+    assert (approval.method, approval.path) == ("GET", "/x")
+    await bench.client.decide(approval.id, Decision(decision="deny"))
+    status, body, _ = await refused
+    assert status == 403
+    assert "not approved" in error(body)["message"]
+    assert (await bench.until(lambda: next((a for a in bench.approvals if a.decision == "deny"), None))).scope == "once"
+
+
+async def test_nobody_decides(bench: Bench) -> None:
+    guest = bench.guests[0]
+    for default, expected in (("deny", 403), ("allow", 200)):
+        await bench.admit(guest, {"rules": [{"to": ["api.example.com"], "action": "ask"}], "ask_timeout": 0.2, "ask_default": default})
+        assert (await guest.run(get, "api.example.com"))[0] == expected
+
+
+async def test_a_new_policy_answers_for_those_who_wait(bench: Bench) -> None:
+    guest, ca = bench.guests[0], bench.internet.authority.file
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"], "action": "ask"}]})
+    waiting = asyncio.create_task(guest.run(get_tls, ca, "api.example.com"))
+    await bench.until(lambda: bool(bench.approvals))
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"]}]})
+    assert (await waiting)[0] == 200
+
+
+async def test_every_port_waits(bench: Bench) -> None:
+    guest = bench.guests[0]
+    await bench.admit(guest, {"rules": [{"to": [WEB], "action": "ask"}]})
+    waiting = asyncio.create_task(guest.run(lambda: raw(b"hello", port=7)))
+    approval = await bench.until(lambda: next(iter(bench.approvals), None))
+    assert (approval.address, approval.port, approval.name) == (WEB, 7, None)
+    await bench.client.decide(approval.id, Decision(decision="allow"))
+    assert await waiting == b"hello"

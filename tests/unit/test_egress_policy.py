@@ -293,3 +293,19 @@ def test_paths_have_no_dots(text: str) -> None:
     path = normal_path("/" + text)
     assert path.startswith("/")
     assert not {".", ".."} & set(path.split("/"))
+
+
+def test_resolvers_of_others_are_no_way_around_names() -> None:
+    plain = made(default="public")
+    assert kernel_lets(plain, TCP, "1.1.1.1", 443), "nothing is told apart by name"
+    guarded = made({"to": ["evil.example"], "action": "deny"}, default="public")
+    assert not kernel_lets(guarded, TCP, "1.1.1.1", 853)
+    assert kernel_lets(guarded, TCP, "1.1.1.1", 80)
+    assert guarded.connection(TCP, 443, number("1.1.1.1"), None).action is Action.DENY
+    assert guarded.connection(TCP, 443, number("1.1.1.1"), "dns.google").action is Action.DENY
+    assert guarded.name("dns.google").action is Action.DENY
+    opened = made({"to": ["evil.example"], "action": "deny"}, {"to": ["dns.google", "8.8.8.8"]}, default="public")
+    assert opened.name("dns.google").action is Action.ALLOW
+    assert opened.connection(TCP, 443, number("8.8.8.8"), None).action is Action.ALLOW
+    assert kernel_lets(opened, TCP, "8.8.8.8", 853)
+    assert not kernel_lets(opened, TCP, "9.9.9.9", 853)

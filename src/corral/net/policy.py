@@ -230,7 +230,7 @@ class Compiled:
                 content = True
                 if rule.rule.http is None:
                     return Ruling(rule.action, rule.rule, by, content=True)
-        ruling = self._default(name, address)
+        ruling = self._default(name, address, port)
         if content and ruling.action is Action.DENY:
             # Which of the requests are allowed is told by `request`.
             return Ruling(Action.ALLOW, by=By.NAME if name else By.ADDRESS, content=True)
@@ -247,7 +247,7 @@ class Compiled:
                     if deny:
                         return _denied_by(rule, request.name or _text(request.address))
                     return self._checked(Ruling(rule.action, rule.rule, by), request.address)
-        return self._default(request.name, request.address, request=request)
+        return self._default(request.name, request.address, request.port, request=request)
 
     def reachable(self, address: int, protocol: Protocol | None = None, port: int = 0) -> str | None:
         """Why the address that an allowed name points to must not be used, or None. Without a protocol: whether any port of it could be (for the resolver)."""
@@ -290,8 +290,9 @@ class Compiled:
             return Ruling(Action.DENY, ruling.rule, reason=f"{_text(address)} is an address of this machine or a reserved one")
         return ruling
 
-    def _default(self, name: str | None, address: int | None, *, request: HttpRequest | None = None) -> Ruling:
-        if self._guarded and (name in doh.NAMES if name is not None else address is not None and within(address, doh.ADDRESSES)):
+    def _default(self, name: str | None, address: int | None, port: int | None = None, *, request: HttpRequest | None = None) -> Ruling:
+        hidden = address is not None and port is not None and within(address, doh.ADDRESSES) and within(port, doh.TLS_PORTS)
+        if self._guarded and (name in doh.NAMES if name is not None else hidden):
             return Ruling(Action.DENY, reason=f"{name or _text(address)} resolves names over HTTPS, which would go around the egress policy")
         asked = name or (_text(address) if address is not None else "this")
         if request is not None and any(rule.rule.http for rule in self._rules if rule.matches(Protocol.TCP, request.port, request.address, request.name)):
