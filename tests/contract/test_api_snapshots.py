@@ -209,3 +209,79 @@ def test_checkpoints_come_by_themselves_and_go_with_their_sandbox(api: Api, serv
     assert api.ok("GET", "/v1/snapshots", params={"sandbox": box})["snapshots"] == []
     api.delete(box)
     api.refused("image_not_found", "POST", "/v1/sandboxes", json={"image": found[0]["id"]})
+
+
+def changes(api: Api, box: str, **query: Any) -> dict[str, tuple[str, str]]:
+    answer = api.ok("GET", f"/v1/sandboxes/{box}/diff", params=query)
+    assert not answer["incomplete"]
+    return {one["path"]: (one["change"], one["type"]) for one in answer["changes"]}
+
+
+def test_a_diff_tells_what_changed_and_nothing_else(api: Api, box: str) -> None:
+    api.run(
+        box, "mkdir -p /d/sub /e/old; echo 1 > /d/same; echo 1 > /d/file; echo 1 > /d/sub/gone; echo 1 > /e/old/x; ln -s a /link; touch /kind; echo 123 > /size"
+    )
+    api.ok("POST", f"/v1/sandboxes/{box}/checkpoints", status=201, json={"name": "a"})
+    assert changes(api, box, before="a") == {}
+    api.run(
+        box,
+        "echo 2 > /d/file; rm -r /d/sub /e; mkdir /e; echo 1 > /e/new; ln -sf b /link; rm /kind; mkdir /kind; chmod 600 /size; touch /d/same; rm /etc/group",
+    )
+    api.ok("POST", f"/v1/sandboxes/{box}/checkpoints", status=201, json={"name": "b"})
+    expected = {
+        "/d/file": ("changed", "file"),
+        "/d/sub": ("removed", "directory"),
+        "/d/sub/gone": ("removed", "file"),
+        "/e/new": ("added", "file"),
+        "/e/old": ("removed", "directory"),
+        "/e/old/x": ("removed", "file"),
+        "/etc/group": ("removed", "file"),
+        "/kind": ("changed", "directory"),
+        "/link": ("changed", "symlink"),
+        "/size": ("changed", "file"),
+    }
+    assert changes(api, box, before="a", after="b") == expected == changes(api, box, before="a")
+    swapped = {"added": "removed", "removed": "added", "changed": "changed"}
+    back = {path: (swapped[change], "file" if path == "/kind" else kind) for path, (change, kind) in expected.items()}
+    assert changes(api, box, before="b", after="a") == back
+    since_image = changes(api, box)
+    assert since_image["/d"] == ("added", "directory")
+    assert since_image["/etc/group"] == ("removed", "file")
+    api.ok("POST", f"/v1/sandboxes/{box}/stop")
+    assert changes(api, box, before="a") == expected
+
+
+def test_a_diff_has_the_lines_of_text_on_request(api: Api, box: str) -> None:
+    api.run(box, r"printf 'one\ntwo\n' > /text; printf 'a\0b' > /binary; head -c 300000 /dev/zero | tr '\0' x > /large")
+    api.ok("POST", f"/v1/sandboxes/{box}/checkpoints", status=201, json={"name": "a"})
+    api.run(box, r"printf 'one\nthree\n' > /text; printf 'a\0c' > /binary; echo >> /large; printf 'new\n' > /new; printf x > $(printf '/\377')")
+    found = api.ok("GET", f"/v1/sandboxes/{box}/diff", params={"before": "a", "text": True})["changes"]
+    texts = {one["path"]: one["text"] for one in found}
+    assert texts["/text"] == "--- a/text\n+++ b/text\n@@ -1,2 +1,2 @@\n one\n-two\n+three\n"
+    assert texts["/new"].startswith("--- /dev/null\n+++ b/new\n")
+    assert texts["/binary"] is texts["/large"] is None
+    assert next(one["path_b64"] for one in found if one["path"] == "/\ufffd") == "L/8="
+    cut = api.ok("GET", f"/v1/sandboxes/{box}/diff", params={"before": "a", "limit": 2})
+    assert (len(cut["changes"]), cut["incomplete"]) == (2, True)
+
+
+def test_a_diff_goes_through_a_chain_and_never_out_of_the_disk(api: Api, box: str) -> None:
+    api.run(box, "mkdir /d; echo secret > /d/passwd; echo 1 > /only")
+    first = snapshot(api, box)["id"]
+    child = api.create(image=first)["id"]
+    # A directory of one side is a link to the host's in the other, and what is in it has the names of the host's files.
+    api.run(
+        child,
+        "rm -r /d /only; ln -s /etc /d; ln -s /etc/passwd /link; mkdir -p /deep; cd /deep; i=0; while [ $i -lt 60 ]; do mkdir $(printf %0200d 0); cd $(printf %0200d 0); i=$((i+1)); done; touch end",
+    )
+    found = api.ok("GET", f"/v1/sandboxes/{child}/diff", params={"text": True})
+    assert {one["path"]: one["change"] for one in found["changes"] if not one["path"].startswith(("/deep", "/etc/host"))} == {
+        "/d": "changed",
+        "/d/passwd": "removed",
+        "/link": "added",
+        "/only": "removed",
+    }
+    assert found["incomplete"]
+    assert "root:" not in str(found)
+    api.delete(child)
+    remove(api, first)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from fastapi import Query
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -11,9 +15,20 @@ from corral.api.snapshots import again
 from corral.control.idempotency import Answer, Claim
 from corral.control.roles import Permission
 from corral.schema.sandbox import Sandbox
-from corral.schema.snapshot import CheckpointCreate, Checkpoints, Rewind, Snapshot
+from corral.schema.snapshot import CheckpointCreate, Checkpoints, Diff, Rewind, Snapshot
 
 routes = router("checkpoints", 409, 410, 429, 507)
+
+
+class Moments(BaseModel):
+    """What GET /v1/sandboxes/{sandbox}/diff may be asked."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    before: str | None = Field(None, min_length=1, max_length=63, description="name or id of a checkpoint, or of a snapshot")
+    after: str | None = Field(None, min_length=1, max_length=63, description="the same")
+    text: bool = Field(False, description="with a unified diff of what is text")
+    limit: int = Field(10_000, ge=1, le=100_000, description="greatest number of changes")
 
 
 @routes.post("/v1/sandboxes/{sandbox}/checkpoints", status_code=201, response_model=Snapshot)
@@ -39,6 +54,12 @@ async def listing(services: Services, actor: Actor, sandbox: str) -> Checkpoints
 async def delete(services: Services, actor: Actor, sandbox: str, checkpoint: str) -> Snapshot:
     """Forget a checkpoint, by its name or id."""
     return (await services.snapshots.delete_checkpoint(actor, sandbox, checkpoint)).show()
+
+
+@routes.get("/v1/sandboxes/{sandbox}/diff", response_model=Diff)
+async def diff(services: Services, actor: Actor, sandbox: str, query: Annotated[Moments, Query()]) -> Diff:
+    """What changed on its disk between two checkpoints or snapshots; without `before` since its image, without `after` until now."""
+    return await services.snapshots.diff(actor.project, sandbox, query.before, query.after, text=query.text, limit=query.limit)
 
 
 @routes.post("/v1/sandboxes/{sandbox}/rewind", response_model=Sandbox)

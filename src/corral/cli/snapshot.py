@@ -1,4 +1,4 @@
-"""`corral snapshot`, `corral checkpoint`, `corral rewind`."""
+"""`corral snapshot`, `corral checkpoint`, `corral diff`, `corral rewind`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 snapshot = typer.Typer(help="Disks of sandboxes kept as images.", no_args_is_help=True, rich_markup_mode=None)
 checkpoint = typer.Typer(help="The history of a sandbox's disk.", no_args_is_help=True, rich_markup_mode=None)
 
+_LETTERS = {"added": "A", "changed": "M", "removed": "D"}
 Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Its name or id.")]
 
 
@@ -82,6 +83,32 @@ def checkpoint_rm(sandbox: options.Box, checkpoints: Annotated[list[str], typer.
             if found is None:
                 raise NotFound(f"there is no checkpoint {wanted!r} of {sandbox}", hint=f"`corral checkpoint ls {sandbox}` lists those there are")
             found.delete()
+
+
+def diff(
+    sandbox: options.Box,
+    before: Annotated[str | None, typer.Argument(help="A checkpoint or snapshot [default: its image].")] = None,
+    after: Annotated[str | None, typer.Argument(help="The same [default: now].")] = None,
+    *,
+    text: Annotated[bool, typer.Option("--text", "-u", help="With the lines that differ.")] = False,
+    limit: Annotated[int, typer.Option(help="Greatest number of changes.")] = 10_000,
+    json: options.Json = False,
+) -> None:
+    """Tell what changed on a sandbox's disk: A added, M changed, D removed, with the bytes before and after."""
+    from corral import Client
+
+    with Client() as client:
+        found = client.sandboxes.get(sandbox).diff(before, after, text=text, limit=limit)
+    if json:
+        show.as_json(found)
+        return
+    for change in found.changes:
+        sizes = " → ".join("" if size is None else show.size(size) for size in (change.size_before, change.size_after)).strip(" →")
+        print(f"{_LETTERS[change.change]} {change.path}{'/' if change.type == 'directory' else ''}{f'  {sizes}' if sizes else ''}")
+        if change.text:
+            print(change.text, end="" if change.text.endswith("\n") else "\n")
+    if found.incomplete:
+        print("… and more")
 
 
 def rewind(sandbox: options.Box, name: Checkpoint, *, json: options.Json = False) -> None:

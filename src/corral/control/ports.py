@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from corral.control.idempotency import Answer, Claim, Kept
 from corral.control.record import Record
-from corral.node.interface import BoxSpec, ImageSpec, OnEnd, Timing
+from corral.node.interface import BoxSpec, ImageSpec, Moment, OnEnd, Timing
 from corral.schema import file
 from corral.schema.account import Key, Project
 from corral.schema.egress import Approval, Decision, EgressPolicy, Flows, KeptRule, Rule
@@ -17,6 +17,7 @@ from corral.schema.observe import Event, LogLine, Sample
 from corral.schema.process import Output, Process, ProcessStart, Signal, Stream, Terminal
 from corral.schema.sandbox import State
 from corral.schema.secret import Secret
+from corral.schema.snapshot import Diff
 
 if TYPE_CHECKING:
     from corral.control.shelf import SnapshotRecord
@@ -175,6 +176,7 @@ class Node(Protocol):
     async def remove(self, id: str) -> None: ...
     def running(self, id: str) -> bool: ...
     def frozen(self, id: str) -> bool: ...
+    async def diff(self, id: str, image_id: str, before: Moment, after: Moment, *, text: bool, limit: int) -> Diff: ...
     async def rewind(self, id: str, snapshot: str) -> None: ...
     def disk_used(self, id: str) -> int: ...
     def images(self) -> Sequence[StoredImage]: ...

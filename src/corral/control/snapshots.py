@@ -17,8 +17,10 @@ from corral.control.sandboxes import Sandboxes
 from corral.control.shelf import Shelf, SnapshotRecord
 from corral.errors import Conflict, ImageNotFound, InvalidState
 from corral.ids import new_id
+from corral.node.interface import Moment
 from corral.schema.observe import Event
 from corral.schema.sandbox import State
+from corral.schema.snapshot import Diff
 
 AUTOMATIC = 20
 """Automatic checkpoints that a sandbox keeps: the newest."""
@@ -191,6 +193,21 @@ class Snapshots:
         while self._shelf.find(box.project, f"{stem}-{number}", sandbox=box.id) is not None:
             number += 1
         return f"{stem}-{number}"
+
+    async def diff(self, project: str, sandbox: str, before: str | None, after: str | None, *, text: bool, limit: int) -> Diff:
+        """What changed between two checkpoints or snapshots. Without `before`: since its image; without `after`: until now."""
+        async with self._sandboxes.hold(project, sandbox) as living:
+            box = living.record
+            if box.state not in _HAVE_DISK:
+                raise InvalidState(f"a sandbox that is {box.state} has no disk to compare", hint="wait until it is running", details={"state": box.state})
+            first = Moment(image=True) if before is None else Moment(self._moment(box, before))
+            second = Moment() if after is None else Moment(self._moment(box, after))
+            return await self._node.diff(box.id, box.image_id, first, second, text=text, limit=limit)
+
+    def _moment(self, box: Record, ref: str) -> str:
+        """A checkpoint of the sandbox, else a snapshot of the project."""
+        found = self._shelf.find(box.project, ref, sandbox=box.id)
+        return (found or self._shelf.get(box.project, ref)).id
 
     # By itself
 

@@ -56,6 +56,14 @@ class BoxSpec:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """Of a sandbox's disk: a snapshot, by its id; its image (`image`); or, without either, how it is now."""
+
+    snapshot: str | None = None
+    image: bool = False
+
+
+@dataclass(frozen=True)
 class Ended:
     """A sandbox ended by itself (not because the node was asked to)."""
 

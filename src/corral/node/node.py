@@ -27,16 +27,18 @@ from corral.ids import is_id
 from corral.images import Catalog, StoredImage
 from corral.node import rootfs
 from corral.node.box import RunscBox
+from corral.node.differences import Differences
 from corral.node.disks import PoolDisks
 from corral.node.engine import EngineSettings, RunscEngine
 from corral.node.files import Files
-from corral.node.interface import BoxSpec, Ended, ImageSpec, OnEnd, Timing
+from corral.node.interface import BoxSpec, Ended, ImageSpec, Moment, OnEnd, Timing
 from corral.node.processes import ProcessBook
 from corral.node.running import Hooks, OnEvent, Running
 from corral.node.snapshots import Snapshots
 from corral.places import Places
 from corral.schema.observe import LogLine, Sample
 from corral.schema.sandbox import Reason
+from corral.schema.snapshot import Diff
 from corral.wire import messages, requests
 
 SILENCE = 5.0
@@ -69,6 +71,7 @@ class Node:
         self._engine = RunscEngine(places, settings=engine, disks=self._disks, rootfs=rootfs)
         self._catalog = Catalog(places)
         self.snapshots = Snapshots(places, self._disks)
+        self._differences = Differences(places, self._disks, self.snapshots)
         self._running: dict[str, Running] = {}
         self._books: dict[str, ProcessBook] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -86,6 +89,7 @@ class Node:
         if on_event is not None:
             self._hooks = Hooks(on_event=on_event, on_garbage=self._garbage, on_silence=self._silent)
         await self._disks.open(known)
+        await asyncio.to_thread(self._differences.sweep)
         await self.snapshots.open()
         boxes = [box for box in await self._engine.open(self._died) if isinstance(box, RunscBox)]
         if known is not None:
@@ -110,6 +114,7 @@ class Node:
             running.close(thaw=False)
         self._running.clear()
         await self._engine.shutdown()
+        await asyncio.to_thread(self._differences.sweep)
         await asyncio.to_thread(rootfs.unmount_layers, self._places)
         await self._disks.shutdown()
         with contextlib.suppress(OSError):  # not empty: something of it could not be taken down, which was said
@@ -301,6 +306,10 @@ class Node:
     def disk_used(self, id: str) -> int:
         """Bytes on the disk of a sandbox, running or stopped."""
         return self._disks.used(id)
+
+    async def diff(self, id: str, image_id: str, before: Moment, after: Moment, *, text: bool, limit: int) -> Diff:
+        """What differs between two moments of the disk of a sandbox of that image, running or stopped."""
+        return await self._differences.compare(id, self.image(image_id), before, after, text=text, limit=limit)
 
     async def rewind(self, id: str, snapshot: str) -> None:
         """Make the disk of a stopped sandbox that of a snapshot of it: wholly, or not at all."""

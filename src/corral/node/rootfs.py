@@ -68,6 +68,19 @@ def unmount_root(member_root: Path) -> None:
             raise
 
 
+def mount_view(target: Path, layers: Sequence[Path]) -> list[Path]:
+    """Mount `layers` (from the lowest up) at `target` to be looked at only; returns the directories they are in, in the same order."""
+    directories = [_directory(layer) for layer in layers]
+    if len(directories) == 1:
+        syscalls.bind(directories[0], target, read_only=True)
+        return directories
+    with ExitStack() as open_directories:
+        lower = [_by_descriptor(str(path), open_directories) for path in reversed(directories)]
+        flags = _FLAGS | MountFlag.READ_ONLY | MountFlag.NOEXEC
+        syscalls.mount("corral", target, "overlay", flags=flags, data=f"lowerdir={':'.join(lower)},{_FEATURES}")
+    return directories
+
+
 def unmount_layers(places: Places) -> None:
     """Unmount layers that are images, when no sandbox uses them any more."""
     for directory in (places.layers, places.snapshots):

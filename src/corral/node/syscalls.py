@@ -20,6 +20,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 _NR_OPEN_TREE = 428
+_NR_OPENAT2 = 437
 _NR_MOVE_MOUNT = 429
 _NR_PROCESS_MADVISE = 440
 _NR_MOUNT_SETATTR = 442
@@ -63,7 +64,7 @@ class LoopFlag(IntFlag):
     DIRECT_IO = 16
 
 
-def _check(result: int, path: StrPath | None = None) -> int:
+def _check(result: int, path: StrPath | bytes | None = None) -> int:
     """The one errno helper: a negative result becomes the `OSError` of its errno."""
     if result < 0:
         number = ctypes.get_errno()
@@ -71,7 +72,7 @@ def _check(result: int, path: StrPath | None = None) -> int:
     return result
 
 
-def _syscall(number: int, *arguments: object, path: StrPath | None = None) -> int:
+def _syscall(number: int, *arguments: object, path: StrPath | bytes | None = None) -> int:
     return _check(_libc.syscall(ctypes.c_long(number), *arguments), path)
 
 
@@ -226,6 +227,19 @@ def loop_backing(device: int) -> tuple[int, int]:
     status = bytearray(232)
     fcntl.ioctl(device, _LOOP_GET_STATUS64, status)
     return struct.unpack_from("<QQ", status)
+
+
+# Paths that somebody else made
+
+
+def open_beneath(root: int, path: bytes, flags: int) -> int:
+    """openat2(2): open `path` below the directory `root`, through no symbolic link and no mount, wherever its parts lead (linux/openat2.h).
+
+    With O_PATH and O_NOFOLLOW in `flags` a link at its end is opened itself. ENOENT, ENOTDIR, ELOOP or EXDEV: there is no such path.
+    """
+    no_xdev, no_magiclinks, no_symlinks, beneath = 0x01, 0x02, 0x04, 0x08
+    how = struct.pack("<QQQ", flags | os.O_CLOEXEC, 0, no_xdev | no_magiclinks | no_symlinks | beneath)
+    return _syscall(_NR_OPENAT2, _long(root), path, how, ctypes.c_size_t(len(how)), path=path)
 
 
 # Processes

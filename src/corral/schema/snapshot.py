@@ -64,7 +64,8 @@ class Rewind(Request):
 class Change(Answer):
     """A difference of one path between two moments. Before and after: null where it is not there."""
 
-    path: str = Field(description="absolute; bytes that are not UTF-8 as the surrogates of Python's `surrogateescape`, written as `\\udcXX`")
+    path: str = Field(description="absolute")
+    path_b64: str | None = Field(None, description="the same as base64, when it is not UTF-8")
     change: Literal["added", "changed", "removed"]
     type: Literal["file", "directory", "symlink", "fifo", "socket", "device"] = Field(description="what it is, or was if it is removed")
     size_before: int | None = None

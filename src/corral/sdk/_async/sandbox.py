@@ -14,7 +14,7 @@ from corral.schema.process import Process as ProcessInfo
 from corral.schema.process import Processes
 from corral.schema.sandbox import Reason, SandboxCreate, SandboxExtend, SandboxPage, SandboxUpdate, State
 from corral.schema.sandbox import Sandbox as SandboxInfo
-from corral.schema.snapshot import CheckpointCreate, Checkpoints, Rewind, SnapshotCreate
+from corral.schema.snapshot import CheckpointCreate, Checkpoints, Diff, Rewind, SnapshotCreate
 from corral.schema.snapshot import Snapshot as SnapshotInfo
 from corral.sdk import faults
 from corral.sdk._async import event
@@ -82,9 +82,8 @@ class Sandbox:
         `secrets` become environment variables inside: `Secret.named("TOKEN", expose=True)`.
         Raises `ImageNotFound`, `InvalidArgument`, `QuotaExceeded`, `Unavailable` (no server, or no room), `Unsupported`.
         """
-        base = image.id if isinstance(image, Snapshot) else image
         given = {
-            "image": base,
+            "image": _ref(image),
             "checkpoint_every": checkpoint_every,
             "name": name,
             "env": env and dict(env),
@@ -309,13 +308,22 @@ class Sandbox:
         found = faults.decode(Checkpoints, await self._transport.call("GET", self._path + "/checkpoints"))
         return [Snapshot(self.client, info) for info in found.checkpoints]
 
+    async def diff(self, before: str | Snapshot | None = None, after: str | Snapshot | None = None, *, text: bool = False, limit: int = 10_000) -> Diff:
+        """What changed on its disk between two checkpoints or snapshots: added, changed and removed paths, with sizes and modes.
+
+        Without `before`: since its image. Without `after`: until now. `text` adds a unified diff to what is text, of files up to 256 KiB.
+        """
+        query: dict[str, str | list[str] | None] = {"before": _ref(before), "after": _ref(after), "limit": str(limit)}
+        if text:
+            query["text"] = "true"
+        return faults.decode(Diff, await self._transport.call("GET", self._path + "/diff", query=query, seconds=ROOM_SECONDS))
+
     async def rewind(self, checkpoint: str | Snapshot) -> None:
         """Put its disk back to a checkpoint (its name or id). The present state is kept first, as the checkpoint `before-rewind-N`.
 
         Everything that runs in it ends; it is started again unless it was stopped.
         """
-        wanted = checkpoint.id if isinstance(checkpoint, Snapshot) else checkpoint
-        body = faults.encode(faults.build(Rewind, checkpoint=wanted))
+        body = faults.encode(faults.build(Rewind, checkpoint=_ref(checkpoint)))
         self.info = faults.decode(SandboxInfo, await self._transport.call("POST", self._path + "/rewind", body=body, seconds=ROOM_SECONDS))
 
     async def _keep(self, what: str, request: bytes) -> Snapshot:
@@ -345,6 +353,10 @@ class Sandbox:
 
     async def _change(self, action: str, body: bytes = b"") -> None:
         self.info = faults.decode(SandboxInfo, await self._transport.call("POST", self._path + action, body=body, safe=True))
+
+
+def _ref(named: str | Snapshot | None) -> str | None:
+    return named.id if isinstance(named, Snapshot) else named
 
 
 class Creation:

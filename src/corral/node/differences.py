@@ -1,0 +1,105 @@
+"""Comparing moments of a sandbox's disk: snapshots, its image, and how it is now. Mounts what is needed, below <run>/views, and takes it down again."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import secrets
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from corral.node import compare, ext4, mounts, rootfs, syscalls
+from corral.node.compare import Side
+from corral.node.disks import PoolDisks
+from corral.node.interface import ImageSpec, Moment
+from corral.node.snapshots import Snapshots
+from corral.places import Places
+from corral.schema.snapshot import Diff
+
+SETTLED = 2.0
+"""Seconds between the last change of a file and a copy of its disk in which the kernel's clock can't tell another change."""
+
+
+class Differences:
+    """One comparison at a time reads; others wait."""
+
+    def __init__(self, places: Places, disks: PoolDisks, snapshots: Snapshots) -> None:
+        self._views = places.run / "views"
+        self._present = places.snapshots
+        self._disks = disks
+        self._snapshots = snapshots
+        self._turn = asyncio.Lock()
+
+    def sweep(self) -> None:
+        """Take down what a killed server left. Blocks."""
+        if self._views.is_dir():
+            mounts.sweep(self._views)
+            for directory in sorted(self._views.rglob("*"), reverse=True):
+                directory.rmdir()
+            self._views.rmdir()
+
+    async def compare(self, sandbox: str, image: ImageSpec, before: Moment, after: Moment, *, text: bool, limit: int) -> Diff:
+        """What has to be done to the one to make it the other. Raises `ImageNotFound` for a snapshot that is gone."""
+        async with self._turn:
+            view = self._views / secrets.token_hex(6)
+            async with self._layers(view, sandbox, image, before) as one, self._layers(view, sandbox, image, after) as two:
+                settled = min(self._taken(before), self._taken(after)) - SETTLED
+                return await asyncio.to_thread(_compare, view, one, two, settled, text=text, limit=limit)
+
+    def _taken(self, moment: Moment) -> float:
+        return time.time() if moment.snapshot is None else self._snapshots.get(moment.snapshot).created
+
+    @asynccontextmanager
+    async def _layers(self, view: Path, sandbox: str, image: ImageSpec, moment: Moment) -> AsyncGenerator[Sequence[Path]]:
+        if moment.image or moment.snapshot is not None:
+            spec = image if moment.snapshot is None else self._snapshots.get(moment.snapshot).spec
+            yield (*spec.layers, *([] if spec.seed is None else [spec.seed]))
+            return
+        # A copy of this moment, for as long as it is looked at: what changes under the eyes can't be compared.
+        copy, mounted = self._present / f".new-{view.name}.img", view / "present"
+        try:
+            await self._disks.copy(sandbox, copy)
+            await asyncio.to_thread(_mount, copy, mounted)
+            yield (*image.layers, mounted / ext4.UPPER)
+        finally:
+            await asyncio.shield(asyncio.to_thread(_remove, copy, mounted))
+
+
+def _mount(image: Path, target: Path) -> None:
+    target.mkdir(mode=0o700, parents=True)
+    ext4.mount(image, target, read_only=True)
+
+
+def _remove(image: Path, target: Path) -> None:
+    _unmount(target)
+    if target.parent.is_dir():
+        target.parent.rmdir()
+    image.unlink(missing_ok=True)
+
+
+def _compare(view: Path, before: Sequence[Path], after: Sequence[Path], settled: float, *, text: bool, limit: int) -> Diff:
+    sides: list[Side] = []
+    try:
+        for name, layers in (("before", before), ("after", after)):
+            root = view / name
+            root.mkdir(mode=0o700, parents=True)
+            sides.append(Side(root, rootfs.mount_view(root, layers)))
+        return compare.compare(sides[0], sides[1], settled=settled, text=text, limit=limit)
+    finally:
+        for name in ("before", "after"):
+            _unmount(view / name)
+        if not any(view.iterdir()):
+            view.rmdir()
+
+
+def _unmount(target: Path) -> None:
+    """Unmount what is there, if anything is, and remove the directory. `Path.is_mount` does not see a bind within one file system."""
+    try:
+        syscalls.umount(target, lazy=True)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
+    if target.is_dir():
+        target.rmdir()
