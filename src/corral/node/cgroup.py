@@ -146,9 +146,11 @@ class Group:
         quota = -1 if limits.cpu is None else max(1000, math.ceil(limits.cpu * PERIOD))
         if directory := self._v1.get("cpu"):
             _write(directory / "cpu.cfs_quota_us", quota)
+            _allow_burst(directory / "cpu.cfs_burst_us", quota)
             _write(directory / "cpu.shares", max(2, limits.weight * 1024 // 100))
         elif self._v2:
             _write(self._v2 / "cpu.max", f"{'max' if quota < 0 else quota} {PERIOD}")
+            _allow_burst(self._v2 / "cpu.max.burst", quota)
             _write(self._v2 / "cpu.weight", limits.weight)
         if directory := self._v1.get("pids"):
             _write(directory / "pids.max", limits.pids)
@@ -260,6 +262,16 @@ def _write(path: Path, value: int | str) -> None:
         os.write(fd, str(value).encode())
     finally:
         os.close(fd)
+
+
+def _allow_burst(path: Path, quota: int) -> None:
+    """Let a share that was not used be used up to one period later, so that a sandbox that was idle gets its first commands done at the speed of the machine.
+
+    On average its share holds. Starting a program in gVisor keeps two processors busy: against a quota of one core the kernel stops it half of the time (measured: 12 of 15 periods).
+    """
+    if quota < 0 or not path.exists():  # before Linux 5.14
+        return
+    _write(path, quota)
 
 
 def _fields(path: Path) -> dict[str, int]:
