@@ -199,6 +199,7 @@ async def test_secrets_are_one_of_a_name_and_go_with_their_project(store: Store)
     await store.accounts.remove_project("other")
     assert await store.rules.all() == [("default", kept[2])]
     assert await store.secrets.all("other") == []
+    assert [await store.secrets.count(project) for project in ("default", "other")] == [1, 0]
     assert await store.secrets.remove("default", "A")
     assert not await store.secrets.remove("default", "A")
     assert not await store.secrets.change(one.id, b"late", moment(4.0))

@@ -12,7 +12,7 @@ from corral.control.roles import Permission
 from corral.errors import InvalidArgument
 from corral.schema.secret import Secret, SecretCreate, Secrets
 
-routes = router("secrets", 409)
+routes = router("secrets", 409, 429)
 
 
 @routes.post("/v1/secrets", status_code=201, response_model=Secret)

@@ -8,9 +8,12 @@ from corral.control.events import EventLog
 from corral.control.ports import KeyRing, SecretRows
 from corral.control.record import moment
 from corral.control.roles import Actor
-from corral.errors import Conflict, NotFound
+from corral.errors import Conflict, NotFound, QuotaExceeded
 from corral.ids import new_id
 from corral.schema.secret import Secret, SecretCreate
+
+MOST = 1000
+"""Secrets of a project."""
 
 
 class Secrets:
@@ -23,7 +26,9 @@ class Secrets:
         self._clock = clock
 
     async def create(self, actor: Actor, wanted: SecretCreate) -> Secret:
-        """Raises `Conflict` when the project has one of this name."""
+        """Raises `Conflict` when the project has one of this name, `QuotaExceeded` when it has too many."""
+        if await self._rows.count(actor.project) >= MOST:
+            raise QuotaExceeded(f"the project has {MOST:,} secrets, the most there can be", hint="delete those that nobody uses")
         now = moment(self._clock())
         secret = Secret(id=new_id("se"), name=wanted.name, project=actor.project, created_at=now, changed_at=now)
         if not await self._rows.add(secret, await self._seal(secret, wanted)):
@@ -63,7 +68,7 @@ class Secrets:
             return {}
         found = await self._sealed(project, names)
         opened = {secret.name: (await self._keys.unseal(sealed, _about(secret))).decode("utf-8", "surrogatepass") for secret, sealed in found}
-        await self._rows.used([secret.id for secret, _ in found], moment(self._clock()))
+        self._rows.used([secret.id for secret, _ in found], moment(self._clock()))
         return opened
 
     async def _sealed(self, project: str, names: Collection[str]) -> list[tuple[Secret, bytes]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, insert, select, update
+from sqlalchemy import Connection, Row, and_, delete, func, insert, select, update
 
 from corral.schema.secret import Secret
 from corral.store.database import Database
@@ -44,12 +45,16 @@ class SecretRows:
 
         return await self._database.write(do)
 
+    async def count(self, project: str) -> int:
+        query = select(func.count()).where(secrets.c.project == project)
+        return await self._database.read(lambda connection: connection.execute(query).scalar_one())
+
     async def change(self, id: str, sealed: bytes, at: datetime) -> bool:
         """Whether it is still there."""
         return await self._database.run(update(secrets).where(secrets.c.id == id).values(sealed=sealed, changed_at=at.timestamp())) > 0
 
-    async def used(self, ids: Collection[str], at: datetime) -> None:
-        await self._database.run(update(secrets).where(secrets.c.id.in_(ids)).values(used_at=at.timestamp()))
+    def used(self, ids: Collection[str], at: datetime) -> asyncio.Future[int]:
+        return self._database.run(update(secrets).where(secrets.c.id.in_(ids)).values(used_at=at.timestamp()))
 
     async def remove(self, project: str, name: str) -> bool:
         """Whether it was there."""
