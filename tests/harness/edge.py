@@ -62,12 +62,12 @@ class Bench:
         self.lost = asyncio.Event()
         self.process: subprocess.Popen[bytes] | None = None
         self.tables: Tables | None = None
-        self.client = self._new_client()
+        self.client = self.new_client()
         self.authority = Authority(directory / "keys")
         self._generations = itertools.count(100)
         self._opened: dict[str, list[nfnetlink.Change]] = {}
 
-    def _new_client(self) -> EgressClient:
+    def new_client(self) -> EgressClient:
         return EgressClient(on_flows=self._on_flows, on_approval=self._on_approval, on_lost=self.lost.set)
 
     def _on_flows(self, flows: list[Flow]) -> None:
@@ -145,6 +145,7 @@ class Bench:
             self._table.apply(elements.undo(changes))
         self._opened.clear()
         await self.client.retain([])
+        await self.client.settled()
         os.truncate(self.directory / "edge.log", 0)
         self.flows.clear()
         self.approvals.clear()

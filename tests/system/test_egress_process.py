@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import select
 import socket
 import ssl
 import struct
@@ -13,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from corral.net.learn import propose
 from corral.schema.egress import Decision
-from harness.edge import Bench
+from harness.edge import TABLE, Bench
 from harness.internet import OTHER, PRIVATE, SILENT, WEB
 
 NAMES = {
@@ -76,8 +80,8 @@ def get(
     connection = http.client.HTTPConnection(address, port, timeout=15)
     try:
         connection.request(method, path, headers={"Host": name, **(headers or {})})
-        answer = connection.getresponse()
-        return answer.status, answer.read(), {key.lower(): value for key, value in answer.getheaders()}
+        with connection.getresponse() as answer:
+            return answer.status, answer.read(), {key.lower(): value for key, value in answer.getheaders()}
     finally:
         connection.close()
 
@@ -103,8 +107,8 @@ def get_tls(
     connection.sock = tls(authority, name, address=address)
     try:
         connection.request(method, path, headers={"Host": host or name, **(headers or {})})
-        answer = connection.getresponse()
-        return answer.status, answer.read(), {key.lower(): value for key, value in answer.getheaders()}
+        with connection.getresponse() as answer:
+            return answer.status, answer.read(), {key.lower(): value for key, value in answer.getheaders()}
     finally:
         connection.close()
 
@@ -122,6 +126,14 @@ def raw(data: bytes, *, address: str = WEB, port: int = 80) -> bytes:
             # It was reset.
             pass
         return answer
+
+
+def hello(name: str) -> bytes:
+    """The first flight of a TLS client."""
+    outgoing = ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name).do_handshake()
+    return outgoing.read()
 
 
 def error(body: bytes) -> dict[str, Any]:
@@ -637,3 +649,212 @@ async def test_every_port_waits(bench: Bench) -> None:
     assert (approval.address, approval.port, approval.name) == (WEB, 7, None)
     await bench.client.decide(approval.id, Decision(decision="allow"))
     assert await waiting == b"hello"
+
+
+# Attacks
+
+
+async def test_names_that_end_early_on_the_wire(bench: Bench) -> None:
+    guest = bench.guests[0]
+    await bench.admit(guest, {"rules": [{"to": ["*.example.com"]}]})
+    for host in (b"evil.example.net..x.example.com", b".example.com", b"evil.example.net\\0.example.com", b"a" * 300 + b".example.com"):
+        assert b"403" in (answer := await guest.run(raw, b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")) or b" 400 " in answer
+    assert (await guest.run(lambda: raw(hello("evil.example.net.y.example.com").replace(b"net.y.", b"net..y"), port=443)))[:2] in (b"", b"\x15\x03")
+    assert not bench.internet.seen.connections
+    assert not bench.internet.seen.queries
+
+
+async def test_silence_and_slowness_change_nothing(bench: Bench) -> None:
+    """Those who dribble are let go after a while; nobody else waits for them, and none of them gets anywhere."""
+    guest, ca = bench.guests[0], bench.internet.authority.file
+    await bench.admit(guest, {"default": "public", "rules": [{"to": ["evil.example.net"], "action": "deny"}]})
+    opening = hello("evil.example.net")
+
+    def slow() -> bytes:
+        """Half a hello at first, the rest a little later."""
+        with socket.create_connection((OTHER, 443), timeout=40) as connection:
+            for piece in (opening[:3], opening[3:50], opening[50:]):
+                connection.sendall(piece)
+                select.select([connection], [], [], 0.5)
+            return connection.recv(100)
+
+    def dribbling(opening: bytes, port: int) -> bytes:
+        with socket.create_connection((OTHER, port), timeout=60) as connection:
+            try:
+                connection.sendall(opening)
+                while not select.select([connection], [], [], 1)[0]:
+                    connection.sendall(b"a")
+                return connection.recv(100)
+            except OSError:
+                return b""
+
+    dribblers = [
+        asyncio.create_task(guest.run(dribbling, opening, port))
+        for opening, port in ((opening[:20], 443), (b"GET / HTTP/1.1\r\nHost: evil.exam", 80), (b"G", 80))
+        for _ in range(5)
+    ]
+    assert (await guest.run(slow)).startswith(b"\x15\x03"), "an alert"
+    assert (await guest.run(get_tls, ca, "api.example.com"))[0] == 200
+    assert all(b"200" not in answer for answer in await asyncio.gather(*dribblers))
+    assert all(address == WEB for address, _ in bench.internet.seen.connections)
+
+
+async def test_connections_are_counted(bench: Bench) -> None:
+    one, other = bench.guests
+    await bench.admit(one, {"rules": [{"to": ["api.example.com"]}], "budget": {"connections": 50}})
+    await bench.admit(other, {"rules": [{"to": ["api.example.com"]}]})
+
+    def flood() -> list[socket.socket]:
+        return [socket.create_connection((WEB, 80), timeout=15) for _ in range(60)]
+
+    flooding = await one.run(flood)
+    try:
+        reset = 0
+        for connection in flooding:
+            try:
+                connection.sendall(b"GET / HTTP/1.1\r\nHost: api.example.com\r\n\r\n")
+                reset += not connection.recv(1000)
+            except OSError:
+                reset += 1
+        assert reset == 10
+        assert (await other.run(get, "api.example.com"))[0] == 200
+    finally:
+        for connection in flooding:
+            connection.close()
+    assert (await bench.flow(kind="tcp", verdict="denied")).reason == "too many connections at once"
+    assert (await one.run(get, "api.example.com"))[0] == 200
+
+
+async def test_a_thousand_connections_at_once(bench: Bench) -> None:
+    guest, ca = bench.guests[0], bench.internet.authority.file
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"]}], "budget": {"connections": 2000}})
+    request = b"GET /%d HTTP/1.1\r\nHost: api.example.com\r\n\r\n"
+
+    def all_at_once() -> int:
+        connections = []
+        for number in range(1000):
+            while True:
+                try:
+                    connections.append(socket.create_connection((WEB, 80), timeout=60))
+                    break
+                except OSError:
+                    # So many each second are let through by the switch.
+                    select.select([], [], [], 0.1)
+            connections[-1].sendall(request % number)
+        good = sum(b"200 OK" in connection.recv(1000) for connection in connections)
+        for connection in connections:
+            connection.close()
+        return good
+
+    assert await guest.run(all_at_once) == 1000
+    assert (await guest.run(get_tls, ca, "api.example.com"))[0] == 200
+
+
+async def test_a_budget_of_bytes_ends_it(bench: Bench) -> None:
+    guest, ca = bench.guests[0], bench.internet.authority.file
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"]}], "budget": {"bytes": 1_000_000}})
+    with pytest.raises((http.client.IncompleteRead, OSError)):
+        await guest.run(get_tls, ca, "api.example.com", "/bytes?n=5000000")
+    with pytest.raises((http.client.HTTPException, OSError)):
+        await guest.run(get, "api.example.com")
+    sent, received = await bench.client.totals(guest.sandbox)
+    assert 1_000_000 <= sent + received < 4_000_000
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    pieces=st.lists(
+        st.one_of(
+            st.sampled_from(
+                [
+                    b"GET / HTTP/1.1\r\n",
+                    b"Host: api.example.com\r\n",
+                    b"Host: evil.example.net\r\n",
+                    b"\r\n",
+                    b"Content-Length: 3\r\n",
+                    b"Transfer-Encoding: chunked\r\n",
+                ]
+            ),
+            st.sampled_from(
+                [
+                    b"Connection: upgrade\r\nUpgrade: websocket\r\n",
+                    b"Content-Length: +3\r\n",
+                    b"0\r\n\r\n",
+                    b"abc",
+                    b"X: y\r\n z\r\n",
+                    b"\n\n",
+                    b"\0",
+                    b"\x16\x03\x01",
+                ]
+            ),
+            st.binary(max_size=20),
+        ),
+        max_size=12,
+    )
+)
+async def test_whatever_comes_as_a_request(bench: Bench, pieces: list[bytes]) -> None:
+    guest = bench.guests[0]
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"]}]})
+    await guest.run(raw, b"".join(pieces))
+    assert all(b"evil" not in head for head in bench.internet.seen.requests)
+    assert all(address == WEB for address, _ in bench.internet.seen.connections)
+    assert (await guest.run(get, "api.example.com"))[0] == 200
+    assert not bench.errors()
+
+
+# Ends and beginnings
+
+
+async def test_another_server_takes_over(bench: Bench) -> None:
+    guest, other = bench.guests
+    tenant = await bench.admit(guest, {"rules": [{"to": ["api.example.com"]}]})
+    await bench.admit(other, {"rules": [{"to": ["api.example.com"]}]})
+    bench.client.close()
+    assert (await guest.run(get, "api.example.com", "/meanwhile"))[0] == 200, "nobody is there, and it goes on"
+    bench.client = bench.new_client()
+    known = await bench.client.connect(bench.socket, TABLE, bench.sockets)
+    assert tenant.generation in known
+    await bench.client.retain([tenant.generation])
+    assert (await bench.flow(kind="http", path="/meanwhile")).status == 200
+    assert (await guest.run(get, "api.example.com"))[0] == 200
+    with pytest.raises(OSError):
+        await other.run(get, "api.example.com")
+
+
+async def test_another_process_takes_over(bench: Bench) -> None:
+    guest = bench.guests[0]
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"]}, {"to": ["git.example.org"], "action": "ask", "ports": [80]}]})
+    waiting = asyncio.create_task(guest.run(get, "git.example.org"))
+    approval = await bench.until(lambda: next(iter(bench.approvals), None))
+    await bench.client.decide(approval.id, Decision(decision="allow", scope="sandbox"))
+    assert (await waiting)[0] == 200
+    assert bench.process is not None
+    bench.lost.clear()
+    bench.process.kill()
+    bench.process.wait()
+    await bench.lost.wait()
+    with pytest.raises(OSError):
+        await guest.run(get, "api.example.com")
+    with pytest.raises(OSError):
+        await guest.run(lookup, "api.example.com")
+    bench.socket.unlink()
+    await bench.start()
+    assert await bench.client.connect(bench.socket, TABLE, bench.sockets) == frozenset()
+    assert (await guest.run(get, "api.example.com"))[0] == 200
+    assert (await guest.run(get, "git.example.org"))[0] == 200, "what was decided holds"
+    assert (await guest.run(get, "evil.example.net"))[0] == 403
+
+
+async def test_learning(bench: Bench) -> None:
+    guest, ca = bench.guests[0], bench.internet.authority.file
+    tenant = await bench.admit(guest, {"default": "public", "learn": True})
+    await guest.run(get_tls, ca, "api.example.com")
+    await guest.run(get, "good.example.com")
+    await guest.run(lookup, "evil.example.net")
+    await bench.flow(kind="tls")
+    await bench.flow(kind="http")
+    proposal = propose(tenant.policy, bench.flows)
+    assert [(rule.to, rule.ports) for rule in proposal.rules] == [(["api.example.com"], ["443"]), (["good.example.com"], ["80"])]
+    await bench.admit(guest, proposal)
+    assert (await guest.run(get_tls, ca, "api.example.com"))[0] == 200
+    assert (await guest.run(get, "evil.example.net"))[0] == 403

@@ -69,15 +69,15 @@ class Asking:
             self._tell(told)
         return await asyncio.shield(question.answer)
 
-    def decide(self, id: str, *, allow: bool, scope: str) -> bool:
-        """False when it does not wait (any more)."""
+    def decide(self, id: str, *, allow: bool, scope: str) -> tuple[str, str, int] | None:
+        """The sandbox, and the destination that was decided, as its name or address and its port; None when it does not wait (any more)."""
         if id not in self._questions:
-            return False
+            return None
         question = self._questions[id]
         if scope != "once":
             question.occupant.decided[question.key] = allow
         self._decided(id, allow, scope)
-        return True
+        return question.occupant.sandbox, *question.key
 
     def reconsider(self, occupant: Occupant) -> None:
         """Its policy has changed: what is no longer asked is decided."""

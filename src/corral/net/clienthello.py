@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
+
+from corral.net.dns import is_name
 
 HELLO = 64 << 10
 """Bytes of a hello at most, records' headers included. Browsers send 2 KiB."""
 HANDSHAKE = 22
-_HOST = re.compile(rb"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?\Z")
 
 
 class NotTlsError(ValueError):
@@ -106,6 +106,7 @@ def _server_name(extension: _Reader) -> str:
     kind, name = entries.number(1), entries.field(2).data
     if kind != 0 or entries.left or extension.left:
         raise NotTlsError("not exactly one server name")
-    if not _HOST.match(name):
+    text = name.decode("latin-1").lower().removesuffix(".")
+    if not is_name(text):
         raise NotTlsError("a server name that no host has")
-    return name.decode().lower().rstrip(".")
+    return text

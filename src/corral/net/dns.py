@@ -14,6 +14,7 @@ RECORDS = 256
 HOPS = 16
 """CNAMEs that are followed, and pointers within one name."""
 _LABEL = re.compile(rb"[A-Za-z0-9_-]{1,63}\Z")
+_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\Z")
 
 
 class Type(IntEnum):
@@ -45,6 +46,11 @@ class Ede(IntEnum):
     BLOCKED = 15
     PROHIBITED = 18
     NO_REACHABLE_AUTHORITY = 22
+
+
+def is_name(text: str) -> bool:
+    """Whether it is a name as rules know them: lower case, no empty label (which would end the name on the wire, and make it another), no last dot."""
+    return _NAME.match(text) is not None
 
 
 class MalformedError(ValueError):
@@ -142,7 +148,9 @@ def refusal(data: bytes, code: Code) -> bytes | None:
 
 
 def question(id: int, name: str, type: int) -> bytes:
-    """A query of ours, with EDNS, so that answers come whole."""
+    """A query of ours, with EDNS, so that answers come whole. Raises `MalformedError` for what is no name."""
+    if not is_name(name):
+        raise MalformedError(f"{name[:100]!r} is no name")
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
     return id.to_bytes(2) + b"\x01\0\0\1\0\0\0\0\0\1" + labels + b"\0" + type.to_bytes(2) + b"\0\1" + b"\0\0\x29\x04\xd0\0\0\0\0\0\0"
 

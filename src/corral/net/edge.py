@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from corral.errors import CorralError
 from corral.net.asking import Asking
 from corral.net.authority import Authority
 from corral.net.edge_link import Link
@@ -111,12 +112,19 @@ class Edge:
                 self._take_over(dict(zip(message["names"], fds, strict=True)), str(message["table"]))
                 return
             case "set":
-                self._set(Tenant.of(message))
+                try:
+                    self._set(Tenant.of(message))
+                except (ValueError, TypeError, KeyError, CorralError) as error:
+                    # A policy that is not understood lets nothing through.
+                    complain("a policy was not understood", error)
+                    self._drop(lambda occupant: occupant.tenant.address == message["address"])
             case "drop":
                 self._drop(lambda occupant: occupant.tenant.generation == message["generation"])
             case "retain":
                 kept = set(message["generations"])
                 self._drop(lambda occupant: occupant.tenant.generation not in kept)
+            case "settled":
+                self._log.flush()
             case "seen":
                 self._log.seen(int(message["batch"]))
             case _:
@@ -131,6 +139,7 @@ class Edge:
     def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
         match message["op"]:
             case "decide":
+                # What was decided, or null.
                 return {"found": self._asking.decide(str(message["id"]), allow=message["decision"] == "allow", scope=str(message["scope"]))}
             case "approvals":
                 return {"approvals": self._asking.waiting}

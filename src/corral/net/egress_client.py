@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import socket
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,8 @@ class EgressClient:
         A new generation of the same sandbox: open connections that are no longer allowed are cut (`settled` waits for it). Without a connection it is told at the next one.
         """
         for generation, other in list(self._tenants.items()):
+            if other.sandbox == tenant.sandbox:
+                tenant = replace(tenant, decided=tuple(dict.fromkeys((*other.decided, *tenant.decided))))
             if other.address == tenant.address:
                 del self._tenants[generation]
         self._tenants[tenant.generation] = tenant
@@ -132,7 +134,15 @@ class EgressClient:
     async def decide(self, id: str, decision: Decision) -> bool:
         """Decide an approval; False when it no longer waits."""
         answer = await self._call({"op": "decide", "id": id, "decision": decision.decision, "scope": decision.scope})
-        return bool(answer["found"])
+        if answer["found"] is None:
+            return False
+        if decision.scope != "once":
+            # For the process that may have to be started in place of this one.
+            sandbox, to, port = answer["found"]
+            for generation, tenant in self._tenants.items():
+                if tenant.sandbox == sandbox:
+                    self._tenants[generation] = replace(tenant, decided=(*tenant.decided, (to, port, decision.decision == "allow")))
+        return True
 
     async def approvals(self) -> list[Approval]:
         """Those that wait."""

@@ -39,9 +39,12 @@ class FlowLog:
             else:
                 self._waiting.popleft()
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(PAUSE, self._flush)
+            self._timer = asyncio.get_running_loop().call_later(PAUSE, self.flush)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send what has gathered, now."""
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = None
         while self._waiting:
             batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
@@ -63,4 +66,4 @@ class FlowLog:
             self._waiting.extendleft(reversed(batch))
         self._sent.clear()
         self._in_sent = 0
-        self._flush()
+        self.flush()

@@ -62,6 +62,7 @@ class Occupant:
         """DNS queries under way."""
         self.decided: dict[tuple[str, int], bool] = {}
         """Name or address, and port → whether it was approved for good."""
+        self._take(tenant)
         self.logged: dict[tuple[str, int, str], float] = {}
         """DNS queries that need not be logged again soon."""
         self._patterns: Patterns | None = None
@@ -92,10 +93,14 @@ class Occupant:
         if tenant.policy != self.tenant.policy:
             self.compiled = policy.compile(tenant.policy)
         self.tenant = tenant
+        self._take(tenant)
         self._patterns = None
         for held in list(self.connections):
             if not held.allowed(self.compiled):
                 held.cut()
+
+    def _take(self, tenant: Tenant) -> None:
+        self.decided |= {(to, port): allowed for to, port, allowed in tenant.decided}
 
     def leave(self) -> None:
         for held in list(self.connections):

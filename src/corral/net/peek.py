@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from corral.net import clienthello
 from corral.net.clienthello import Hello, NotTlsError
 
+SILENCE = 30.0
+"""Seconds in which something must come. Who says nothing is never let through: he could say another name later."""
 PATIENCE = 10.0
-"""Seconds in which the beginning must be complete."""
-SILENCE = 1.5
-"""Seconds after which one who says nothing is held to wait for the server to speak first."""
+"""Seconds in which the beginning must be whole then."""
 _METHOD = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
@@ -27,27 +27,24 @@ class Http:
 
 
 @dataclass(frozen=True, slots=True)
-class Silent:
-    """Nothing came."""
-
-
-@dataclass(frozen=True, slots=True)
 class Other:
     """Neither."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """It ended, or took too long, before it could be told."""
+    """It ended, or took too long, before it could be told. `any`: something had come."""
+
+    any: bool = True
 
 
-async def peek(connection: socket.socket) -> Tls | Http | Silent | Other | Gone:
+async def peek(connection: socket.socket) -> Tls | Http | Other | Gone:
     try:
         try:
             async with asyncio.timeout(SILENCE):
                 await _more(connection, 0)
         except TimeoutError:
-            return Silent()
+            return Gone(any=False)
         async with asyncio.timeout(PATIENCE):
             return await _tell(connection)
     except (TimeoutError, OSError):
@@ -61,7 +58,7 @@ async def _tell(connection: socket.socket) -> Tls | Http | Other | Gone:
     while True:
         data = await _more(connection, needed)
         if len(data) < max(needed, 1):
-            return Gone()
+            return Gone(any=bool(data))
         if data[0] != clienthello.HANDSHAKE:
             # A request line begins with a method, and HTTP/2 without TLS with one that is never used.
             return Http() if data[0] in _METHOD and not data.startswith(b"PRI * HTTP/2") else Other()

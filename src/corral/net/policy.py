@@ -190,7 +190,8 @@ class Compiled:
     _rules: tuple[_Rule, ...] = field(repr=False)
     _allowed: tuple[Box, ...] = field(repr=False)
     """Ranges opened by CIDR or by `all`: where a name may point besides the public ones."""
-    _guarded: bool = False
+    guarded: bool = False
+    """Whether names are told apart although the internet is open."""
 
     def brokers(self, name: str | None) -> bool:
         """Whether headers are set on requests to this name, so that its answers must not tell them."""
@@ -292,7 +293,7 @@ class Compiled:
 
     def _default(self, name: str | None, address: int | None, port: int | None = None, *, request: HttpRequest | None = None) -> Ruling:
         hidden = address is not None and port is not None and within(address, doh.ADDRESSES) and within(port, doh.TLS_PORTS)
-        if self._guarded and (name in doh.NAMES if name is not None else hidden):
+        if self.guarded and (name in doh.NAMES if name is not None else hidden):
             return Ruling(Action.DENY, reason=f"{name or _text(address)} resolves names over HTTPS, which would go around the egress policy")
         asked = name or (_text(address) if address is not None else "this")
         if request is not None and any(rule.rule.http for rule in self._rules if rule.matches(Protocol.TCP, request.port, request.address, request.name)):

@@ -12,7 +12,7 @@ from corral.net import denial, dial
 from corral.net.clienthello import Hello
 from corral.net.dial import FailedError, RefusedError
 from corral.net.occupant import Held, Occupant
-from corral.net.peek import Gone, Http, Other, Silent, Tls, peek
+from corral.net.peek import Gone, Http, Other, Tls, peek
 from corral.net.policy import Action, By, Compiled, Ruling
 from corral.net.ranges import Protocol
 from corral.net.splice import relay
@@ -91,16 +91,19 @@ class Proxy:
         if not visit.occupant.compiled.reads(visit.port):
             await self._unread(visit, connection)
             return
+        # A connection that ends without a word is a client's preparation, and no news.
         match await peek(connection):
             case Tls(hello):
                 visit.name = hello.name
                 await self._tls(visit, connection, hello)
             case Http():
                 await Web(visit, scheme="http").serve(connection)
-            case Silent() | Other():
-                await self._unread(visit, connection)
-            case Gone():
+            case Other():
+                await self._unread(visit, connection, web=True)
+            case Gone(any=True):
                 visit.told("tcp", Verdict.FAILED, Ruling(Action.DENY), reason="the sandbox did not send a whole beginning in time")
+            case Gone():
+                pass
 
     async def _tls(self, visit: Visit, connection: socket.socket, hello: Hello) -> None:
         def judge(compiled: Compiled) -> Ruling:
@@ -127,8 +130,8 @@ class Proxy:
             return
         await self._pass(visit, connection, ruling, "tls")
 
-    async def _unread(self, visit: Visit, connection: socket.socket) -> None:
-        """A connection that tells no name: by its address, and the names under which the sandbox has found it."""
+    async def _unread(self, visit: Visit, connection: socket.socket, *, web: bool = False) -> None:
+        """A connection that tells no name: by its address, and the names under which the sandbox has found it. `web`: names are told on this port as a rule."""
         names = visit.occupant.names_of(visit.number)
 
         def judge(compiled: Compiled) -> Ruling:
@@ -141,6 +144,9 @@ class Proxy:
         ruling = judge(visit.occupant.compiled)
         if ruling.content:
             ruling = Ruling(Action.DENY, ruling.rule, reason="this is neither HTTP nor TLS, and what the egress policy says of its destination is about HTTP")
+        elif web and ruling.rule is None and visit.occupant.compiled.guarded:
+            # Servers may read more into it than we do.
+            ruling = Ruling(Action.DENY, reason="this is neither HTTP nor TLS, and names are told apart on this port")
         ruling = await visit.settled(ruling)
         if ruling.action is Action.DENY:
             visit.told("tcp", Verdict.DENIED, ruling)

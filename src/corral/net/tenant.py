@@ -23,6 +23,8 @@ class Tenant:
     policy: EgressPolicy
     secrets: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     """Values by name."""
+    decided: tuple[tuple[str, int, bool], ...] = ()
+    """What was approved (or not) for the sandbox before: name or address, port, whether it may."""
 
     def message(self) -> dict[str, Any]:
         """For the wire."""
@@ -33,6 +35,7 @@ class Tenant:
             "generation": self.generation,
             "policy": self.policy.model_dump(mode="json", exclude_defaults=True),
             "secrets": dict(self.secrets),
+            "decided": self.decided,
         }
 
     @classmethod
@@ -44,4 +47,5 @@ class Tenant:
             generation=int(message["generation"]),
             policy=EgressPolicy.model_validate(message["policy"]),
             secrets={str(name): str(value) for name, value in message["secrets"].items()},
+            decided=tuple((str(to), int(port), bool(allowed)) for to, port, allowed in message.get("decided", ())),
         )

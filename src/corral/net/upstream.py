@@ -87,6 +87,8 @@ class Upstream:
 
     async def exchange(self, name: str, type: int) -> tuple[bytes, bytes]:
         """A question of ours and the answer to it, as they went over the wire. Raises `UnresolvedError`."""
+        if not dns.is_name(name):
+            raise UnresolvedError(f"{name[:100]!r} is no name")
         servers = self._servers()
         reason = "none is configured"
         for server in servers * TRIES:

@@ -22,6 +22,7 @@ import h11
 from corral.net import denial, dial
 from corral.net.content import HttpRequest
 from corral.net.dial import FailedError, RefusedError
+from corral.net.dns import is_name
 from corral.net.policy import Action, By, Compiled, Ruling
 from corral.net.redact import Redactor
 from corral.net.visit import Visit
@@ -38,7 +39,7 @@ IDLE: Final = 120.0
 ANSWER: Final = 3600.0
 """Seconds without a byte of an answer: models think long."""
 LINGER: Final = 2.0
-_HOST = re.compile(r"(?P<name>[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_.])?)(:(?P<port>[0-9]{1,5}))?\Z")
+_HOST = re.compile(r"(?P<name>[A-Za-z0-9_.-]{1,254})(:[0-9]{1,5})?\Z")
 _ADDRESS = re.compile(r"[0-9.]+\Z")
 _HOP = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"te", b"upgrade", b"expect", b"proxy-authorization", b"http2-settings"})
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"host"})
@@ -220,7 +221,7 @@ class Web:
             fault, status = f"a head of more than {HEAD >> 10} KiB", 431
         elif framing > 1 or (b"transfer-encoding" in names and event.http_version < b"1.1"):
             fault = "a request with two lengths"
-        elif len(hosts) > 1 or (hosts and not _HOST.match(hosts[0])):
+        elif len(hosts) > 1 or (hosts and _host(hosts[0]) is None):
             fault = "a request without exactly one proper Host"
         elif event.method in (b"TRACE", b"TRACK", b"CONNECT"):
             fault, status = f"{event.method.decode()} is not passed on: it would show what is set on requests, or hide what they are", 403
@@ -511,10 +512,15 @@ async def _accept(connection: socket.socket, context: ssl.SSLContext | None) -> 
 
 def _named(host: str) -> str | None:
     """The name in a Host, or None when it is an address or nothing."""
+    name = _host(host)
+    return None if name is None or _ADDRESS.match(name) else name
+
+
+def _host(host: str) -> str | None:
+    """What stands in a Host without the port, as rules know names; None when it is none."""
     found = _HOST.match(host)
-    if found is None or _ADDRESS.match(found["name"]):
-        return None
-    return found["name"].lower().rstrip(".")
+    name = found["name"].lower().removesuffix(".") if found else ""
+    return name if is_name(name) else None
 
 
 def _number(address: str) -> int:
