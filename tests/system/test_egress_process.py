@@ -115,7 +115,11 @@ def get_tls(
 
 def raw(data: bytes, *, address: str = WEB, port: int = 80) -> bytes:
     """Everything that comes back."""
-    with socket.create_connection((address, port), timeout=15) as connection:
+    try:
+        connection = socket.create_connection((address, port), timeout=15)
+    except ConnectionResetError:
+        return b""
+    with connection:
         answer = b""
         try:
             connection.sendall(data)
