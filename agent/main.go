@@ -32,6 +32,7 @@ var (
 var (
 	controlOps = map[string]operation{
 		"ping":      op(ping),
+		"warm":      op(warm),
 		"claim":     op(claim),
 		"channels":  op(listChannels),
 		"start":     op(start),
@@ -69,8 +70,11 @@ var (
 )
 
 func main() {
-	if path.Base(os.Args[0]) == "sudo" {
+	switch path.Base(os.Args[0]) {
+	case "sudo":
 		os.Exit(sudo(os.Args[1:]))
+	case nothingName:
+		return
 	}
 	if err := serve(); err != nil {
 		logf("agent: %v", err)

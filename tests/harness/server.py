@@ -17,6 +17,8 @@ from pathlib import Path
 
 READY_TIMEOUT = 90.0
 """Seconds: on a busy machine the first pool members take a while."""
+POOL = "8"
+"""Members that wait: enough for most tests, without making hundreds that none of them uses."""
 LEAVE_TIMEOUT = 60.0
 
 
@@ -62,7 +64,7 @@ class Server:
         """Start it and wait until it takes requests."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "corral", "up", "--port", str(self.port), *arguments],
+                [sys.executable, "-m", "corral", "up", "--port", str(self.port), "--pool", POOL, *arguments],
                 env=self._own_env(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

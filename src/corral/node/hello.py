@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from typing import Any
 
 from corral.errors import PlatformError
 from corral.wire import frame
@@ -41,22 +42,42 @@ def link() -> tuple[socket.socket, socket.socket]:
 
 async def greet(control: socket.socket, *, timeout: float) -> None:
     """Say hello and take the answer. Raises `AgentSilent`."""
+    await _ask(control, {"op": "hello", "version": 1, "epoch": 0, "channels": []}, timeout)
+
+
+async def warm(control: socket.socket, *, timeout: float) -> None:
+    """Have the agent start and end two processes, so that the sandbox's first command finds the way warm. Raises `AgentSilent`."""
+    await _ask(control, {"op": "warm"}, timeout)
+
+
+async def _ask(control: socket.socket, question: dict[str, Any], timeout: float) -> None:
     loop = asyncio.get_running_loop()
-    request = json.dumps({"op": "hello", "version": 1, "epoch": 0, "channels": []}).encode()
+    request = json.dumps(question).encode()
     try:
         async with asyncio.timeout(timeout):
             await loop.sock_sendall(control, frame.message(Type.REQUEST, NUMBER, request))
-            packet = await loop.sock_recv(control, frame.MAX_FRAME)
+            while (good := _verdict(await loop.sock_recv(control, frame.MAX_FRAME))) is None:
+                pass
     except TimeoutError:
-        raise AgentSilent(f"the agent did not answer within {timeout:g} s") from None
+        raise AgentSilent(f"the agent did not answer `{question['op']}` within {timeout:g} s") from None
     except OSError as error:
         raise AgentSilent(f"the agent's socket broke: {error}") from error
+    if not good:
+        raise AgentSilent(f"the agent refused `{question['op']}`")
+
+
+def _verdict(packet: bytes) -> bool | None:
+    """Whether the agent agreed; None: the packet is about something else."""
     if not packet:
         raise AgentSilent("the agent ended before it answered")
     try:
         answer = frame.decode(memoryview(packet))
-        good = answer.type in (Type.RESPONSE, Type.REQUEST) and json.loads(bytes(answer.payload)).get("ok") is True
+        match answer.type:
+            case Type.EVENT:
+                return None
+            case Type.RESPONSE | Type.REQUEST:
+                return json.loads(bytes(answer.payload)).get("ok") is True
+            case _:
+                return False
     except (frame.ProtocolError, ValueError, AttributeError) as error:
         raise AgentSilent(f"the agent answered with garbage: {error}") from error
-    if not good:
-        raise AgentSilent(f"the agent refused the greeting: {bytes(answer.payload)[:200]!r}")

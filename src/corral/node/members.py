@@ -126,6 +126,8 @@ class Members:
             await found.watch()
             await self._start(name, address, slot, check=check)
             await hello.greet(control, timeout=HELLO_TIMEOUT)
+            if background:
+                await hello.warm(control, timeout=HELLO_TIMEOUT)
             member = Member(places, group, found, control, relay, log_read, slot)
             await self._holder.keep(name, member.descriptors)
         except BaseException as error:

@@ -32,6 +32,7 @@ from corral.node.disks import PoolDisks
 from corral.node.engine import EngineSettings, RunscEngine
 from corral.node.files import Files
 from corral.node.interface import BoxSpec, Ended, ImageSpec, Moment, OnEnd, Timing
+from corral.node.pool import default_size
 from corral.node.processes import ProcessBook
 from corral.node.running import Hooks, OnEvent, Running
 from corral.node.snapshots import Snapshots
@@ -64,9 +65,10 @@ class Node:
     def __init__(self, places: Places, *, settings: NodeSettings | None = None) -> None:
         self._places = places
         self._settings = settings or NodeSettings()
-        self._disks = PoolDisks(places)
+        size = default_size() if self._settings.pool is None else self._settings.pool
+        self._disks = PoolDisks(places, stock=max(16, min(size, 128)))
         engine = EngineSettings(
-            agent=self._settings.agent or agent_binary(), runsc=self._settings.runsc, pool=self._settings.pool, platform=self._settings.platform
+            agent=self._settings.agent or agent_binary(), runsc=self._settings.runsc, pool=size, platform=self._settings.platform
         )
         self._engine = RunscEngine(places, settings=engine, disks=self._disks, rootfs=rootfs)
         self._catalog = Catalog(places)
@@ -170,8 +172,7 @@ class Node:
             book.close()
         running = self._enter(spec, box)
         try:
-            await running.guest.hello()
-            await running.guest.claim(
+            claim = running.guest.claim(
                 hostname=spec.hostname,
                 memory=spec.memory,
                 cpus=min(math.ceil(spec.cpu), os.cpu_count() or 1),
@@ -180,6 +181,8 @@ class Node:
                 sudo=spec.sudo,
                 files=_files(spec.hostname),
             )
+            # Both are sent at once; the agent takes them in this order.
+            await asyncio.gather(running.guest.hello(), claim)
         except BaseException:
             self._leave(spec.id)
             await asyncio.shield(self._engine.kill(spec.id))

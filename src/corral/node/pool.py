@@ -22,7 +22,14 @@ from corral.node.members import Member, Members
 
 MEMBER_MIB = 16
 """What a sleeping member costs the machine (research: 12 to 14, and some for what is shared)."""
-SMALL = 16
+GREATEST = 128
+"""Members a pool has at most unless another size is asked for."""
+SHARE = 10
+"""Percent of the memory available at the start that such a pool may take."""
+FIRST = 16
+"""Members made one after the other; those beyond are not urgent …"""
+PACE = 2.0
+"""… and made so many seconds apart."""
 FLOOR = 0.10
 """Share of the machine's memory that must stay available: below it no member is made, and those that wait are given up one by one."""
 LOOK = 5.0
@@ -38,8 +45,8 @@ log = structlog.get_logger(__name__)
 
 
 def default_size() -> int:
-    """A small pool: at most 2 % of the memory available now, 2 to 16 members."""
-    return max(2, min(SMALL, available() * 2 // 100 // (MEMBER_MIB * MIB)))
+    """By the memory available now: 2 to 128 members."""
+    return max(2, min(GREATEST, available() * SHARE // 100 // (MEMBER_MIB * MIB)))
 
 
 def available() -> int:
@@ -176,3 +183,8 @@ class Pool:
             now = time.monotonic()
             if now - self._taken_at < BUSY:
                 await asyncio.sleep(now - began)
+            elif len(self._ready) > FIRST:
+                self._wanted.clear()
+                with contextlib.suppress(TimeoutError):
+                    # A claim ends the pause.
+                    await asyncio.wait_for(self._wanted.wait(), PACE)
