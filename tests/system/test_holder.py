@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ NEXT = Path("/proc/sys/kernel/ns_last_pid")
 
 
 @asynccontextmanager
-async def holder(directory: Path) -> AsyncIterator[HolderClient]:
+async def holder(directory: Path) -> AsyncGenerator[HolderClient]:
     await holder_client.start(directory / "holder.sock", directory / "holder.log")
     client = HolderClient(on_lost=lambda: None)
     await client.connect(directory / "holder.sock")

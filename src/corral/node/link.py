@@ -87,7 +87,8 @@ class Link:
         self._buffer = _scratch.buffer
         self._ports: dict[int, Port] = {}
         self._pending: dict[int, asyncio.Future[bytes]] = {}
-        self._greeting: Callable[[bytes], None] | None = None
+        self._greeting: tuple[int, Callable[[bytes], None]] | None = None
+        """Number of the hello that has not been answered, and who takes the answer. Other answers may come before it: the agent gives them in any order."""
         # Answers to requests of an earlier server may still be in the socket: a random start makes meeting their numbers improbable.
         self._number = secrets.randbits(32)
         self._out: deque[bytes] = deque()
@@ -118,18 +119,19 @@ class Link:
             if messages.verdict(payload) is None:
                 greeted(messages.answer(payload, Greeting))
 
-        self._greeting = take
-        await self.request(request, Greeting, timeout=timeout)
+        number = self._take_number()
+        self._greeting = (number, take)
+        await self.request(request, Greeting, timeout=timeout, number=number)
 
-    async def request(self, request: Request, answer: type[T] = messages.Done, *, timeout: float = REQUEST_TIMEOUT) -> T:
-        """Ask and wait for the answer. Raises `RequestFailed` when the agent refuses, `Unavailable` after `timeout` seconds, `SandboxEnded` when the link ends."""
+    async def request(self, request: Request, answer: type[T] = messages.Done, *, timeout: float = REQUEST_TIMEOUT, number: int | None = None) -> T:
+        """Ask and wait for the answer (`number`: one taken already). Raises `RequestFailed` when the agent refuses, `Unavailable` after `timeout` seconds, `SandboxEnded` when the link ends."""
         if self.error is not None:
             await self._settled.wait()
         self.check()
         if len(self._pending) >= PENDING_LIMIT:
             raise QuotaExceeded(f"{PENDING_LIMIT} requests are under way in this sandbox", hint="wait for some of them to be answered")
         self.on_activity()
-        number = self._take_number()
+        number = self._take_number() if number is None else number
         reply: asyncio.Future[bytes] = self._loop.create_future()
         self._pending[number] = reply
         try:
@@ -357,9 +359,9 @@ class Link:
             return
         payload = bytes(frame.payload)
         reply.set_result(payload)
-        if self._greeting is not None:
-            greeting, self._greeting = self._greeting, None
-            greeting(payload)
+        if self._greeting is not None and self._greeting[0] == frame.channel:
+            greeted, self._greeting = self._greeting[1], None
+            greeted(payload)
 
     def _count_garbage(self, error: ProtocolError) -> None:
         self._garbage += 1

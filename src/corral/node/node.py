@@ -67,9 +67,7 @@ class Node:
         self._settings = settings or NodeSettings()
         size = default_size() if self._settings.pool is None else self._settings.pool
         self._disks = PoolDisks(places, stock=max(16, min(size, 128)))
-        engine = EngineSettings(
-            agent=self._settings.agent or agent_binary(), runsc=self._settings.runsc, pool=size, platform=self._settings.platform
-        )
+        engine = EngineSettings(agent=self._settings.agent or agent_binary(), runsc=self._settings.runsc, pool=size, platform=self._settings.platform)
         self._engine = RunscEngine(places, settings=engine, disks=self._disks, rootfs=rootfs)
         self._catalog = Catalog(places)
         self.snapshots = Snapshots(places, self._disks)
