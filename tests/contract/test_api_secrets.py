@@ -236,6 +236,16 @@ def test_what_no_variable_can_hold_is_refused_and_leaves_nothing(api: Api, secre
     api.refused("not_found", "GET", f"/v1/sandboxes/{word}")
 
 
+def test_variables_that_are_too_long_together_are_refused_and_leave_nothing(api: Api, secret: Callable[..., str]) -> None:
+    names, word = [secret("x" * 60_000) for _ in range(3)], f"w-{uuid.uuid4().hex[:8]}"
+    body = {"image": "tiny", "name": word, "secrets": [{"name": name} for name in names]}
+    assert "too long" in api.refused("invalid_argument", "POST", "/v1/sandboxes", json=body)["message"]
+    api.refused("not_found", "GET", f"/v1/sandboxes/{word}")
+    box = api.create(secrets=body["secrets"][:2])
+    assert api.run(box["id"], f'echo "${{#{names[1]}}}"')[0] == b"60000\n"
+    api.delete(box["id"])
+
+
 def test_a_key_that_others_can_read_is_not_used(api: Api, server: Server, secret: Callable[..., str]) -> None:
     name = secret()
     key = server.home / "keys" / "secrets.key"

@@ -129,7 +129,7 @@ def approve(
     if json:
         show.as_json(decided)
     else:
-        print(f"{decided.decision} {decided.scope}: {_asked(decided)}")
+        print(show.line(f"{decided.decision} {decided.scope}: {_asked(decided)}"))
 
 
 def _rules(*, json: bool) -> None:
@@ -168,9 +168,8 @@ def _print_flows(found: Iterable[Flow], *, json: bool) -> None:
         request = f" {one.method} {one.path} {one.status or ''}".rstrip() if one.method else ""
         address = f" ({one.address})" if one.name and one.address else ""
         why = f": {one.reason}" if one.reason else f" by {one.rule}" if one.rule else ""
-        print(
-            f"{one.seq} {one.at:%Y-%m-%dT%H:%M:%S}Z {one.kind} {one.name or one.address}{port}{address}{request} {one.verdict}{why}, {one.sent}/{one.received} bytes"
-        )
+        text = f"{one.seq} {one.at:%Y-%m-%dT%H:%M:%S}Z {one.kind} {one.name or one.address}{port}{address}{request} {one.verdict}{why}, {one.sent}/{one.received} bytes"
+        print(show.line(text))
 
 
 def _asked(one: Approval) -> str:

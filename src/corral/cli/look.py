@@ -132,7 +132,7 @@ def events(
                 print(codec.dumps(show.plain(event), ensure_ascii=False))
             else:
                 details = " ".join(f"{name}={value}" for name, value in event.data.items())
-                print(f"{event.seq} {event.at:%Y-%m-%dT%H:%M:%S}Z {event.kind} {event.sandbox or ''} {details}".rstrip())
+                print(show.line(f"{event.seq} {event.at:%Y-%m-%dT%H:%M:%S}Z {event.kind} {event.sandbox or ''} {details}".rstrip()))
             sys.stdout.flush()
 
 

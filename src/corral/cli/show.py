@@ -31,7 +31,7 @@ def as_json(value: Any) -> None:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Rows below headings."""
-    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    cells = [["" if cell is None else line(str(cell)) for cell in row] for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
@@ -46,6 +46,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     widths = [max(len(row[column]) for row in [list(columns), *cells]) for column in range(len(columns))]
     for row in [[column.upper() for column in columns], *cells]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def line(text: str) -> str:
+    """What a sandbox may have said, on one line: nothing in it moves the cursor or changes the terminal."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def fields(values: dict[str, object]) -> None:

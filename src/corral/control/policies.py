@@ -32,8 +32,8 @@ KEPT = 256
 
 FEW = 500
 """Ranges of a policy that are looked at in a millisecond."""
-LONGEST_VARIABLE = 128 << 10
-"""Bytes of NAME=value and its end: Linux' MAX_ARG_STRLEN, beyond which no program starts."""
+LONGEST_VARIABLES = 128 << 10
+"""Bytes of NAME=value and its end, all together. One alone could not have more (Linux' MAX_ARG_STRLEN); the guest is told them in one message of 256 KiB."""
 
 log = structlog.get_logger(__name__)
 
@@ -72,8 +72,7 @@ class Policies:
         values = await self._secrets.values(record.project, policy.secrets | {use.name for use in record.secrets})
         _check_headers(policy, values)
         exposed = {use.variable: values[use.name] for use in record.secrets}
-        for name, value in exposed.items():
-            _check_variable(name, value)
+        _check_variables(exposed)
         return Launch(self._node, record.spec(image, policy, exposed), {name: values[name] for name in policy.secrets})
 
     # Policies
@@ -271,8 +270,13 @@ def _check_header(name: str, value: str) -> None:
         raise InvalidArgument(f"the value of the secret {name} can't be a header's: it has line breaks or other characters that no header has")
 
 
-def _check_variable(name: str, value: str) -> None:
-    if "\0" in value:
-        raise InvalidArgument(f"secrets: what {name} would hold has a NUL byte, which no environment variable can have", hint="write it into a file instead")
-    if len(name) + len(value.encode()) + 2 > LONGEST_VARIABLE:
-        raise InvalidArgument(f"secrets: what {name} would hold is too long for an environment variable", hint="write it into a file instead")
+def _check_variables(variables: Mapping[str, str]) -> None:
+    for name, value in variables.items():
+        if "\0" in value:
+            raise InvalidArgument(
+                f"secrets: what {name} would hold has a NUL byte, which no environment variable can have", hint="write it into a file instead"
+            )
+    if sum(len(name) + len(value.encode()) + 2 for name, value in variables.items()) > LONGEST_VARIABLES:
+        raise InvalidArgument(
+            "secrets: they are too long for environment variables", hint=f"{LONGEST_VARIABLES} bytes are the most; write them into files instead"
+        )

@@ -18,6 +18,8 @@ _ADDRESS = re.compile(r"[0-9./]+\Z|[0-9A-Fa-f:./%]*:")
 """What can be an address at all: telling that of a name by trying costs more than all the rest."""
 _DESTINATIONS = 5000
 _RANGES = 10_000
+_FOREIGN = 100
+"""Encoding one takes up to two milliseconds."""
 
 
 def _destination(text: str) -> str:
@@ -36,7 +38,7 @@ def _destination(text: str) -> str:
 
 def _domain(text: str) -> str:
     name = text.lower().rstrip(".")
-    # Longer ones can be given as they are encoded: to do that takes a millisecond each.
+    # Longer ones can be given as they are encoded.
     if not name.isascii() and len(name) <= 100 and all(len(label) < 64 for label in name.split(".")):
         name = name.encode("idna").decode()
     if len(name) > 253 or not _DOMAIN.match(name):
@@ -96,7 +98,9 @@ class HttpAnswer(Request):
 class Rule(Request):
     """What happens to connections (and, with any of the HTTP fields, to single requests) that it matches."""
 
-    name: str | None = Field(None, min_length=1, max_length=63, description="what denials and flows call it; default: its first destination")
+    name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$")] | None = Field(
+        None, description="what denials and flows call it; default: its first destination"
+    )
     to: list[Destination] = Field(min_length=1, max_length=1000)
     ports: list[Ports] | None = Field(None, min_length=1, max_length=64, description="null: every port; for HTTP rules 80 and 443")
     protocol: Literal["tcp", "udp", "icmp"] | None = Field(None, description="null: every one; HTTP rules are tcp")
@@ -160,8 +164,11 @@ class EgressPolicy(Request):
     @classmethod
     def _bounded(cls, value: Any) -> Any:
         """Before anything is looked at in detail, which takes its time."""
-        if sum(map(_destinations_of, _list(value, "rules"))) > _DESTINATIONS:
+        destinations = [to for rule in _list(value, "rules") for to in _list(rule, "to")]
+        if len(destinations) > _DESTINATIONS:
             raise ValueError(f"rules: more than {_DESTINATIONS:,} destinations together; use wildcards and ranges")
+        if sum(isinstance(to, str) and not to.isascii() for to in destinations) > _FOREIGN:
+            raise ValueError(f"rules: more than {_FOREIGN} names that are not ASCII; give them as they are encoded (xn--…)")
         return value
 
     @model_validator(mode="after")
@@ -191,10 +198,6 @@ class EgressPolicy(Request):
 def _list(value: Any, name: str) -> list[Any]:
     found: Any = cast("dict[str, Any]", value).get(name) if isinstance(value, dict) else None
     return cast("list[Any]", found) if isinstance(found, list) else []
-
-
-def _destinations_of(rule: Any) -> int:
-    return len(rule.to) if isinstance(rule, Rule) else len(_list(rule, "to"))
 
 
 PLACEHOLDER = re.compile(r"\{\{([A-Za-z_][A-Za-z0-9_]{0,63})\}\}")
