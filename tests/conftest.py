@@ -31,7 +31,7 @@ COROUTINE_TIMEOUT = 150.0
 """Seconds, less than the `timeout` of pyproject.toml."""
 HOMES = "corral-test-"
 """What the names of homes begin with; the number of the run's process follows."""
-PARTS = ("test_engine", "test_disks", "test_images", "test_guest", "test_setup", "test_package", "test_egress_process")
+PARTS = ("test_engine", "test_disks", "test_images", "test_guest", "test_network", "test_setup", "test_package", "test_egress_process")
 """System tests of single parts of the node: they have no server and look after themselves."""
 
 

@@ -104,5 +104,14 @@ class Places:
         return self.run / "switch"
 
     @property
+    def egress_socket(self) -> Path:
+        return self.run / "egress.sock"
+
+    @property
+    def egress_pid(self) -> Path:
+        """The number of the egress process."""
+        return self.run / "egress.pid"
+
+    @property
     def holder_socket(self) -> Path:
         return self.run / "holder.sock"

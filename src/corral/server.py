@@ -183,7 +183,11 @@ def build_app(settings: Settings, node: Node | None = None) -> Application:
         from corral.node.node import Node as RealNode
         from corral.node.node import NodeSettings
 
-        node = RealNode(settings.places, settings=NodeSettings(runsc=settings.runsc, pool=settings.pool, platform=settings.platform, freeze=settings.freeze))
+        resolvers = tuple(settings.resolvers.split(",")) if settings.resolvers else ()
+        node = RealNode(
+            settings.places,
+            settings=NodeSettings(runsc=settings.runsc, pool=settings.pool, platform=settings.platform, freeze=settings.freeze, resolvers=resolvers),
+        )
     return Application(settings, node)
 
 

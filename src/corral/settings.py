@@ -33,6 +33,11 @@ class Settings(BaseModel):
     pool: Annotated[int, Field(ge=0, le=4096)] | None = Field(None, description="sandboxes kept ready; default: by the machine's memory")
     platform: Literal["systrap", "kvm", "ptrace"] = "systrap"
     freeze: Literal["auto", "always", "never"] = Field("auto", description="whether idle sandboxes are frozen")
+    resolvers: str | None = Field(
+        None,
+        pattern=r"^[0-9.]+(:[0-9]+)?(,[0-9.]+(:[0-9]+)?)*$",
+        description="DNS servers for sandboxes, ADDRESS[:PORT] with commas between; default: the machine's",
+    )
     starts: int = Field(8, ge=1, le=1024, description="sandboxes that may start at the same time")
 
     _origin: dict[str, str] = PrivateAttr(default_factory=dict[str, str])

@@ -109,20 +109,20 @@ class Internet:
         self._stop: asyncio.Event
         self._outside: Namespace | None = None
 
-    def open(self, outside: Namespace | None, device: str) -> None:
-        """Serve those in another namespace (None: this machine), by a cable whose end there is called `device`."""
+    def open(self, outside: Namespace | None, device: str, *, here: str = "192.0.2.1") -> None:
+        """Serve those in another namespace (None: this machine), by a cable whose end there is called `device` and has the address `here`."""
         self._outside = outside
         join(outside, device, self.namespace, "world")
         for address in (DNS, WEB, OTHER, PRIVATE):
             self.namespace.ip("addr", "add", f"{address}/32", "dev", "world")
-        self.namespace.ip("route", "add", "192.0.2.1/32", "dev", "world")
-        self.namespace.ip("route", "add", "default", "via", "192.0.2.1", "dev", "world")
+        self.namespace.ip("route", "add", f"{here}/32", "dev", "world")
+        self.namespace.ip("route", "add", "default", "via", here, "dev", "world")
         from harness.namespace import ip
 
         where = outside.name if outside else None
-        ip("addr", "add", "192.0.2.1/32", "dev", device, namespace=where)
+        ip("addr", "add", f"{here}/32", "dev", device, namespace=where)
         for network in (str(NETWORK), f"{PRIVATE}/32"):
-            ip("route", "add", network, "dev", device, "src", "192.0.2.1", namespace=where)
+            ip("route", "add", network, "dev", device, "src", here, namespace=where)
         # Without a neighbour nothing is ever answered, not even that nobody is there.
         ip("neigh", "add", SILENT, "lladdr", "02:00:00:00:00:99", "dev", device, namespace=where)
         self._thread.start()

@@ -1,6 +1,6 @@
 """The edge process: resolver and proxy of an installation's sandboxes, apart from the server so that neither can stall the other, and so that one outlives the other.
 
-`python -I -m corral.net.edge SOCKET KEYS [--resolver ADDRESS:PORT …]`. What is said over the socket: docs/egress-process.md. In order: the socket listens; a server connects
+`python -I -m corral.net.edge SOCKET KEYS [--listener FD] [--resolver ADDRESS:PORT …]`. What is said over the socket: docs/egress-process.md. In order: the socket listens; a server connects
 and hands over sockets of the switch; then sandboxes are served, as the server tells. Until then, and for every sandbox it was not told of, nothing passes.
 """
 
@@ -26,6 +26,7 @@ from corral.net.authority import Authority
 from corral.net.edge_link import Link
 from corral.net.egress_client import VERSION
 from corral.net.flow_log import FlowLog
+from corral.net.kernel_events import KernelEvents
 from corral.net.occupant import KEPT, Occupant
 from corral.net.proxy import Proxy
 from corral.net.ranges import Protocol
@@ -51,6 +52,7 @@ class Edge:
         services = Services(Upstream(servers), Authority(keys), self._asking, self._log)
         self._resolver = Resolver(occupant_at=self.occupant_at, upstream=services.upstream, pin=self._pin, log=self._log)
         self._proxy = Proxy(services, self.occupant_at)
+        self._kernel = KernelEvents(self.occupant_at, self._log)
 
     def occupant_at(self, address: str) -> Occupant | None:
         """Who is at an address, once all that the server has sent is known: it tells before it opens the kernel's part, so nothing of a sandbox is ever judged by an old policy."""
@@ -109,7 +111,7 @@ class Edge:
     def _message(self, message: dict[str, Any], fds: list[int]) -> None:
         match message["op"]:
             case "sockets":
-                self._take_over(dict(zip(message["names"], fds, strict=True)), str(message["table"]))
+                self._take_over(dict(zip(message["names"], fds, strict=True)), str(message["table"]), int(message["log_group"]))
                 return
             case "set":
                 try:
@@ -166,6 +168,7 @@ class Edge:
                     self._pin(tenant.generation, ports, addresses, LIFE + KEPT)
 
     def _drop(self, gone: Callable[[Occupant], bool]) -> None:
+        self._kernel.take_endings()
         for address, occupant in list(self._occupants.items()):
             if gone(occupant):
                 del self._occupants[address]
@@ -175,7 +178,7 @@ class Edge:
         self._asking.forget(occupant)
         occupant.leave()
 
-    def _take_over(self, fds: dict[str, int], table: str) -> None:
+    def _take_over(self, fds: dict[str, int], table: str, log_group: int) -> None:
         """Sockets made inside the switch, ours from now on."""
         from corral.net.nfnetlink import Tables
         from corral.net.pins import Pins
@@ -184,6 +187,8 @@ class Edge:
         self._pins = Pins(Tables(given["nft"], table)).open
         self._resolver.listen(given["dns"], given["dns_stream"])
         self._proxy.listen(given["proxy"])
+        if "conntrack" in given and "nflog" in given:
+            self._kernel.listen(given["conntrack"], given["nflog"], log_group)
 
 
 def complain(what: str, error: BaseException | None) -> None:
@@ -202,10 +207,7 @@ def _failed(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     complain(str(context["message"]), context.get("exception"))
 
 
-async def serve(path: Path, keys: Path, servers: Callable[[], list[Server]]) -> None:
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_failed)
-    edge = Edge(keys, servers)
+def _listen(path: Path) -> socket.socket:
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     old = os.umask(0o177)
@@ -214,6 +216,14 @@ async def serve(path: Path, keys: Path, servers: Callable[[], list[Server]]) -> 
     finally:
         os.umask(old)
     listener.listen(8)
+    return listener
+
+
+async def serve(path: Path, keys: Path, servers: Callable[[], list[Server]], listener: socket.socket | None = None) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_failed)
+    edge = Edge(keys, servers)
+    listener = listener or _listen(path)
     listener.settimeout(0)
     loop.add_reader(listener, edge.accept, listener)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -227,13 +237,15 @@ def main() -> None:
     parser.add_argument("socket", type=Path)
     parser.add_argument("keys", type=Path)
     parser.add_argument("--resolver", action="append", default=[], help="ADDRESS:PORT, instead of the machine's own")
+    parser.add_argument("--listener", type=int, help="descriptor that listens at SOCKET already, so that whoever started this need not ask when it does")
     given = parser.parse_args()
     fixed = [(address, int(port or 53)) for address, _, port in (text.partition(":") for text in given.resolver)]
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, DESCRIPTORS) if hard != resource.RLIM_INFINITY else DESCRIPTORS, hard))
+    listener = None if given.listener is None else socket.socket(fileno=given.listener)
     # Nothing that was imported is garbage ever.
     gc.freeze()
-    asyncio.run(serve(given.socket, given.keys, (lambda: fixed) if fixed else servers_of_machine))
+    asyncio.run(serve(given.socket, given.keys, (lambda: fixed) if fixed else servers_of_machine, listener))
 
 
 if __name__ == "__main__":

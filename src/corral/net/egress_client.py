@@ -68,6 +68,11 @@ class EgressClient:
     def connected(self) -> bool:
         return self._link is not None and self._link.open
 
+    @property
+    def generations(self) -> frozenset[int]:
+        """Those that it was told of and not told to drop."""
+        return frozenset(self._tenants)
+
     async def connect(self, path: Path, table: Table, sockets: Callable[[], Sockets]) -> frozenset[int]:
         """Connect, and tell everything anew that this client knows. `sockets` is called when the process has none yet.
 

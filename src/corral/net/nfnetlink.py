@@ -14,6 +14,8 @@ from enum import IntEnum
 from corral.net.netlink import ACK, CREATE, Message, Netlink, attribute, attributes, nest, text
 
 NETLINK_NETFILTER = 12
+GROUP_DESTROYED = 3
+"""Multicast group that tells of the end of every connection (NFNLGRP_CONNTRACK_DESTROY)."""
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _TABLES, _CONNTRACK = 10, 1
 _NEW, _GET, _DELETE = 12, 13, 14

@@ -51,6 +51,11 @@ class RunscBox:
         return self.member.places.volumes
 
     @property
+    def address(self) -> str | None:
+        """Of its network device, if it has one."""
+        return None if self.member.slot is None else self.member.slot.address
+
+    @property
     def group(self) -> Group:
         return self.member.group
 

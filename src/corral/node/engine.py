@@ -28,7 +28,7 @@ from corral.node.holder_client import HolderClient, HolderError
 from corral.node.interface import Box, BoxSpec, Disks, Ended, OnEnd, Timing
 from corral.node.member import MemberPlaces
 from corral.node.members import Member, Members, runsc_root
-from corral.node.network import Network
+from corral.node.network import Network, Watcher
 from corral.node.pool import Pool, default_size
 from corral.node.record import Record
 from corral.node.runsc import Runsc
@@ -61,6 +61,8 @@ class EngineSettings:
     runsc: Path | None = None
     pool: int | None = None
     platform: str = "systrap"
+    resolvers: tuple[str, ...] = ()
+    """DNS servers for sandboxes' names, `ADDRESS[:PORT]`; none: this machine's."""
 
 
 class Rootfs(Protocol):
@@ -83,13 +85,13 @@ class Parts:
 class RunscEngine:
     """Implements `interface.Engine` with gVisor. One for each installation at a time: the holder takes only one server."""
 
-    def __init__(self, places: Places, *, settings: EngineSettings, disks: Disks, rootfs: Rootfs) -> None:
+    def __init__(self, places: Places, *, settings: EngineSettings, disks: Disks, rootfs: Rootfs, watcher: Watcher | None = None) -> None:
         self._places = places
         self._settings = settings
         self._disks = disks
         self._rootfs = rootfs
         self._holder = HolderClient(on_lost=self._holder_lost)
-        self.network = Network(places)
+        self.network = Network(places, self._holder, resolvers=settings.resolvers, watcher=watcher)
         self._boxes: dict[str, RunscBox] = {}
         self._claiming: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -170,8 +172,8 @@ class RunscEngine:
         await self._settle()
         await asyncio.gather(*(self.kill(box) for box in list(self._boxes)))
         await self._sweep(self._open.members)
-        await self._holder.shutdown()
         await self.network.shutdown()
+        await self._holder.shutdown()
         if not self._open.groups.remove():
             raise InternalError(f"the control groups {self._places.tag} are still in use", hint="look into their cgroup.procs")
         self._open.members.remove_root()
@@ -329,6 +331,11 @@ class RunscEngine:
         spec = replace(box.spec, egress=policy)
         await self._admit(box.member, spec, secrets)
         box.spec = spec
+
+    def traffic(self, id: str) -> tuple[int, int]:
+        """Bytes that a box has sent and received."""
+        box = self._boxes.get(id)
+        return (0, 0) if box is None or box.member.slot is None else self.network.traffic(box.member.slot)
 
     async def _attach(self, spec: BoxSpec) -> Path:
         try:

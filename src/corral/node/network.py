@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,8 +25,11 @@ from corral.net import elements, nfnetlink, policy, rtnetlink
 from corral.net.elements import OF_POLICY, OF_SANDBOX, SLOT, Switchboard
 from corral.net.netlink import Netlink
 from corral.net.nfnetlink import Change, Element, Tables
-from corral.net.policy import Compiled
+from corral.net.policy import Compiled, Nat
+from corral.net.tenant import Tenant
 from corral.node import nft
+from corral.node.egress import Egress, OnApproval, OnFlows
+from corral.node.holder_client import HolderClient
 from corral.node.host_addresses import HostAddresses
 from corral.node.netns import Namespace, sysctl, unmount
 from corral.node.nft import GATEWAY, SERVICE
@@ -51,11 +54,20 @@ _PARAMETERS = {
     "net/ipv6/conf/default/disable_ipv6": "1",
     # Bytes of connections are counted, and told soon after their end.
     "net/netfilter/nf_conntrack_acct": "1",
+    "net/netfilter/nf_conntrack_timestamp": "1",
     "net/netfilter/nf_conntrack_tcp_timeout_time_wait": "10",
     "net/netfilter/nf_conntrack_tcp_timeout_established": "86400",
 }
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Whom the network tells: of connections, denials and names asked for, in batches; of those that wait for a decision, and of the decision."""
+
+    on_flows: OnFlows = lambda _flows: None
+    on_approval: OnApproval = lambda _approval: None
 
 
 @dataclass(frozen=True)
@@ -86,8 +98,11 @@ class Tenancy:
 class Network:
     """Of one installation. Lives on the event loop."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: Places, holder: HolderClient, *, resolvers: Sequence[str] = (), watcher: Watcher | None = None) -> None:
+        """`resolvers`: DNS servers for sandboxes' names; none: this machine's. `watcher` is told what happens."""
         self._places = places
+        watcher = watcher or Watcher()
+        self.egress = Egress(places, holder, resolvers=resolvers, on_flows=watcher.on_flows, on_approval=watcher.on_approval)
         self._switch: Switch | None = None
         self._why_not: SetupError | None = None
         self._tenants: dict[Slot, Tenancy | None] = {}
@@ -114,6 +129,7 @@ class Network:
     async def close(self) -> None:
         """Leave. Open slots go on by themselves, until the next server adopts them."""
         self._host.close()
+        await self.egress.close()
         if self._switch is not None:
             self._switch.slots.close()
             for slot in self._tenants:
@@ -127,6 +143,7 @@ class Network:
     async def shutdown(self) -> None:
         """Remove all of it; every member must be gone."""
         there = self._switch is not None
+        await self.egress.shutdown()
         await self.close()
         if there or self._path.exists():
             await asyncio.to_thread(self._remove)
@@ -179,9 +196,13 @@ class Network:
             await asyncio.to_thread(self._ready_ceiling, self._switch, wanted)
         if slot.shaped or wanted.budget.upload is not None or wanted.budget.download is not None:
             await self._shape(slot, wanted)
+        if compiled.kernel.nat is not Nat.NONE:
+            await self.egress.usable()
         before = self._tenants.get(slot)
         tenancy = Tenancy(sandbox, self._next_generation(), compiled, secrets)
         tenancy.opened = self._switch.board.policy(slot.interface, tenancy.generation, compiled.kernel)
+        # It hears before the kernel opens anything, so that nothing is ever judged by an old policy. A closed one it hears of so that denials can be told.
+        await self.egress.client.set(Tenant(sandbox, slot.address, slot.interface, tenancy.generation, wanted, secrets))
         if before is None:
             changes = [*elements.meters(slot.interface), *elements.limits(slot.interface, wanted.budget)]
         else:
@@ -196,6 +217,7 @@ class Network:
         if tenancy is None or self._switch is None:
             return
         self._tenants[slot] = None
+        await self.egress.client.drop(tenancy.generation)
         tables = self._switch.tables
 
         def close() -> None:
@@ -234,9 +256,10 @@ class Network:
         self._tenants[slot] = Tenancy(sandbox, generation, compiled, {}, self._switch.board.policy(slot.interface, generation, compiled.kernel))
 
     async def sweep(self) -> None:
-        """After the last `readmit`: remove slots and elements that are nobody's, and add what is missing."""
+        """After the last `readmit`: remove slots and elements that are nobody's, add what is missing, and see to the egress process."""
         if self._switch is not None:
             await asyncio.to_thread(self._sweep, self._switch)
+            self.egress.open(self._switch.namespace, [tenancy.generation for tenancy in self._tenants.values() if tenancy is not None])
 
     def _sweep(self, switch: Switch) -> None:
         if gone := switch.slots.sweep():

@@ -14,15 +14,15 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 
 from corral.agent_binary import agent_binary
-from corral.errors import CorralError, InvalidState, SandboxEnded
+from corral.errors import CorralError, InvalidState, NotFound, SandboxEnded
 from corral.ids import is_id
 from corral.images import Catalog, StoredImage
 from corral.node import rootfs
@@ -32,11 +32,15 @@ from corral.node.disks import PoolDisks
 from corral.node.engine import EngineSettings, RunscEngine
 from corral.node.files import Files
 from corral.node.interface import BoxSpec, Ended, ImageSpec, Moment, OnEnd, Timing
+from corral.node.network import Watcher
+from corral.node.nft import GATEWAY
+from corral.node.outward import Outward
 from corral.node.pool import default_size
 from corral.node.processes import ProcessBook
 from corral.node.running import Hooks, OnEvent, Running
 from corral.node.snapshots import Snapshots
 from corral.places import Places
+from corral.schema.egress import Approval, Decision, EgressPolicy, Flows
 from corral.schema.observe import LogLine, Sample
 from corral.schema.sandbox import Reason
 from corral.schema.snapshot import Diff
@@ -57,6 +61,8 @@ class NodeSettings:
     pool: int | None = None
     platform: str = "systrap"
     freeze: Literal["auto", "always", "never"] = "auto"
+    resolvers: tuple[str, ...] = ()
+    """DNS servers for sandboxes' names, `ADDRESS[:PORT]`; none: this machine's."""
 
 
 class Node:
@@ -67,8 +73,16 @@ class Node:
         self._settings = settings or NodeSettings()
         size = default_size() if self._settings.pool is None else self._settings.pool
         self._disks = PoolDisks(places, stock=max(16, min(size, 128)))
-        engine = EngineSettings(agent=self._settings.agent or agent_binary(), runsc=self._settings.runsc, pool=size, platform=self._settings.platform)
-        self._engine = RunscEngine(places, settings=engine, disks=self._disks, rootfs=rootfs)
+        engine = EngineSettings(
+            agent=self._settings.agent or agent_binary(),
+            runsc=self._settings.runsc,
+            pool=size,
+            platform=self._settings.platform,
+            resolvers=self._settings.resolvers,
+        )
+        self._outward = Outward(places.spool, alive=self.running, on_event=self._event)
+        watcher = Watcher(self._outward.on_flows, self._outward.on_approval)
+        self._engine = RunscEngine(places, settings=engine, disks=self._disks, rootfs=rootfs, watcher=watcher)
         self._catalog = Catalog(places)
         self.snapshots = Snapshots(places, self._disks)
         self._differences = Differences(places, self._disks, self.snapshots)
@@ -148,22 +162,22 @@ class Node:
 
     # Life
 
-    async def create(self, spec: BoxSpec) -> Timing:
-        """Start a new sandbox. When it fails nothing of it is left."""
+    async def create(self, spec: BoxSpec, *, secrets: Mapping[str, str] | None = None) -> Timing:
+        """Start a new sandbox. `secrets`: values, by name, of those that its egress policy uses. When it fails nothing of it is left."""
         try:
-            return await self._start(spec)
+            return await self._start(spec, secrets)
         except BaseException:
             await asyncio.shield(self._remove_stored(spec.id))
             raise
 
-    async def start(self, spec: BoxSpec) -> Timing:
+    async def start(self, spec: BoxSpec, *, secrets: Mapping[str, str] | None = None) -> Timing:
         """Start a stopped sandbox on its own disk."""
-        return await self._start(spec)
+        return await self._start(spec, secrets)
 
-    async def _start(self, spec: BoxSpec) -> Timing:
+    async def _start(self, spec: BoxSpec, secrets: Mapping[str, str] | None) -> Timing:
         began = time.perf_counter()
         await self.snapshots.ready(spec.image)
-        box, timing = await self._engine.claim(spec)
+        box, timing = await self._engine.claim(spec, secrets)
         assert isinstance(box, RunscBox)
         claimed = time.perf_counter()
         if (book := self._books.pop(spec.id, None)) is not None:
@@ -177,7 +191,7 @@ class Node:
                 pids=spec.pids,
                 tmp=max(16, spec.memory // 2),
                 sudo=spec.sudo,
-                files=_files(spec.hostname),
+                files=_files(spec.hostname, box.address),
             )
             # Both are sent at once; the agent takes them in this order.
             await asyncio.gather(running.guest.hello(), claim)
@@ -203,6 +217,7 @@ class Node:
     async def _remove_stored(self, id: str) -> None:
         if (book := self._books.pop(id, None)) is not None:
             book.close()
+        self._outward.forget(id)
         await self._disks.remove(id)
         await asyncio.to_thread(shutil.rmtree, self._places.spool / id, ignore_errors=True)
 
@@ -244,6 +259,9 @@ class Node:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _event(self, id: str, kind: str, data: Mapping[str, Any]) -> None:
+        self._hooks.on_event(id, kind, data)
+
     async def _tell(self, ended: Ended) -> None:
         if self._on_end is not None:
             await self._on_end(ended)
@@ -284,6 +302,36 @@ class Node:
     def logs(self, id: str) -> list[LogLine]:
         return self._get(id).box.log_lines()
 
+    # What it may reach
+
+    async def set_egress(self, id: str, policy: EgressPolicy, secrets: Mapping[str, str]) -> None:
+        """Change what a running sandbox may reach; connections that it no longer may have are cut."""
+        await self._engine.set_egress(id, policy, secrets)
+
+    def traffic(self, id: str) -> tuple[int, int]:
+        """Bytes sent and received by a running sandbox."""
+        return self._engine.traffic(id)
+
+    def flows(self, id: str, *, after: int, limit: int, denied: bool) -> Flows:
+        """What a sandbox, running or stopped, has reached, or only what it was denied."""
+        return self._outward.flows(id, after=after, limit=limit, denied=denied)
+
+    def proposal(self, id: str) -> EgressPolicy | None:
+        """The smallest policy that would have allowed what was used under one that learns."""
+        running = self._running.get(id)
+        if running is None or not running.box.spec.egress.learn:
+            return None
+        return self._outward.proposal(id, running.box.spec.egress)
+
+    def approvals(self) -> list[Approval]:
+        """Connections that wait for a decision."""
+        return self._outward.approvals()
+
+    async def decide(self, id: str, decision: Decision) -> None:
+        """Raises `NotFound` for one that does not wait (any more)."""
+        if not await self._engine.network.egress.client.decide(id, decision):
+            raise NotFound(f"no connection waits for the approval {id}", hint="it may have been decided, or have waited too long")
+
     def last_activity(self, id: str) -> float:
         """On the clock of `time.monotonic`."""
         return self._get(id).used_at
@@ -317,9 +365,11 @@ class Node:
         await self._disks.replace(id, self.snapshots.image_of(snapshot))
 
 
-def _files(hostname: str) -> list[requests.GuestFile]:
-    hosts = f"127.0.0.1 localhost\n127.0.1.1 {hostname}\n"
-    return [
-        requests.GuestFile(path=b"/etc/hostname", content=f"{hostname}\n".encode(), mode=0o644),
-        requests.GuestFile(path=b"/etc/hosts", content=hosts.encode(), mode=0o644),
-    ]
+def _files(hostname: str, address: str | None) -> list[requests.GuestFile]:
+    """What a guest must know of itself. Without a network device its host name is an address of its loopback."""
+    hosts = f"127.0.0.1 localhost\n{address or '127.0.1.1'} {hostname}\n"
+    files = {"/etc/hostname": f"{hostname}\n", "/etc/hosts": hosts}
+    if address is not None:
+        # Two seconds are enough for a server next door; it is asked again before a program gives up.
+        files["/etc/resolv.conf"] = f"nameserver {GATEWAY}\noptions timeout:2 attempts:3\n"
+    return [requests.GuestFile(path=path.encode(), content=content.encode(), mode=0o644) for path, content in files.items()]

@@ -31,7 +31,7 @@ async def _one_sentry(places: Places, program: Path) -> None:
     groups = Groups(find_hierarchies(), places.tag)
     groups.open()
     holder = HolderClient(on_lost=lambda: None)
-    network = Network(places)
+    network = Network(places, holder)
     try:
         await holder_client.start(places.holder_socket, places.logs / "holder.log")
         await holder.connect(places.holder_socket)
@@ -41,8 +41,8 @@ async def _one_sentry(places: Places, program: Path) -> None:
         member = await members.make(background=False, check=True)
         await members.destroy(member)
     finally:
-        await holder.shutdown()
         await network.shutdown()
+        await holder.shutdown()
         if not groups.remove():
             raise SetupError(f"the control groups {places.tag} of the trial are still in use", hint="look into their cgroup.procs")
 
