@@ -51,6 +51,9 @@ def inspect(sandbox: options.Box, *, json: options.Json = False) -> None:
         shown["use"] = (
             f"{last.cpu:.2f} cores, {last.memory:.0f} of {last.memory_limit} MiB memory, {last.disk:.0f} of {last.disk_limit} MiB disk, {last.processes} processes"
         )
+    rules = len(box.info.egress.rules)
+    shown["egress"] = f"{box.info.egress.default}{f', {rules} rules' if rules else ''}{', learning' if box.info.egress.learn else ''}"
+    shown["secrets"] = {use.variable: use.name for use in box.info.secrets}
     shown["timing"] = {phase: f"{seconds * 1000:.1f}ms" for phase, seconds in box.timing.items()}
     show.fields(shown)
 

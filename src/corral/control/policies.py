@@ -188,7 +188,10 @@ class Policies:
             )
         living = await self._ledger.use(actor.project, asked.sandbox)
         rule = None if decision.scope == "once" else answer(living.record.egress, asked, decision.decision)
-        await networked(self._node).decide(id, decision)
+        # What it means for other connections is said by policies alone.
+        await networked(self._node).decide(id, Decision(decision=decision.decision, scope="once"))
+        told = {"approval": id, "name": asked.name, "address": asked.address, "port": asked.port, "decision": decision.decision, "scope": decision.scope}
+        self._ledger.log.note("egress.decided", actor.project, sandbox=asked.sandbox, actor=actor.key, data=told)
         match decision.scope:
             case "sandbox" if rule is not None:
                 async with living.changing:
@@ -211,7 +214,8 @@ class Policies:
             raise NotFound(f"no rule is kept as {id[:80]}", hint="GET /v1/approvals/rules lists those that are")
         await self._rules.remove(actor.project, id)
         kept.remove(gone)
-        await self._settled_anew(actor, "egress.undecided", gone.rule)
+        self._ledger.log.note("egress.undecided", actor.project, actor=actor.key, data={"to": gone.rule.to, "ports": gone.rule.ports})
+        await self._settled_anew(actor.project, gone.rule)
 
     async def _keep(self, actor: Actor, rule: Rule) -> None:
         kept = self._kept.setdefault(actor.project, [])
@@ -220,12 +224,11 @@ class Policies:
         if len(kept) >= KEPT:
             raise QuotaExceeded(f"the project keeps {KEPT} rules from decisions, the most there can be", hint="DELETE /v1/approvals/rules/{rule} some of them")
         kept.append(await self._rules.add(actor.project, rule, at=self._clock(), by=actor.key))
-        await self._settled_anew(actor, "egress.decided", rule)
+        await self._settled_anew(actor.project, rule)
 
-    async def _settled_anew(self, actor: Actor, kind: str, rule: Rule) -> None:
-        """Tell it, and send the policies that it makes a difference to."""
-        self._ledger.log.note(kind, actor.project, actor=actor.key, data={"to": rule.to, "ports": rule.ports, "action": rule.action})
-        await self._each((one for one in self._living(actor.project) if settled(one.record.egress, [rule]) is not one.record.egress), self._send)
+    async def _settled_anew(self, project: str, rule: Rule) -> None:
+        """Send the policies that this rule makes a difference to."""
+        await self._each((one for one in self._living(project) if settled(one.record.egress, [rule]) is not one.record.egress), self._send)
 
     # Secrets that sandboxes use
 

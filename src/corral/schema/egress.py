@@ -62,6 +62,9 @@ Ports = Annotated[
 HeaderName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")]
 HeaderValue = Annotated[str, Field(max_length=8192, pattern=r"^[^\r\n\x00]*$")]
 
+PLACEHOLDER = re.compile(r"\{\{([A-Za-z_][A-Za-z0-9_]{0,63})\}\}")
+"""Where the value of a secret goes."""
+
 
 class Preset(StrEnum):
     """What holds for a destination that no rule names."""
@@ -126,6 +129,9 @@ class Rule(Request):
                 raise ValueError("rules on HTTP name domains, or *, not addresses: which server is meant is told by name")
             if self.protocol not in (None, "tcp"):
                 raise ValueError("HTTP is tcp")
+        for name, value in (self.inject or {}).items():
+            if "{{" in PLACEHOLDER.sub("", value):
+                raise ValueError(f"inject: the value of {name} has braces that name no secret: write {{{{NAME}}}}, without spaces")
         if self.inject is not None and "*" in self.to:
             raise ValueError("headers are injected for named domains only, else a secret could go anywhere")
         return self
@@ -198,10 +204,6 @@ class EgressPolicy(Request):
 def _list(value: Any, name: str) -> list[Any]:
     found: Any = cast("dict[str, Any]", value).get(name) if isinstance(value, dict) else None
     return cast("list[Any]", found) if isinstance(found, list) else []
-
-
-PLACEHOLDER = re.compile(r"\{\{([A-Za-z_][A-Za-z0-9_]{0,63})\}\}")
-"""Where the value of a secret goes."""
 
 
 def policy(value: Any) -> Any:
