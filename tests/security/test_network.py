@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -31,7 +33,9 @@ NAMES = {"www.example.com": [WEB], "api.example.com": [OTHER], "db.example.com":
 
 @pytest.fixture(scope="module")
 def internet() -> Iterator[Internet]:
-    with tempfile.TemporaryDirectory(prefix="corral-internet-", dir="/var/tmp") as directory:
+    # Two test runs at once would have the same addresses.
+    with Path("/var/tmp/corral-test-internet.lock").open("w") as turn, tempfile.TemporaryDirectory(prefix="corral-internet-", dir="/var/tmp") as directory:
+        fcntl.flock(turn, fcntl.LOCK_EX)
         device = f"ct{os.getpid()}"
         internet = Internet(f"{device}w", Path(directory))
         internet.zone.addresses.update(NAMES)
@@ -54,7 +58,7 @@ def net(shared: Places, internet: Internet) -> Iterator[Server]:
         os.environ["PATH"] = f"{Path(chosen).parent}:{os.environ['PATH']}"
     else:
         places.engines.symlink_to(shared.engines)
-    server = Server(home, extra={"CORRAL_RESOLVERS": f"{DNS}:53", "CORRAL_POOL": "2", "SSL_CERT_FILE": str(internet.authority.file)})
+    server = Server(home, extra={"CORRAL_RESOLVERS": f"{DNS}:53", "CORRAL_POOL": "2", "CORRAL_FREEZE": "always", "SSL_CERT_FILE": str(internet.authority.file)})
     server.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CORRAL_URL", server.url)
@@ -321,6 +325,30 @@ print(time.monotonic() - began)
         assert float(python(sandbox, script)) > 1.5
         sandbox.egress.set({"default": "public", "budget": {"upload": 800, "download": 8}})
         assert float(python(sandbox, script)) > 1.5
+
+
+def test_a_frozen_sandbox_wakes_when_an_answer_arrives(net: Server, internet: Internet) -> None:
+    """Nothing runs in it any more that would ever wake it, but what it has asked is answered late."""
+    ask = """
+import socket, sys
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"?", (sys.argv[1], int(sys.argv[2])))
+"""
+
+    def until(sandbox: Sandbox, *, frozen: bool) -> None:
+        pid = json.loads((Places(net.home).boxes / f"{sandbox.id}.json").read_text())["identity"]["pid"]
+        deadline = time.monotonic() + 30
+        while (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T") is not frozen:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    with internet.namespace.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as server, box("public") as sandbox:
+        server.bind((WEB, 0))
+        server.settimeout(30)
+        assert sandbox.run(["python3", "-c", ask, WEB, str(server.getsockname()[1])]).exit_code == 0
+        _, asker = server.recvfrom(100)
+        until(sandbox, frozen=True)
+        server.sendto(b"!", asker)
+        until(sandbox, frozen=False)
 
 
 def test_what_was_reached_is_told_with_its_bytes(net: Server) -> None:

@@ -51,6 +51,11 @@ class RunscBox:
         return self.member.places.volumes
 
     @property
+    def packets(self) -> socket.socket | None:
+        """Readable while packets wait for the sandbox."""
+        return self.member.packets
+
+    @property
     def address(self) -> str | None:
         """Of its network device, if it has one."""
         return None if self.member.slot is None else self.member.slot.address

@@ -62,6 +62,8 @@ class Member:
     """Read end of the agent's log pipe, non-blocking."""
     slot: Slot | None = None
     """Its network device; None on a machine that has none for sandboxes."""
+    packets: socket.socket | None = None
+    """The packet socket that the sentry has: readable while something has arrived that the sentry, perhaps stopped, has not taken yet."""
 
     @property
     def id(self) -> str:
@@ -70,11 +72,14 @@ class Member:
     @property
     def descriptors(self) -> list[int]:
         """What the holder keeps of it, in this order."""
-        return [self.control.fileno(), self.relay.fileno(), self.log, *([] if self.slot is None else [self.slot.namespace.fd])]
+        network = [] if self.slot is None or self.packets is None else [self.slot.namespace.fd, self.packets.fileno()]
+        return [self.control.fileno(), self.relay.fileno(), self.log, *network]
 
     def release(self) -> None:
         """Close our descriptors. The holder has its own."""
         _close(self.control, self.relay, self.log)
+        if self.packets is not None:
+            self.packets.close()
         self.sentry.release()
 
 
@@ -124,11 +129,14 @@ class Members:
             undo.append(self._in_thread(found.release))
             undo.append(lambda: self._forget(name, found.pids))
             await found.watch()
-            await self._start(name, address, slot, check=check)
+            nic = None if slot is None else await asyncio.to_thread(slot.nic)
+            if nic is not None:
+                undo.append(self._in_thread(nic.packets.close))
+            await self._start(name, address, nic, check=check)
             await hello.greet(control, timeout=HELLO_TIMEOUT)
             if background:
                 await hello.warm(control, timeout=HELLO_TIMEOUT)
-            member = Member(places, group, found, control, relay, log_read, slot)
+            member = Member(places, group, found, control, relay, log_read, slot, None if nic is None else nic.packets)
             await self._holder.keep(name, member.descriptors)
         except BaseException as error:
             if not isinstance(error, asyncio.CancelledError):
@@ -160,16 +168,11 @@ class Members:
         if status != 0:
             raise CreateFailed(f"`runsc create` ended with status {status}: {places.excerpt(places.runsc_log) or 'it wrote no log'}")
 
-    async def _start(self, id: str, address: str, slot: Slot | None, *, check: bool) -> None:
+    async def _start(self, id: str, address: str, nic: urpc.Nic | None, *, check: bool) -> None:
         connection = await urpc.Connection.open(address, timeout=10)
         try:
             control = urpc.Sentry(connection, id, self._dialect)
-            if slot is None:
-                await control.set_up_network(None)
-            else:
-                nic = await asyncio.to_thread(slot.nic)
-                with nic.packets:
-                    await control.set_up_network(nic)
+            await control.set_up_network(nic)
             self._dialect = control.dialect
             await control.start()
             if check:
@@ -181,7 +184,7 @@ class Members:
         """A member of an earlier server, with the number of its slot. Raises `ProcessLookupError` when its sentry is gone, `HolderError` when its sockets are."""
         found = Sentry(identity, self._holder)
         try:
-            control_fd, relay_fd, log_fd, *namespace = await self._holder.take(id)
+            control_fd, relay_fd, log_fd, *network = await self._holder.take(id)
             await found.watch()
         except BaseException:
             found.release()
@@ -189,10 +192,12 @@ class Members:
         control, relay = socket.socket(fileno=control_fd), socket.socket(fileno=relay_fd)
         control.settimeout(0)
         relay.settimeout(0)
-        adopted = None if slot is None or not namespace else self._network.adopt(slot, namespace[0])
+        adopted = None if slot is None or not network else self._network.adopt(slot, network[0])
         if adopted is None:
-            _close(*namespace)
-        return Member(self.places(id), self._groups.group(id), found, control, relay, log_fd, adopted)
+            _close(*network)
+            return Member(self.places(id), self._groups.group(id), found, control, relay, log_fd)
+        packets = socket.socket(fileno=network[1])
+        return Member(self.places(id), self._groups.group(id), found, control, relay, log_fd, adopted, packets)
 
     async def destroy(self, member: Member) -> None:
         """End a member and leave nothing of it. A root mounted in it is unmounted too; do it before, to be sure that it is written out."""

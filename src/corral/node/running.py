@@ -64,6 +64,7 @@ class Running:
         """Stop using the sandbox; its processes go on. `thaw`: leave it awake, since nobody watches it any more."""
         if self._idler is not None:
             self._idler.stop(thaw=thaw)
+            self._listen(on=False)
         self.guest.close()
 
     def _touch(self) -> None:
@@ -79,5 +80,18 @@ class Running:
             processes=lambda: self.guest.alive + self.guest.processes.running,
             clock=loop.time,
             call_later=loop.call_later,
-            on_change=lambda: hooks.on_event(self.spec.id, "sandbox.frozen" if self.frozen else "sandbox.thawed", {}),
+            on_change=lambda: self._froze_or_thawed(hooks),
         )
+
+    def _froze_or_thawed(self, hooks: Hooks) -> None:
+        self._listen(on=self.frozen)
+        hooks.on_event(self.spec.id, "sandbox.frozen" if self.frozen else "sandbox.thawed", {})
+
+    def _listen(self, *, on: bool) -> None:
+        """While it is frozen, a packet that arrives for it is a use that wakes it."""
+        if (packets := self.box.packets) is not None:
+            loop = asyncio.get_running_loop()
+            if on:
+                loop.add_reader(packets, self._touch)
+            else:
+                loop.remove_reader(packets)
