@@ -28,7 +28,7 @@ SHARE = 10
 """Percent of the memory available at the start that such a pool may take."""
 FIRST = 16
 """Members made one after the other; those beyond are not urgent …"""
-PACE = 2.0
+PACE = 0.5
 """… and made so many seconds apart."""
 FLOOR = 0.10
 """Share of the machine's memory that must stay available: below it no member is made, and those that wait are given up one by one."""
