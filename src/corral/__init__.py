@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from corral.sdk._sync.sandbox import Sandbox
     from corral.sdk._sync.secret import Secret
     from corral.sdk._sync.snapshot import Snapshot
+    from corral.sdk._sync.volume import Volume
     from corral.sdk.egress import Egress
     from corral.sdk.result import Result
 
@@ -39,6 +40,7 @@ __all__ = [
     "Sandbox",
     "Secret",
     "Snapshot",
+    "Volume",
     "__version__",
     "aio",
     "errors",
@@ -56,6 +58,7 @@ _PLACES = {
     "Sandbox": "corral.sdk._sync.sandbox",
     "Secret": "corral.sdk._sync.secret",
     "Snapshot": "corral.sdk._sync.snapshot",
+    "Volume": "corral.sdk._sync.volume",
 }
 
 

@@ -13,7 +13,8 @@ from corral.sdk._async.process import Process
 from corral.sdk._async.sandbox import Sandbox
 from corral.sdk._async.secret import Secret
 from corral.sdk._async.snapshot import Snapshot
+from corral.sdk._async.volume import Volume
 from corral.sdk.egress import Egress
 from corral.sdk.result import Result
 
-__all__ = ["Client", "CommandFailed", "CorralError", "DeadlineExceeded", "Egress", "Files", "Process", "Result", "Sandbox", "Secret", "Snapshot"]
+__all__ = ["Client", "CommandFailed", "CorralError", "DeadlineExceeded", "Egress", "Files", "Process", "Result", "Sandbox", "Secret", "Snapshot", "Volume"]

@@ -36,10 +36,12 @@ from corral.control.history import History
 from corral.control.housekeeping import Housekeeper
 from corral.control.idempotency import Replays
 from corral.control.ports import Node
+from corral.control.record import Record
 from corral.control.sandboxes import Sandboxes
 from corral.control.secrets import Secrets
 from corral.control.shelf import Shelf
 from corral.control.snapshots import Snapshots
+from corral.control.volumes import Volumes
 from corral.errors import CorralError, SetupError, Unavailable
 from corral.places import Places
 from corral.settings import Settings
@@ -82,6 +84,7 @@ class Application:
         events = EventLog(self._store.events, time.time)
         secrets = Secrets(self._store.secrets, FileKeyRing(places.keys / "secrets.key"), events, time.time)
         shelf = Shelf(self._store.snapshots, node.snapshots, self._standing)
+        volumes = Volumes(rows=self._store.volumes, node=node.volumes, events=events, sandboxes=self._living)
         self._sandboxes = Sandboxes(
             store=self._store,
             node=node,
@@ -90,6 +93,7 @@ class Application:
             gate=Gate(self._machine, places=settings.starts),
             secrets=secrets,
             shelf=shelf,
+            volumes=volumes,
             booted_at=booted_at(),
         )
         streams = Streams()
@@ -97,6 +101,7 @@ class Application:
             sandboxes=self._sandboxes,
             policies=self._sandboxes.policies,
             secrets=secrets,
+            volumes=volumes,
             snapshots=Snapshots(rows=self._store.snapshots, shelf=shelf, sandboxes=self._sandboxes, node=node, events=events),
             accounts=accounts,
             events=events,
@@ -129,7 +134,9 @@ class Application:
 
     async def open_node(self) -> None:
         """Open the node and find again what lives. From then on requests are answered."""
+        await self.services.volumes.load()
         await self._sandboxes.open()
+        await self.services.volumes.open()
         await self.services.snapshots.open()
         self._housekeeper.start()
         self.services.history.start()
@@ -168,6 +175,9 @@ class Application:
                 await errors.answer(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+    def _living(self) -> list[Record]:
+        return self._sandboxes.records()
 
     def _standing(self) -> list[str]:
         return [record.image_id for record in self._sandboxes.records()]

@@ -26,6 +26,7 @@ from corral.api import (
     secrets,
     snapshots,
     tree,
+    volumes,
 )
 from corral.api.auth import Authenticate
 from corral.api.services import Services
@@ -45,6 +46,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     health.routes,
     snapshots.routes,
     checkpoints.routes,
+    volumes.routes,
     images.routes,
     secrets.routes,
     egress.routes,

@@ -19,6 +19,7 @@ from corral.control.ports import Node, Store
 from corral.control.sandboxes import Sandboxes
 from corral.control.secrets import Secrets
 from corral.control.snapshots import Snapshots
+from corral.control.volumes import Volumes
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Services:
     policies: Policies
     secrets: Secrets
     snapshots: Snapshots
+    volumes: Volumes
     accounts: Accounts
     events: EventLog
     replays: Replays

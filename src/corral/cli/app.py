@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from corral.cli import accounts, chaos, copy, egress, execute, life, look, machine, options, run, secret, serve, snapshot
+from corral.cli import accounts, chaos, copy, egress, execute, life, look, machine, options, run, secret, serve, snapshot, volume
 from corral.version import __version__
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ app.command()(life.start)
 app.command()(life.extend)
 app.add_typer(snapshot.snapshot, name="snapshot")
 app.add_typer(snapshot.checkpoint, name="checkpoint")
+app.add_typer(volume.volume, name="volume")
 app.command()(snapshot.diff)
 app.command()(snapshot.rewind)
 app.add_typer(accounts.image, name="image")

@@ -20,24 +20,24 @@ def cp(source: Place, target: Place, *, user: options.User = None, json: options
     """Copy a file or a directory into a sandbox or out of it."""
     from corral import Client
 
-    inside, outside = _split(source), _split(target)
+    inside, outside = split(source), split(target)
     if (inside is None) == (outside is None):
         raise options.WrongUse("one of the two places is SANDBOX:PATH, the other one is local")
     with Client() as client:
         if outside is not None:
             sandbox = client.sandboxes.get(outside[0])
-            done = _in(sandbox, source, outside[1], user)
+            done = into(sandbox, source, outside[1], user)
         else:
             assert inside is not None
             if user:
                 raise options.WrongUse("--user is for copying in")
             sandbox = client.sandboxes.get(inside[0])
-            done = _out(sandbox, inside[1], target)
+            done = out(sandbox, inside[1], target)
     if json:
         show.as_json(done)
 
 
-def _split(place: str) -> tuple[str, str] | None:
+def split(place: str) -> tuple[str, str] | None:
     """SANDBOX and PATH; None for a local path (one with a slash before any colon is local, as with scp)."""
     box, colon, path = place.partition(":")
     if not colon or not box or "/" in box or box == ".":
@@ -45,7 +45,7 @@ def _split(place: str) -> tuple[str, str] | None:
     return box, path or "."
 
 
-def _in(sandbox: Sandbox, local: str, remote: str, user: str | None) -> dict[str, object]:
+def into(sandbox: Sandbox, local: str, remote: str, user: str | None) -> dict[str, object]:
     if local == "-":
         sandbox.files.write(remote, sys.stdin.buffer, user=user)
     else:
@@ -57,7 +57,7 @@ def _in(sandbox: Sandbox, local: str, remote: str, user: str | None) -> dict[str
     return {"sandbox": sandbox.id, "path": remote}
 
 
-def _out(sandbox: Sandbox, remote: str, local: str) -> dict[str, object]:
+def out(sandbox: Sandbox, remote: str, local: str) -> dict[str, object]:
     if local == "-":
         for piece in sandbox.files.pieces(remote):
             sys.stdout.buffer.write(piece)

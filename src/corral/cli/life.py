@@ -21,6 +21,7 @@ def create(
     idle_timeout: options.IdleTimeout = None,
     on_timeout: options.OnTimeout = "terminate",
     checkpoint_every: options.CheckpointEvery = None,
+    volume: options.Volume = None,
     env: options.Env = None,
     tag: options.Tag = None,
     user: options.User = None,
@@ -36,6 +37,7 @@ def create(
         "idle_timeout": idle_timeout,
         "on_timeout": on_timeout,
         "checkpoint_every": checkpoint_every,
+        "volumes": options.volumes(volume),
         "env": options.pairs(env, environment=True),
         "tags": options.pairs(tag),
     }

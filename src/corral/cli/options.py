@@ -23,6 +23,7 @@ Pids = Annotated[int, typer.Option(help="Processes at once.")]
 Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="Its greatest age; 0: none.")]
 IdleTimeout = Annotated[float | None, typer.Option(metavar="SECONDS", help="End it after this long without activity.")]
 OnTimeout = Annotated[str, typer.Option(metavar="terminate|stop", help="What happens then.")]
+Volume = Annotated[list[str] | None, typer.Option("--volume", "-v", metavar="NAME:PATH[:ro]", help="A volume, and where it appears; may be given again.")]
 CheckpointEvery = Annotated[int | None, typer.Option(metavar="N", help="A checkpoint after every N commands.")]
 Env = Annotated[list[str] | None, typer.Option("--env", "-e", metavar="KEY=VALUE", help="Environment of its commands; KEY alone takes yours.")]
 Tag = Annotated[list[str] | None, typer.Option("--tag", metavar="KEY=VALUE", help="May be given again.")]
@@ -89,6 +90,20 @@ def _policy(path: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise WrongUse(f"{path} is no JSON object")
     return cast("dict[str, Any]", found)
+
+
+def volumes(words: list[str] | None) -> dict[str, Any]:
+    """`NAME:PATH[:ro]` words by path."""
+    from corral import Volume as Named
+
+    found: dict[str, Any] = {}
+    for word in words or ():
+        name, colon, path = word.partition(":")
+        read_only = path.endswith(":ro")
+        if not name or not colon or not path:
+            raise WrongUse(f"{word!r} is not NAME:PATH or NAME:PATH:ro")
+        found[path.removesuffix(":ro")] = Named.named(name, read_only=read_only)
+    return found
 
 
 def timeout(seconds: float) -> float | None:

@@ -21,6 +21,7 @@ from corral.schema.snapshot import Diff
 
 if TYPE_CHECKING:
     from corral.control.shelf import SnapshotRecord
+    from corral.control.volumes import VolumeRecord
 
 OnEvent = Callable[[str, str, Mapping[str, Any]], None]
 """Told of what happens inside: the sandbox's id, the kind of event, what is known of it."""
@@ -161,9 +162,19 @@ class Snapshots(Protocol):
     def unshared(self, id: str) -> int: ...
 
 
+class Volumes(Protocol):
+    """The volumes on a node."""
+
+    def list(self) -> Sequence[str]: ...
+    async def create(self, id: str, mib: int) -> None: ...
+    async def remove(self, id: str) -> None: ...
+
+
 class Node(Protocol):
     """A machine that runs sandboxes."""
 
+    @property
+    def volumes(self) -> Volumes: ...
     @property
     def snapshots(self) -> Snapshots: ...
 
@@ -235,6 +246,14 @@ class SnapshotRows(Protocol):
     def forget(self, id: str) -> asyncio.Future[int]: ...
 
 
+class VolumeRows(Protocol):
+    """Volumes in the store."""
+
+    async def all(self) -> list[VolumeRecord]: ...
+    def create(self, record: VolumeRecord, happened: Sequence[Event], claim: Claim | None) -> asyncio.Future[None]: ...
+    def remove(self, id: str, happened: Sequence[Event]) -> asyncio.Future[None]: ...
+
+
 class EventRows(Protocol):
     """Events in the store."""
 
@@ -292,6 +311,8 @@ class Store(Protocol):
     def sandboxes(self) -> SandboxRows: ...
     @property
     def snapshots(self) -> SnapshotRows: ...
+    @property
+    def volumes(self) -> VolumeRows: ...
     @property
     def events(self) -> EventRows: ...
     @property

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
-from corral.node.interface import BoxSpec, ImageSpec
+from corral.node.interface import BoxSpec, ImageSpec, VolumeUse
 from corral.schema.egress import EgressPolicy
 from corral.schema.sandbox import Reason, Sandbox, State
 from corral.schema.secret import SecretUse
+from corral.schema.volume import VolumeMount
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Record:
     removed: bool = False
     """Of an ended one: the node has nothing of it any more."""
     egress: EgressPolicy = field(default_factory=EgressPolicy)
+    volumes: tuple[VolumeUse, ...] = ()
     secrets: tuple[SecretUse, ...] = ()
     """Those that are variables inside: which, not what they hold."""
 
@@ -70,6 +72,7 @@ class Record:
             workdir=self.workdir,
             hostname=self.hostname,
             sudo=self.sudo,
+            volumes=self.volumes,
             egress=policy,
             exposed=exposed,
         )
@@ -97,6 +100,7 @@ class Record:
             idle_timeout=self.idle_timeout,
             on_timeout=self.on_timeout,
             checkpoint_every=self.checkpoint_every,
+            volumes={use.path: VolumeMount(volume=use.id, read_only=use.read_only) for use in self.volumes},
             created_at=moment(self.created_at),
             started_at=_moment(self.started_at),
             deadline=_moment(self.deadline),

@@ -28,6 +28,7 @@ from corral.control.registry import Living
 from corral.control.roles import Actor
 from corral.control.secrets import Secrets
 from corral.control.shelf import Shelf
+from corral.control.volumes import Volumes
 from corral.errors import CorralError, ImageNotFound, InvalidArgument, InvalidState, SandboxEnded
 from corral.ids import new_id
 from corral.node.interface import Ended, Timing
@@ -52,6 +53,7 @@ class Sandboxes:
         gate: Gate,
         secrets: Secrets,
         shelf: Shelf,
+        volumes: Volumes,
         clock: Callable[[], float] = time.time,
         booted_at: float = 0.0,
     ) -> None:
@@ -62,6 +64,7 @@ class Sandboxes:
         self._accounts = accounts
         self._gate = gate
         self._shelf = shelf
+        self._volumes = volumes
         self._clock = clock
         self._booted_at = booted_at
         self._alarm = Alarm(clock, self._ring)
@@ -150,7 +153,7 @@ class Sandboxes:
     def _plan(self, actor: Actor, wanted: SandboxCreate) -> Record:
         image = self.node.image(self._shelf.image(actor.project, wanted.image))
         self._gate.capacity().check(cpu=wanted.cpu, memory=wanted.memory, disk=wanted.disk)
-        self._check_quota(actor.project, Use(1, wanted.cpu, wanted.memory, wanted.disk))
+        self.check_quota(actor.project, Use(1, wanted.cpu, wanted.memory, wanted.disk))
         id = new_id("sb")
         return Record(
             id=id,
@@ -173,6 +176,7 @@ class Sandboxes:
             idle_timeout=wanted.idle_timeout,
             on_timeout=wanted.on_timeout,
             checkpoint_every=wanted.checkpoint_every,
+            volumes=self._volumes.uses(actor.project, wanted.volumes),
             created_at=self._clock(),
             created_by=actor.key,
             egress=wanted.egress,
@@ -197,14 +201,15 @@ class Sandboxes:
             self.ledger.removed(self.ledger.move(living, Action.FAIL, reason=reason, detail=detail))
             raise
 
-    def _check_quota(self, project: str, wanted: Use) -> None:
+    def check_quota(self, project: str, wanted: Use) -> None:
+        """Raises `QuotaExceeded` when this does not fit beside what the project has."""
         limits = self._accounts.limits(project)
         if not limits.unlimited:
-            quota.check(limits, quota.use(self.ledger.registry.of(project)) + Use(disk=self._shelf.mib(project)), wanted)
+            quota.check(limits, quota.use(self.ledger.registry.of(project)) + Use(disk=self._shelf.mib(project) + self._volumes.mib(project)), wanted)
 
     def check_room(self, record: Record) -> None:
         """For a snapshot of this sandbox: it counts for what its disk has now. Raises `QuotaExceeded`."""
-        self._check_quota(record.project, Use(disk=max(1, self.node.disk_used(record.id) >> 20)))
+        self.check_quota(record.project, Use(disk=max(1, self.node.disk_used(record.id) >> 20)))
 
     # Looking
 
@@ -287,7 +292,7 @@ class Sandboxes:
             if record.state in (State.RUNNING, State.FROZEN):
                 return record
             lifecycle.after(record.state, Action.RUN)
-            self._check_quota(record.project, Use(cpu=record.cpu, memory=record.memory))
+            self.check_quota(record.project, Use(cpu=record.cpu, memory=record.memory))
             launch = await self.policies.launch(record, self.node.image(record.image_id))
             async with self._gate.turn(record.project, wait=0):
                 queued = time.perf_counter() - began

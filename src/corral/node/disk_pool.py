@@ -106,11 +106,11 @@ class DiskPool:
             return False
         return True
 
-    def new_image(self, target: Path, mib: int) -> None:
-        """An empty ext4 image of that size. Raises `Unavailable` beyond the high-water mark."""
+    def new_image(self, target: Path, mib: int, *, volume: bool = False) -> None:
+        """An empty ext4 image of that size, for a disk or a volume. Raises `Unavailable` beyond the high-water mark."""
         self._refuse_when_full()
         aside = target.with_name(f".new-{target.name}")
-        with self._template(mib) as source, aside.open("wb") as copy:
+        with self._template(mib, volume=volume) as source, aside.open("wb") as copy:
             os.fchmod(copy.fileno(), 0o600)
             self._share(source.fileno(), copy.fileno())
         aside.rename(target)
@@ -143,15 +143,15 @@ class DiskPool:
     def _templates(self) -> Path:
         return self._places.pool / "templates"
 
-    def _template(self, mib: int) -> BinaryIO:
+    def _template(self, mib: int, *, volume: bool) -> BinaryIO:
         """The empty file system that new images of this size are clones of. The 64 last made are kept."""
-        template = self._templates / f"ext4-1-{mib}.img"
+        template = self._templates / f"ext4-1-{mib}{'-volume' if volume else ''}.img"
         with self._making_template:
             if not template.exists():
                 kept = sorted(self._templates.glob("ext4-*.img"), key=lambda path: path.stat().st_mtime)
                 for old in kept[: max(0, len(kept) - _TEMPLATES + 1)]:
                     old.unlink()
-                ext4.make(template, mib)
+                ext4.make(template, mib, volume=volume)
             return template.open("rb")
 
     def _make(self) -> None:

@@ -21,11 +21,14 @@ UPPER, WORK = "u", "w"
 """The two directories in every disk: what the sandbox wrote, and overlayfs' own."""
 
 _OPTIONS = "nobarrier,noinit_itable,errors=remount-ro"
+_DURABLE = "noinit_itable,errors=remount-ro"
 # noinit_itable: the image is sparse, so its inode tables are zero; writing zeros over them would only fill the pool.
 
 
-def make(image: Path, mib: int) -> None:
+def make(image: Path, mib: int, *, volume: bool = False) -> None:
     """A new, empty file system of exactly `mib` MiB, sparse (2 MB on disk). A file for every 8 KiB: node_modules needs that many.
+
+    `volume`: every user may write its upper directory, since they are of different sandboxes; and what is synced survives a power loss, by a journal, for a 64th of the size (4 MiB at least, 64 at most) and every change of names and sizes written twice.
 
     Nothing is reserved for root, since root in the sandbox is nobody special. Takes about 30 ms.
     """
@@ -35,17 +38,20 @@ def make(image: Path, mib: int) -> None:
     with tempfile.TemporaryDirectory(prefix="corral-ext4-") as content:
         for directory in (UPPER, WORK):
             Path(content, directory).mkdir(mode=0o755)
+        if volume:
+            Path(content, UPPER).chmod(0o777)
         with aside.open("wb") as file:
             os.fchmod(file.fileno(), 0o600)
             file.truncate(mib << 20)
+        features = ["-J", f"size={min(64, max(4, mib // 64))}"] if volume else ["-O", "^has_journal"]
         extended = "lazy_itable_init=1,nodiscard,root_owner=0:0"
-        argv = ["mkfs.ext4", "-q", "-F", "-b", str(loop.BLOCK), "-i", "8192", "-m", "0", "-O", "^has_journal", "-E", extended, "-d", content, str(aside)]
+        argv = ["mkfs.ext4", "-q", "-F", "-b", str(loop.BLOCK), "-i", "8192", "-m", "0", *features, "-E", extended, "-d", content, str(aside)]
         spawn.run(argv, timeout=120).check()
     aside.rename(image)
 
 
-def mount(image: Path, target: Path, *, fresh: bool = False, read_only: bool = False) -> None:
-    """Mount an image. `fresh`: it was made just now, so nothing else has it and it is clean.
+def mount(image: Path, target: Path, *, fresh: bool = False, read_only: bool = False, durable: bool = False) -> None:
+    """Mount an image. `fresh`: it was made just now, so nothing else has it and it is clean. `durable`: a sync waits for the medium; it has a journal.
 
     No set-user-id program and no device that a sandbox makes counts on the host.
     """
@@ -54,7 +60,7 @@ def mount(image: Path, target: Path, *, fresh: bool = False, read_only: bool = F
         # A device that has the image already belongs to a mount that lives on: not clean by its mark, and not to be touched by e2fsck.
         if not (fresh or read_only or device.shared or is_clean(image)):
             check(image, device.path)
-        syscalls.mount(device.path, target, "ext4", flags=flags, data="" if read_only else _OPTIONS)
+        syscalls.mount(device.path, target, "ext4", flags=flags, data="" if read_only else _DURABLE if durable else _OPTIONS)
 
 
 def discard(target: Path) -> None:

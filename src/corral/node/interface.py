@@ -36,6 +36,15 @@ class ImageSpec:
 
 
 @dataclass(frozen=True)
+class VolumeUse:
+    """A volume that a sandbox has, at an absolute path inside."""
+
+    id: str
+    path: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
 class BoxSpec:
     """Everything the node needs to start one sandbox."""
 
@@ -50,6 +59,7 @@ class BoxSpec:
     workdir: str | None
     hostname: str
     sudo: bool = True
+    volumes: tuple[VolumeUse, ...] = ()
     egress: EgressPolicy = field(default_factory=EgressPolicy)
     exposed: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     """Variables that hold secrets: the guest is told them when it is claimed; they are written nowhere."""

@@ -39,6 +39,7 @@ from corral.node.pool import default_size
 from corral.node.processes import ProcessBook
 from corral.node.running import Hooks, OnEvent, Running
 from corral.node.snapshots import Snapshots
+from corral.node.volumes import Volumes
 from corral.places import Places
 from corral.schema.egress import Approval, Decision, EgressPolicy, Flows
 from corral.schema.observe import LogLine, Sample
@@ -85,6 +86,7 @@ class Node:
         self._engine = RunscEngine(places, settings=engine, disks=self._disks, rootfs=rootfs, watcher=watcher)
         self._catalog = Catalog(places)
         self.snapshots = Snapshots(places, self._disks)
+        self.volumes = Volumes(places, self._disks.pool)
         self._differences = Differences(places, self._disks, self.snapshots)
         self._running: dict[str, Running] = {}
         self._books: dict[str, ProcessBook] = {}
@@ -105,11 +107,13 @@ class Node:
         await self._disks.open(known)
         await asyncio.to_thread(self._differences.sweep)
         await self.snapshots.open()
+        await self.volumes.open()
         boxes = [box for box in await self._engine.open(self._died) if isinstance(box, RunscBox)]
         if known is not None:
             await self._remove_strangers([box.id for box in boxes if box.id not in known], known)
             boxes = [box for box in boxes if box.id in known]
         adopted = await asyncio.gather(*(self._adopt(box) for box in boxes))
+        await self.volumes.settle()
         return [id for id in adopted if id is not None]
 
     async def close(self) -> None:
@@ -129,6 +133,7 @@ class Node:
         self._running.clear()
         await self._engine.shutdown()
         await asyncio.to_thread(self._differences.sweep)
+        await self.volumes.shutdown()
         await asyncio.to_thread(rootfs.unmount_layers, self._places)
         await self._disks.shutdown()
         with contextlib.suppress(OSError):  # not empty: something of it could not be taken down, which was said
@@ -146,6 +151,7 @@ class Node:
 
     async def _adopt(self, box: RunscBox) -> str | None:
         running = self._enter(box.spec, box)
+        self.volumes.adopt(box.id, box.spec.volumes)
         try:
             box.thaw()
             await running.guest.hello()
@@ -157,6 +163,7 @@ class Node:
         log.warning("a sandbox could not be adopted", sandbox=box.id, detail=detail)
         self._leave(box.id)
         await self._engine.kill(box.id)
+        await self.volumes.release(box.id)
         await self._tell(Ended(box.id, Reason.ENGINE_ERROR, f"it could not be adopted: {detail}", disk_kept=True))
         return None
 
@@ -184,6 +191,7 @@ class Node:
             book.close()
         running = self._enter(spec, box)
         try:
+            names = await self.volumes.attach(spec.id, spec.volumes, box.volumes)
             claim = running.guest.claim(
                 hostname=spec.hostname,
                 memory=spec.memory,
@@ -192,12 +200,14 @@ class Node:
                 tmp=max(16, spec.memory // 2),
                 sudo=spec.sudo,
                 files=_files(spec.hostname, box.address),
+                volumes=[requests.Volume(name, os.fsencode(use.path)) for name, use in zip(names, spec.volumes, strict=True)],
             )
             # Both are sent at once; the agent takes them in this order.
             await asyncio.gather(running.guest.hello(), claim)
         except BaseException:
             self._leave(spec.id)
             await asyncio.shield(self._engine.kill(spec.id))
+            await asyncio.shield(self.volumes.release(spec.id))
             raise
         ended = time.perf_counter()
         return {**timing, "ready": ended - claimed, "total": ended - began}
@@ -206,12 +216,14 @@ class Node:
         """End its processes; disk and output stay. Idempotent."""
         self._leave(id)
         await self._engine.kill(id)
+        await self.volumes.release(id)
 
     async def remove(self, id: str) -> None:
         """End it and delete everything of it. Idempotent."""
         self._leave(id)
         # The disk goes before it is unmounted: nothing of it need be written out.
         await self._engine.kill(id, keep_disk=False)
+        await self.volumes.release(id)
         await self._remove_stored(id)
 
     async def _remove_stored(self, id: str) -> None:
@@ -236,6 +248,7 @@ class Node:
     async def _died(self, ended: Ended) -> None:
         await self._tell(ended)
         self._leave(ended.id)
+        await self.volumes.release(ended.id)
 
     def _garbage(self, id: str, why: str) -> None:
         self._end(Ended(id, Reason.AGENT_GARBAGE, why, disk_kept=True))

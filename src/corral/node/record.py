@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from corral.node.interface import BoxSpec, ImageSpec
+from corral.node.interface import BoxSpec, ImageSpec, VolumeUse
 from corral.node.sentry import Identity
 from corral.schema.egress import EgressPolicy
 
@@ -81,6 +81,7 @@ def parse(document: dict[str, Any]) -> Record:
     seed = image.pop("seed", None)
     whole = ImageSpec(**image, layers=layers, command=tuple(command) if command is not None else None, seed=None if seed is None else Path(seed))
     spec["egress"] = EgressPolicy.model_validate(spec.get("egress", {}))
+    spec["volumes"] = tuple(VolumeUse(**use) for use in spec.get("volumes", ()))
     return Record(
         document["member"],
         Identity(**document["identity"]),

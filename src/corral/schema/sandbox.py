@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from corral.schema.egress import DEFAULT, Egress, EgressPolicy
 from corral.schema.model import Answer, Request
 from corral.schema.secret import SecretUse
+from corral.schema.volume import VolumeMount, VolumeMounts
 
 Name = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
 Tags = Annotated[dict[Annotated[str, Field(min_length=1, max_length=128)], Annotated[str, Field(max_length=256)]], Field(max_length=64)]
@@ -65,6 +66,7 @@ class SandboxCreate(Request):
     on_timeout: Literal["terminate", "stop"] = "terminate"
     checkpoint_every: int | None = Field(None, ge=1, le=1_000_000, description="take a checkpoint by itself whenever so many more processes have ended")
     env: Env = Field(default_factory=dict)
+    volumes: VolumeMounts = Field(default_factory=dict, description="by the path at which each appears")
     tags: Tags = Field(default_factory=dict)
     user: str | None = Field(None, max_length=256, description="default user of commands; null: the image's")
     workdir: str | None = Field(None, max_length=4096, description="default directory of commands; null: the image's")
@@ -142,6 +144,7 @@ class Sandbox(Answer):
     idle_timeout: float | None
     on_timeout: Literal["terminate", "stop"]
     checkpoint_every: int | None = None
+    volumes: dict[str, VolumeMount] = Field(default_factory=dict[str, VolumeMount])
     created_at: datetime
     started_at: datetime | None = None
     deadline: datetime | None = None

@@ -32,6 +32,7 @@ class CreateOptions(TypedDict, total=False):
     idle_timeout: float | None
     on_timeout: Literal["terminate", "stop"]
     checkpoint_every: int | None
+    volumes: Mapping[str, Any] | None
     env: Mapping[str, str] | None
     tags: Mapping[str, str] | None
     user: str | None

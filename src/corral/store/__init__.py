@@ -10,6 +10,7 @@ from corral.store.rules import RuleRows
 from corral.store.sandboxes import SandboxRows
 from corral.store.secrets import SecretRows
 from corral.store.snapshots import SnapshotRows
+from corral.store.volumes import VolumeRows
 
 
 class Store:
@@ -19,6 +20,7 @@ class Store:
         self.database = Database(url)
         self.sandboxes = SandboxRows(self.database)
         self.snapshots = SnapshotRows(self.database)
+        self.volumes = VolumeRows(self.database)
         self.events = EventRows(self.database)
         self.accounts = AccountRows(self.database)
         self.replays = ReplayRows(self.database)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -14,6 +14,7 @@ from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, insert, 
 from corral.control.idempotency import Claim
 from corral.control.lifecycle import ENDED, LIVING
 from corral.control.record import Record
+from corral.node.interface import VolumeUse
 from corral.schema.egress import EgressPolicy
 from corral.schema.observe import Event
 from corral.schema.sandbox import Reason, State
@@ -110,6 +111,8 @@ def _row(record: Record, names: Iterable[str] = _NAMES) -> dict[str, Any]:
         row[name] = None if row[name] is None else json.dumps(row[name], separators=(",", ":"))
     if "egress" in row:
         row["egress"] = record.egress.model_dump_json(exclude_defaults=True)
+    if "volumes" in row:
+        row["volumes"] = json.dumps([asdict(use) for use in record.volumes], separators=(",", ":"))
     if "secrets" in row:
         row["secrets"] = _USES.dump_json(record.secrets).decode()
     return row
@@ -126,5 +129,6 @@ def _record(row: RowMapping) -> Record:
         tags=json.loads(values["tags"]),
         timing=None if values["timing"] is None else json.loads(values["timing"]),
         egress=EgressPolicy.model_validate_json(values["egress"]),
+        volumes=tuple(VolumeUse(**use) for use in json.loads(values["volumes"])),
         secrets=_USES.validate_json(values["secrets"]),
     )

@@ -34,6 +34,7 @@ sandboxes = Table(
     Column("idle_timeout", Double),
     Column("on_timeout", String(16), nullable=False),
     Column("checkpoint_every", Integer),
+    Column("volumes", Text, nullable=False, server_default="[]", comment="JSON list"),
     Column("created_at", Double, nullable=False, comment="times: seconds since 1970"),
     Column("created_by", String(32), nullable=False),
     Column("started_at", Double),
@@ -73,6 +74,18 @@ snapshots = Table(
     Column("created_at", Double, nullable=False),
     Column("created_by", String(32), nullable=False),
     Column("removed", Boolean, nullable=False),
+)
+
+volumes = Table(
+    "volumes",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("project", String(63), nullable=False),
+    Column("name", String(63), nullable=False),
+    Column("size", Integer, nullable=False, comment="MiB"),
+    Column("created_at", Double, nullable=False),
+    Column("created_by", String(32), nullable=False),
+    Index("volumes_name", "project", "name", unique=True),
 )
 
 events = Table(

@@ -21,6 +21,7 @@ from corral.sdk._async.sandbox import Sandbox
 from corral.sdk._async.secret import SecretList
 from corral.sdk._async.snapshot import Snapshot
 from corral.sdk._async.transport import Transport
+from corral.sdk._async.volume import Volume
 from corral.sdk.connection import Connection, discover
 from corral.sdk.flavor import ASYNC
 from corral.sdk.options import CreateOptions
@@ -34,6 +35,7 @@ class Client:
         self.transport = Transport(self.connection)
         self.sandboxes = Sandboxes(self)
         self.snapshots = Snapshots(self)
+        self.volumes = VolumeList(self)
         self.images = ImageList(self.transport)
         self.projects = ProjectList(self.transport)
         self.keys = KeyList(self.transport)
@@ -101,6 +103,23 @@ class Snapshots:
     def list(self, *, sandbox: str | None = None) -> AsyncGenerator[Snapshot, None]:
         """See `Snapshot.list`."""
         return Snapshot.list(sandbox=sandbox, client=self._client)
+
+
+class VolumeList:
+    """The volumes of the key's project."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def create(self, name: str, *, size: int = 1024) -> Volume:
+        """See `Volume.create`."""
+        return await Volume.create(name, size=size, client=self._client)
+
+    async def get(self, name_or_id: str) -> Volume:
+        return await Volume.get(name_or_id, client=self._client)
+
+    async def list(self) -> list[Volume]:
+        return await Volume.list(client=self._client)
 
 
 class ImageList:

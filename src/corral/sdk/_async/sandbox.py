@@ -23,6 +23,7 @@ from corral.sdk._async.files import Files
 from corral.sdk._async.process import Process
 from corral.sdk._async.run import Callback, Run, start_request
 from corral.sdk._async.snapshot import Snapshot
+from corral.sdk._async.volume import Volume, mounts
 from corral.sdk.egress import Egress, policy
 from corral.sdk.options import KEEP, Keep
 from corral.sdk.result import Result
@@ -63,6 +64,7 @@ class Sandbox:
         idle_timeout: float | None = None,
         on_timeout: Literal["terminate", "stop"] = "terminate",
         checkpoint_every: int | None = None,
+        volumes: Mapping[str, Volume | str] | None = None,
         env: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
         user: str | None = None,
@@ -77,7 +79,7 @@ class Sandbox:
         """A running sandbox.
 
         `image` is a name or id of an image, or a snapshot. `cpu` in cores, `memory` and `disk` in MiB, times in seconds; `timeout=None` never ends it;
-        `checkpoint_every`: a checkpoint after every so many commands; `wait` is for room on a full node.
+        `checkpoint_every`: a checkpoint after every so many commands; `volumes` by the path at which each appears; `wait` is for room on a full node.
         `egress` is what it may reach: `Egress.allow("api.example.com")`, or "none", "public", "all"; None: the server's default.
         `secrets` become environment variables inside: `Secret.named("TOKEN", expose=True)`.
         Raises `ImageNotFound`, `InvalidArgument`, `QuotaExceeded`, `Unavailable` (no server, or no room), `Unsupported`.
@@ -85,6 +87,7 @@ class Sandbox:
         given = {
             "image": _ref(image),
             "checkpoint_every": checkpoint_every,
+            "volumes": volumes and mounts(volumes),
             "name": name,
             "env": env and dict(env),
             "tags": tags and dict(tags),

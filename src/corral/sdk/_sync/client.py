@@ -21,6 +21,7 @@ from corral.sdk._sync.sandbox import Sandbox
 from corral.sdk._sync.secret import SecretList
 from corral.sdk._sync.snapshot import Snapshot
 from corral.sdk._sync.transport import Transport
+from corral.sdk._sync.volume import Volume
 from corral.sdk.connection import Connection, discover
 from corral.sdk.options import CreateOptions
 
@@ -33,6 +34,7 @@ class Client:
         self.transport = Transport(self.connection)
         self.sandboxes = Sandboxes(self)
         self.snapshots = Snapshots(self)
+        self.volumes = VolumeList(self)
         self.images = ImageList(self.transport)
         self.projects = ProjectList(self.transport)
         self.keys = KeyList(self.transport)
@@ -100,6 +102,23 @@ class Snapshots:
     def list(self, *, sandbox: str | None = None) -> Generator[Snapshot, None]:
         """See `Snapshot.list`."""
         return Snapshot.list(sandbox=sandbox, client=self._client)
+
+
+class VolumeList:
+    """The volumes of the key's project."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def create(self, name: str, *, size: int = 1024) -> Volume:
+        """See `Volume.create`."""
+        return Volume.create(name, size=size, client=self._client)
+
+    def get(self, name_or_id: str) -> Volume:
+        return Volume.get(name_or_id, client=self._client)
+
+    def list(self) -> list[Volume]:
+        return Volume.list(client=self._client)
 
 
 class ImageList:

@@ -1,0 +1,146 @@
+"""The volumes of this server's projects. All are known in memory: a create asks for them by name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from corral.control.events import EventLog
+from corral.control.idempotency import Claim
+from corral.control.ports import VolumeRows
+from corral.control.ports import Volumes as NodeVolumes
+from corral.control.record import Record, moment
+from corral.control.roles import Actor
+from corral.errors import Conflict, NotFound
+from corral.ids import new_id
+from corral.node.interface import VolumeUse
+from corral.schema.volume import Volume, VolumeCreate, VolumeMount
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class VolumeRecord:
+    """A volume as the control plane keeps it: the row of the store. `size` in MiB, `created_at` in seconds since 1970."""
+
+    id: str
+    project: str
+    name: str
+    size: int
+    created_at: float
+    created_by: str
+
+
+class Volumes:
+    """`sandboxes` gives the living ones of all projects."""
+
+    def __init__(
+        self, *, rows: VolumeRows, node: NodeVolumes, events: EventLog, sandboxes: Callable[[], Iterable[Record]], clock: Callable[[], float] = time.time
+    ) -> None:
+        self._rows = rows
+        self._node = node
+        self._events = events
+        self._sandboxes = sandboxes
+        self._clock = clock
+        self._records: dict[str, VolumeRecord] = {}
+        self._names: dict[tuple[str, str], str] = {}
+
+    async def load(self) -> None:
+        """What the rows say; before sandboxes are found again."""
+        for record in await self._rows.all():
+            self._put(record)
+
+    async def open(self) -> None:
+        """Bring rows and node together: what is made for nobody goes. The node must be open."""
+        there = set(self._node.list())
+        for id in there - self._records.keys():
+            log.info("removing a volume that was made for nobody", volume=id)
+            await self._node.remove(id)
+        for id in self._records.keys() - there:
+            log.error("volume_lost", volume=id)
+
+    # Looking
+
+    def get(self, project: str, ref: str) -> VolumeRecord:
+        """By its name or id. Raises `NotFound`."""
+        record = self._records.get(self._names.get((project, ref), ref))
+        if record is None or record.project != project:
+            raise NotFound(f"there is no volume {ref[:80]!r}", hint="`corral volume create NAME` makes one", details={"volume": ref[:80]})
+        return record
+
+    def of(self, project: str) -> list[VolumeRecord]:
+        """By name."""
+        return sorted((record for record in self._records.values() if record.project == project), key=lambda record: record.name)
+
+    def mib(self, project: str) -> int:
+        """What they count for in the quota of disk."""
+        return sum(record.size for record in self.of(project))
+
+    def uses(self, project: str, wanted: Mapping[str, VolumeMount]) -> tuple[VolumeUse, ...]:
+        """What a sandbox asks for, outer paths first. Raises `NotFound`."""
+        return tuple(VolumeUse(self.get(project, mount.volume).id, path, mount.read_only) for path, mount in sorted(wanted.items()))
+
+    def show(self, record: VolumeRecord) -> Volume:
+        return Volume(
+            id=record.id,
+            name=record.name,
+            project=record.project,
+            size=record.size,
+            sandboxes=list(self._users(record.id)),
+            created_at=moment(record.created_at),
+            created_by=record.created_by,
+        )
+
+    def _users(self, id: str) -> Iterator[str]:
+        return (box.id for box in self._sandboxes() if any(use.id == id for use in box.volumes))
+
+    # Changing
+
+    async def create(self, actor: Actor, wanted: VolumeCreate, *, claim: Claim | None = None) -> VolumeRecord:
+        """An empty volume. Raises `Conflict` when the project has one of that name. The caller has looked at the quota."""
+        record = VolumeRecord(new_id("vo"), actor.project, wanted.name, wanted.size, self._clock(), actor.key)
+        if (holder := self._names.get((actor.project, wanted.name))) is not None:
+            raise Conflict(f"the project has a volume {wanted.name!r} already", hint="choose another name", details={"volume": holder})
+        self._put(record)
+        try:
+            await self._node.create(record.id, record.size)
+            event = self._events.next("volume.created", record.project, actor=actor.key, data=self._data(record))
+            written = self._rows.create(record, [event], claim)
+            self._events.when_stored(written, event)
+            await written
+        except BaseException:
+            self._drop(record)
+            await self._node.remove(record.id)
+            raise
+        return record
+
+    async def delete(self, actor: Actor, ref: str) -> VolumeRecord:
+        """Delete it with everything in it. Raises `Conflict` while a living sandbox has it, stopped ones too."""
+        record = self.get(actor.project, ref)
+        if users := list(self._users(record.id)):
+            raise Conflict(
+                f"the volume {record.name!r} is in use by {', '.join(users[:5])}{' …' if len(users) > 5 else ''}",
+                hint="delete those sandboxes first",
+                details={"sandboxes": users},
+            )
+        self._drop(record)
+        event = self._events.next("volume.deleted", record.project, actor=actor.key, data=self._data(record))
+        written = self._rows.remove(record.id, [event])
+        self._events.when_stored(written, event)
+        await written
+        await self._node.remove(record.id)
+        return record
+
+    def _put(self, record: VolumeRecord) -> None:
+        self._records[record.id] = record
+        self._names[record.project, record.name] = record.id
+
+    def _drop(self, record: VolumeRecord) -> None:
+        del self._records[record.id]
+        del self._names[record.project, record.name]
+
+    def _data(self, record: VolumeRecord) -> dict[str, object]:
+        return {"volume": record.id, "name": record.name, "size": record.size}

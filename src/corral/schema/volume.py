@@ -1,0 +1,56 @@
+"""Volumes as the API shows them, and what can be asked of them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from corral.schema.model import Answer, Request
+
+VolumeName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
+
+
+def _place(path: str) -> str:
+    parts = path.split("/")
+    if not path.startswith("/") or "\0" in path or any(part in ("", ".", "..") for part in parts[1:]):
+        raise ValueError(f"{path[:80]!r} is not an absolute path below /, without . and .. and a slash at its end")
+    if parts[1] in ("proc", "sys", "dev"):
+        raise ValueError(f"{path[:80]!r} is a place of the system's own")
+    return path
+
+
+class VolumeMount(Request):
+    """A volume in a sandbox."""
+
+    volume: str = Field(min_length=1, max_length=63, description="its name or id")
+    read_only: bool = False
+
+
+VolumeMounts = Annotated[dict[Annotated[str, Field(max_length=1024), AfterValidator(_place)], VolumeMount], Field(max_length=16)]
+
+
+class VolumeCreate(Request):
+    """POST /v1/volumes."""
+
+    name: VolumeName = Field(description="unique among the project's volumes")
+    size: int = Field(1024, ge=64, le=4_194_304, description="MiB it can hold; taken from the node's disk as it is used")
+
+
+class Volume(Answer):
+    """Storage that sandboxes share and that outlives them."""
+
+    id: str
+    name: str
+    project: str
+    size: int = Field(description="MiB it can hold")
+    sandboxes: list[str] = Field(description="ids of the living ones that have it")
+    created_at: datetime
+    created_by: str
+
+
+class Volumes(Answer):
+    """GET /v1/volumes, by name."""
+
+    volumes: list[Volume]
