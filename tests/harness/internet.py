@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import ipaddress
 import socket
 import ssl
 import struct
@@ -30,7 +29,6 @@ WEB = "203.0.113.10"
 OTHER = "203.0.113.11"
 SILENT = "203.0.113.99"
 """Takes no packets: connections to it hang."""
-NETWORK = ipaddress.IPv4Network("203.0.113.0/24")
 PRIVATE = "10.77.0.5"
 """A web server in a private range behind the same cable."""
 
@@ -121,8 +119,9 @@ class Internet:
 
         where = outside.name if outside else None
         ip("addr", "add", f"{here}/32", "dev", device, namespace=where)
-        for network in (str(NETWORK), f"{PRIVATE}/32"):
-            ip("route", "add", network, "dev", device, "src", here, namespace=where)
+        # Single addresses, never the whole range: this machine may reach real ones of it.
+        for address in (DNS, WEB, OTHER, SILENT, PRIVATE):
+            ip("route", "add", f"{address}/32", "dev", device, "src", here, namespace=where)
         # Without a neighbour nothing is ever answered, not even that nobody is there.
         ip("neigh", "add", SILENT, "lladdr", "02:00:00:00:00:99", "dev", device, namespace=where)
         self._thread.start()
