@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from corral import Client
-from corral.bench import bulk, cold, crowd, latency
+from corral.bench import bulk, cold, crowd, latency, state
 from corral.bench.figure import Figure
 from corral.cli import show
 from corral.cli.options import WrongUse
@@ -27,6 +27,7 @@ FIGURES = {
     "echo": Plan(lambda client, n, image, _: latency.echo(client, n, image), 500),
     "files": Plan(bulk.files, 3),
     "cold": Plan(lambda client, n, image, _: cold.cold(client, n, image), 10),
+    "snapshot": Plan(lambda client, n, image, _: state.snapshot(client, n, image), 10, usual=False),
     "burst": Plan(lambda client, n, image, _: crowd.burst(client, n, image), 100, usual=False),
     "density": Plan(lambda client, n, image, _: crowd.density(client, n, image), 500, usual=False),
 }
