@@ -23,6 +23,7 @@ from corral.node import hello, mounts, runsc, sentry, urpc
 from corral.node.cgroup import Group, Groups, Limits
 from corral.node.holder_client import HolderClient, HolderLost, Spawn
 from corral.node.member import MemberPlaces
+from corral.node.netns import made
 from corral.node.network import Network
 from corral.node.runsc import Runsc
 from corral.node.sentry import Identity, Sentry
@@ -129,7 +130,7 @@ class Members:
             undo.append(self._in_thread(found.release))
             undo.append(lambda: self._forget(name, found.pids))
             await found.watch()
-            nic = None if slot is None else await asyncio.to_thread(slot.nic)
+            nic = None if slot is None else await made(slot.nic, lambda nic: nic.packets.close())
             if nic is not None:
                 undo.append(self._in_thread(nic.packets.close))
             await self._start(name, address, nic, check=check)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import threading
@@ -75,6 +76,16 @@ def unmount(path: Path) -> None:
         with contextlib.suppress(OSError):  # nothing is mounted on it
             syscalls.umount(path, lazy=True)
         path.unlink()
+
+
+async def made(make: Callable[[], T], unmake: Callable[[T], None]) -> T:
+    """Make something in a worker thread. A thread can't be stopped: when the caller is cancelled meanwhile, what it has made is unmade."""
+    making = asyncio.ensure_future(asyncio.to_thread(make))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        making.add_done_callback(lambda done: unmake(done.result()) if not done.cancelled() and done.exception() is None else None)
+        raise
 
 
 def sysctl(name: str, value: str) -> None:

@@ -31,7 +31,7 @@ from corral.node import nft
 from corral.node.egress import Egress, OnApproval, OnFlows
 from corral.node.holder_client import HolderClient
 from corral.node.host_addresses import HostAddresses
-from corral.node.netns import Namespace, sysctl, unmount
+from corral.node.netns import Namespace, made, sysctl, unmount
 from corral.node.nft import GATEWAY, SERVICE
 from corral.node.slots import Slot, Slots
 from corral.node.uplink import Uplink
@@ -167,7 +167,7 @@ class Network:
             switch.tables.apply(elements.birth(slot.interface, slot.address))
             return slot
 
-        slot = await asyncio.to_thread(take)
+        slot = await made(take, switch.slots.give_back)
         self._tenants[slot] = None
         return slot
 

@@ -1,0 +1,187 @@
+"""Slots of a real switch without sandboxes: their ends driven by raw frames and by this machine's own network stack, which try what a sandbox' own stack would never send."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import socket
+import struct
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from corral.net import elements
+from corral.node import holder_client
+from corral.node.holder_client import HolderClient
+from corral.node.network import Network
+from corral.node.slots import GATEWAY_MAC, GUEST_MAC, Slot
+from corral.places import Places
+from corral.schema.egress import EgressPolicy
+from harness import leaks
+from harness.internet import PRIVATE, WEB, Internet
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def internet() -> Iterator[Internet]:
+    with Path("/var/tmp/corral-test-internet.lock").open("w") as turn, tempfile.TemporaryDirectory(prefix="corral-internet-", dir="/var/tmp") as directory:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        internet = Internet(f"ct{os.getpid()}w", Path(directory))
+        internet.open(None, f"ct{os.getpid()}", here="198.51.100.1")
+        try:
+            yield internet
+        finally:
+            internet.close()
+
+
+@pytest.fixture
+async def network() -> AsyncIterator[Network]:
+    """Open, with a holder of its own; nothing of it may be left."""
+    with tempfile.TemporaryDirectory(prefix="corral-network-", dir="/var/tmp") as home:
+        places = Places(Path(home))
+        for directory in (places.run, places.logs):
+            directory.mkdir(mode=0o700)
+        holder = HolderClient(on_lost=lambda: None)
+        await holder_client.start(places.holder_socket, places.logs / "holder.log")
+        await holder.connect(places.holder_socket)
+        network = Network(places, holder)
+        try:
+            await network.open()
+            await network.sweep()
+            assert network.reason is None
+            yield network
+        finally:
+            await network.shutdown()
+            await holder.shutdown()
+            places.run.rmdir()
+        assert leaks.of_home(places) == []
+
+
+async def open_slot(network: Network, policy: object) -> Slot:
+    slot = await network.slot()
+    assert slot is not None
+    await network.admit(slot, "sb-aaaaaaaaaaaaaaaa", EgressPolicy.model_validate(policy), {})
+    return slot
+
+
+def as_guest(slot: Slot) -> None:
+    """Give the guest's end the addresses that the sandbox's own stack would have."""
+    commands = (f"addr add {slot.address}/32 dev eth0", "route add 192.0.0.1 dev eth0", "route add default via 192.0.0.1")
+
+    def configure() -> None:
+        for command in commands:
+            subprocess.run(["ip", *command.split()], check=True)
+        subprocess.run(["ip", "neigh", "add", "192.0.0.1", "lladdr", GATEWAY_MAC.hex(":"), "dev", "eth0"], check=True)
+
+    slot.namespace.run(configure)
+
+
+def udp(source: str, destination: str, port: int, *, ethertype: int = 0x0800) -> bytes:
+    """A frame with a UDP packet, as PACKET_VNET_HDR wants it."""
+    payload = struct.pack(">HHHH", 4000, port, 8 + 5, 0) + b"spoof"
+    head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(payload), 1, 0, 64, 17, 0, socket.inet_aton(source), socket.inet_aton(destination))
+    total = sum(struct.unpack(">10H", head))
+    total = (total & 0xFFFF) + (total >> 16)
+    head = head[:10] + struct.pack(">H", ~(total + (total >> 16)) & 0xFFFF) + head[12:]
+    return bytes(10) + GATEWAY_MAC + GUEST_MAC + struct.pack(">H", ethertype) + head + payload
+
+
+async def test_a_slot_sends_by_its_own_address_only(network: Network, internet: Internet) -> None:
+    slot, other = await open_slot(network, {"default": "public"}), await open_slot(network, {"default": "public"})
+    with internet.namespace.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as server, slot.nic().packets as packets:
+        server.bind((WEB, 0))
+        server.settimeout(10)
+        port = server.getsockname()[1]
+        for spoofed in (other.address, "192.0.0.1", "192.0.0.8", "127.0.0.1", "198.51.100.1", "10.1.2.3", WEB):
+            packets.send(udp(spoofed, WEB, port))
+        packets.send(udp(slot.address, WEB, port, ethertype=0x86DD))
+        packets.send(udp(slot.address, PRIVATE, port))
+        packets.send(udp(slot.address, WEB, port))
+        # Packets of one cable stay in order, so that this one is the first only if the others got nowhere.
+        assert server.recv(100) == b"spoof"
+        server.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            server.recv(100)
+
+
+async def test_a_closed_slot_is_refused_at_once_and_an_opened_one_is_not(network: Network, internet: Internet) -> None:
+    slot = await network.slot()
+    assert slot is not None
+    as_guest(slot)
+
+    def connect() -> str:
+        try:
+            socket.create_connection((WEB, 7), timeout=5).close()
+        except OSError as error:
+            return type(error).__name__ if isinstance(error, TimeoutError | ConnectionError) else os.strerror(error.errno or 0)
+        return "connected"
+
+    assert await asyncio.to_thread(slot.namespace.run, connect) == "No route to host"
+    await network.admit(slot, "sb-aaaaaaaaaaaaaaaa", EgressPolicy.model_validate({"default": "public"}), {})
+    assert await asyncio.to_thread(slot.namespace.run, connect) == "connected"
+    sent, received = network.traffic(slot)
+    assert sent > 100
+    assert received > 50
+    await network.close_slot(slot)
+    assert await asyncio.to_thread(slot.namespace.run, connect) == "No route to host"
+
+
+async def test_the_next_user_of_a_slot_has_nothing_of_the_last(network: Network, internet: Internet) -> None:
+    slot = await open_slot(network, {"default": "public", "budget": {"connections": 2, "bytes": 10_000, "upload": 100}})
+    as_guest(slot)
+    held = [await asyncio.to_thread(slot.namespace.run, lambda: socket.create_connection((WEB, 7), timeout=5)) for _ in range(2)]
+    await network.release(slot)
+    again = await network.slot()
+    assert again == slot
+    await network.admit(again, "sb-bbbbbbbbbbbbbbbb", EgressPolicy.model_validate({"default": "public", "budget": {"connections": 2}}), {})
+    assert network.traffic(again) == (0, 0)
+    assert not slot.shaped
+    more = [await asyncio.to_thread(slot.namespace.run, lambda: socket.create_connection((WEB, 7), timeout=5)) for _ in range(2)]
+    for connection in (*held, *more):
+        connection.close()
+
+
+async def test_five_hundred_slots_leave_nothing(network: Network) -> None:
+    slots = [
+        await open_slot(network, {"default": "public", "rules": [{"to": ["10.0.0.0/8", "www.example.com"], "ports": ["80", "8000-8999"]}]}) for _ in range(500)
+    ]
+    assert len({slot.address for slot in slots}) == 500
+    for slot in slots:
+        await network.release(slot)
+    switch = network._switch
+    assert switch is not None
+    left = {name: [element for element, _ in switch.tables.elements(name)] for name in (*elements.OF_POLICY, *elements.OF_SANDBOX)}
+    assert {name: len(found) for name, found in left.items() if found} == {elements.ALLOW: 1}, "the canary alone"
+    # A later server finds slots that are nobody's.
+    switch.slots.close()
+    await network.close()
+    await network.open()
+    await network.sweep()
+    assert network._switch is not None
+    assert network._switch.slots.strangers() == []
+    assert network._switch.tables.elements(elements.SLOT) == []
+
+
+async def test_addresses_of_this_machine_are_followed(network: Network, internet: Internet) -> None:
+    switch = network._switch
+    assert switch is not None
+
+    def known() -> set[str]:
+        return {socket.inet_ntoa(element.key) for element, _ in switch.tables.elements(elements.HOST)}
+
+    async def until(*, there: bool) -> None:
+        async with asyncio.timeout(10):
+            while ("198.51.100.77" in known()) is not there:
+                await asyncio.sleep(0)
+
+    assert {"127.0.0.1", "198.51.100.1"} <= known()
+    device = f"ct{os.getpid()}"
+    await asyncio.to_thread(subprocess.run, ["ip", "addr", "add", "198.51.100.77/32", "dev", device], check=True)
+    await until(there=True)
+    await asyncio.to_thread(subprocess.run, ["ip", "addr", "del", "198.51.100.77/32", "dev", device], check=True)
+    await until(there=False)
