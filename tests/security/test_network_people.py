@@ -13,9 +13,7 @@ from corral.errors import Conflict, InvalidArgument, NotFound
 from corral.schema.egress import Approval
 from harness.internet import Internet
 from harness.server import Server
-from security.test_network import box, internet, net, python
-
-__all__ = ["internet", "net"]
+from security.test_network import box, python
 
 VALUE = f"t0k3n-{uuid.uuid4().hex}"
 ASK = "import urllib.request as r; print(r.urlopen('http://{host}/{path}', timeout=60).status)"

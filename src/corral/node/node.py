@@ -25,7 +25,8 @@ from corral.agent_binary import agent_binary
 from corral.errors import CorralError, InvalidState, NotFound, SandboxEnded
 from corral.ids import is_id
 from corral.images import Catalog, StoredImage
-from corral.node import rootfs
+from corral.net.authority import Authority
+from corral.node import rootfs, trust
 from corral.node.box import RunscBox
 from corral.node.differences import Differences
 from corral.node.disks import PoolDisks
@@ -85,6 +86,7 @@ class Node:
         watcher = Watcher(self._outward.on_flows, self._outward.on_approval)
         self._engine = RunscEngine(places, settings=engine, disks=self._disks, rootfs=rootfs, watcher=watcher)
         self._catalog = Catalog(places)
+        self._authority = Authority(places.keys)
         self.snapshots = Snapshots(places, self._disks)
         self.volumes = Volumes(places, self._disks.pool)
         self._differences = Differences(places, self._disks, self.snapshots)
@@ -204,6 +206,7 @@ class Node:
             )
             # Both are sent at once; the agent takes them in this order.
             await asyncio.gather(running.guest.hello(), claim)
+            await self._make_trust(running, spec.egress)
         except BaseException:
             self._leave(spec.id)
             await asyncio.shield(self._engine.kill(spec.id))
@@ -320,6 +323,13 @@ class Node:
     async def set_egress(self, id: str, policy: EgressPolicy, secrets: Mapping[str, str]) -> None:
         """Change what a running sandbox may reach; connections that it no longer may have are cut."""
         await self._engine.set_egress(id, policy, secrets)
+        await self._make_trust(self._get(id), policy)
+
+    async def _make_trust(self, running: Running, policy: EgressPolicy) -> None:
+        """Where TLS is ended, what its programs are shown must be trusted by them."""
+        if policy.inspects:
+            await trust.install(running.files, self._authority.pem())
+        running.trust(policy)
 
     def traffic(self, id: str) -> tuple[int, int]:
         """Bytes sent and received by a running sandbox."""

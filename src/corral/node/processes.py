@@ -63,6 +63,8 @@ class ProcessBook:
         """Read what an earlier server wrote into `directory` (`spool/<sandbox>`)."""
         self.sandbox = sandbox
         self.now = now
+        self.environment: Mapping[str, str] = {}
+        """What processes get from now on, besides what the guest got when it was claimed."""
         self._directory = directory
         self._defaults = defaults or Defaults()
         self._bounds = bounds or Bounds()
@@ -190,7 +192,7 @@ class ProcessBook:
         link = self._use()
         if sum(process.open for process in self._processes.values()) >= OPEN:
             raise QuotaExceeded(f"{OPEN} processes of this sandbox are running", hint="wait for some to end, or let one of them start the others")
-        asked, start = prepare(request, self._defaults, id=id, channel=self.next_channel(), at=self.now())
+        asked, start = prepare(request, self._defaults, id=id, channel=self.next_channel(), at=self.now(), environment=self.environment)
         # Written before the agent knows: a process that runs is always in the journal.
         self._record(asked)
         process = self._processes[id] = self._process(asked, fresh=True)

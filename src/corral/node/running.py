@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from corral.node import trust
 from corral.node.box import RunscBox
 from corral.node.files import Files
 from corral.node.guest import Guest
@@ -16,6 +17,7 @@ from corral.node.idler import Idler
 from corral.node.interface import BoxSpec
 from corral.node.link import Link
 from corral.node.processes import Defaults
+from corral.schema.egress import EgressPolicy
 
 OnEvent = Callable[[str, str, Mapping[str, Any]], None]
 """Told the sandbox's id, the kind of event and what is known of it."""
@@ -51,10 +53,15 @@ class Running:
             on_event=lambda kind, data: hooks.on_event(spec.id, kind, data),
             activity=self._touch,
         )
+        self.trust(spec.egress)
         # The end of the link is the first sign of a sandbox's end. Why it ended is known a moment later; only then, in `close`, callers who wait are told.
         self.link.on_end = lambda _error: hooks.on_silence(spec.id)
         self.files = Files(self.link, self.guest.processes.next_channel, user=self.guest.defaults.user, workdir=self.guest.defaults.workdir)
         self._idler = self._make_idler(hooks) if freeze else None
+
+    def trust(self, policy: EgressPolicy) -> None:
+        """What processes are told of the installation's authority from now on; that it is there is `trust.install`'s work."""
+        self.guest.processes.environment = trust.environment(policy, {**self.spec.env, **self.spec.exposed})
 
     @property
     def frozen(self) -> bool:

@@ -22,8 +22,13 @@ class Defaults:
     shell: tuple[str, ...] = ("/bin/sh", "-c")
 
 
-def prepare(request: ProcessStart, defaults: Defaults, *, id: str, channel: int, at: float) -> tuple[Asked, requests.Start]:
-    """Raises `InvalidArgument` for text that is none. The environment in `defaults` is not repeated: the guest got it when it was claimed."""
+def prepare(
+    request: ProcessStart, defaults: Defaults, *, id: str, channel: int, at: float, environment: Mapping[str, str] | None = None
+) -> tuple[Asked, requests.Start]:
+    """Raises `InvalidArgument` for text that is none. The environment in `defaults` is not repeated: the guest got it when it was claimed.
+
+    `environment`: what came later, over that and under what the request says.
+    """
     argv = [*defaults.shell, request.command] if request.command is not None else request.argv or []
     cwd = defaults.workdir if request.cwd is None else posixpath.join(defaults.workdir or "/", request.cwd)
     asked = Asked(
@@ -42,7 +47,7 @@ def prepare(request: ProcessStart, defaults: Defaults, *, id: str, channel: int,
         channel=channel,
         id=id,
         argv=asked.argv,
-        env=[encoded(f"{name}={value}") for name, value in request.env.items()],
+        env=[encoded(f"{name}={value}") for name, value in {**(environment or {}), **request.env}.items()],
         cwd=asked.cwd,
         user=asked.user,
         pty=None if request.pty is None else requests.Size(request.pty.rows, request.pty.cols),
