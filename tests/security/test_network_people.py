@@ -42,7 +42,7 @@ def asked(client: Client, sandbox: Sandbox) -> Approval:
 
 def test_a_secret_is_used_outside_and_is_not_inside(net: Server, internet: Internet, token: str) -> None:
     egress = Egress.rule("api.example.com", inject={"Authorization": f"Bearer {{{{{token}}}}}"}, name="the API").allow("www.example.com")
-    fetch = "import ssl, urllib.request as r; print(r.urlopen('https://api.example.com/{path}', timeout=30, context=ssl._create_unverified_context()).status)"
+    fetch = "import urllib.request as r; print(r.urlopen('https://api.example.com/{path}', timeout=30).status)"
     with box(egress) as sandbox:
         first, second, third = (uuid.uuid4().hex for _ in range(3))
         assert python(sandbox, fetch.format(path=first)) == "200"
