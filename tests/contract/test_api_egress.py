@@ -157,9 +157,6 @@ def test_a_secret_that_is_none_is_named(api: Api, box: str) -> None:
     name = f"S_{uuid.uuid4().hex[:8]}"
     policy = {"rules": [{"to": ["a.test"], "inject": {"Authorization": f"Bearer {{{{{name}}}}}"}}]}
     for method, path, body in (("POST", "/v1/sandboxes", {"image": "tiny", "egress": policy}), ("PUT", f"/v1/sandboxes/{box}/egress", policy)):
-        answer = api.request(method, path, json=body)
-        assert answer.status_code in (404, 422), answer.text
-        error = answer.json()["error"]
-        # On a machine without a network for sandboxes that is what is said first.
-        assert error["code"] == "unsupported" or name in error["message"]
-        assert error["hint"]
+        error = api.refused("not_found", method, path, status=404, json=body)
+        assert name in error["message"]
+        assert "corral secret create" in error["hint"]

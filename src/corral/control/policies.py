@@ -11,9 +11,9 @@ import structlog
 from corral.control import lifecycle
 from corral.control.decisions import answer, settled
 from corral.control.denials import Denials
-from corral.control.launch import Launch, networked
+from corral.control.launch import Launch
 from corral.control.ledger import Ledger
-from corral.control.ports import Network, Node, RuleRows
+from corral.control.ports import Node, RuleRows
 from corral.control.record import Record
 from corral.control.registry import Living
 from corral.control.roles import Actor
@@ -57,10 +57,7 @@ class Policies:
         await self._each(adopted, self._send_or_close)
 
     async def check(self, policy: EgressPolicy) -> None:
-        """Raises `Unsupported` when the node has no network, `InvalidArgument` for a policy that is more than its tables can hold."""
-        if policy.closed:
-            return
-        networked(self._node)
+        """Raises `InvalidArgument` for a policy that is more than the node's tables can hold."""
         if sum(len(rule.to) * len(rule.ports or ".") for rule in policy.rules) < FEW:
             kernel.compile(policy)
         else:
@@ -102,7 +99,7 @@ class Policies:
 
     async def flows(self, project: str, id_or_name: str, *, after: int, limit: int, denied: bool) -> Flows:
         living = await self._ledger.use(project, id_or_name)
-        return networked(self._node).flows(living.record.id, after=after, limit=limit, denied=denied)
+        return self._node.flows(living.record.id, after=after, limit=limit, denied=denied)
 
     def worth_telling(self, id: str, kind: str, data: Mapping[str, Any]) -> bool:
         """Whether what the node tells becomes an event."""
@@ -119,7 +116,7 @@ class Policies:
         wanted = settled(policy, self._answers(record.project))
         values = await self._secrets.values(record.project, wanted.secrets)
         _check_headers(wanted, values)
-        if record.state in (State.RUNNING, State.FROZEN) and isinstance(self._node, Network):
+        if record.state in (State.RUNNING, State.FROZEN):
             await self._node.set_egress(record.id, wanted, values)
         told = {"default": policy.default, "rules": len(policy.rules), "learn": policy.learn}
         return await self._ledger.decree(living, actor=actor.key, kind="egress.changed", data=told, egress=policy)
@@ -127,11 +124,11 @@ class Policies:
     async def _send(self, living: Living) -> None:
         """As it is kept, with what was decided and with secrets as they are now."""
         record = living.record
-        if record.state in (State.RUNNING, State.FROZEN) and not record.egress.closed:
+        if record.state in (State.RUNNING, State.FROZEN):
             policy = self._whole(record)
             values = await self._secrets.values(record.project, policy.secrets)
             try:
-                await networked(self._node).set_egress(record.id, policy, values)
+                await self._node.set_egress(record.id, policy, values)
             except (InvalidState, SandboxEnded):
                 log.debug("egress_not_sent", sandbox=record.id)  # it has just ended, of which the node is about to tell
 
@@ -143,7 +140,7 @@ class Policies:
             # It must not go on with what nobody can vouch for any more.
             log.exception("egress_closed", sandbox=id)
             try:
-                await networked(self._node).set_egress(id, EgressPolicy(), {})
+                await self._node.set_egress(id, EgressPolicy(), {})
             except Exception:
                 # The others must be served. What the node holds is what it was told last.
                 log.exception("egress_not_closed", sandbox=id)
@@ -166,7 +163,7 @@ class Policies:
         return [kept.rule for kept in self._kept.get(project, ())]
 
     def _view(self, record: Record) -> EgressView:
-        if not isinstance(self._node, Network) or not self._node.running(record.id):
+        if not self._node.running(record.id):
             return EgressView(policy=record.egress)
         sent, received = self._node.traffic(record.id)
         return EgressView(policy=record.egress, sent=sent, received=received, proposal=self._node.proposal(record.id) if record.egress.learn else None)
@@ -175,8 +172,6 @@ class Policies:
 
     def approvals(self, project: str, id: str | None = None) -> list[Approval]:
         """Connections of the project's sandboxes (or of that one) that wait for a decision."""
-        if not isinstance(self._node, Network):
-            return []
         return [one for one in self._node.approvals() if self._ledger.find(project, one.sandbox) is not None and id in (None, one.sandbox)]
 
     async def decide(self, actor: Actor, id: str, decision: Decision) -> Approval:
@@ -189,7 +184,7 @@ class Policies:
         living = await self._ledger.use(actor.project, asked.sandbox)
         rule = None if decision.scope == "once" else answer(living.record.egress, asked, decision.decision)
         # What it means for other connections is said by policies alone.
-        await networked(self._node).decide(id, Decision(decision=decision.decision, scope="once"))
+        await self._node.decide(id, Decision(decision=decision.decision, scope="once"))
         told = {"approval": id, "name": asked.name, "address": asked.address, "port": asked.port, "decision": decision.decision, "scope": decision.scope}
         self._ledger.log.note("egress.decided", actor.project, sandbox=asked.sandbox, actor=actor.key, data=told)
         match decision.scope:
