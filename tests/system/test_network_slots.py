@@ -10,10 +10,12 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from corral.errors import Unsupported
 from corral.net import elements
 from corral.node import holder_client
 from corral.node.holder_client import HolderClient
@@ -22,6 +24,7 @@ from corral.node.slots import GATEWAY_MAC, GUEST_MAC, Slot
 from corral.places import Places
 from corral.schema.egress import EgressPolicy
 from harness import leaks
+from harness.engine import engine_home
 from harness.internet import PRIVATE, WEB, Internet
 
 pytestmark = pytest.mark.anyio
@@ -185,3 +188,19 @@ async def test_addresses_of_this_machine_are_followed(network: Network, internet
     await until(there=True)
     await asyncio.to_thread(subprocess.run, ["ip", "addr", "del", "198.51.100.77/32", "dev", device], check=True)
     await until(there=False)
+
+
+async def test_without_nftables_sandboxes_live_without_a_network(shared: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "nft"
+    broken.write_text("#!/bin/sh\necho no such table >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    async with engine_home(shared) as home:
+        box = await home.claim()
+        assert await box.run("ls /sys/class/net 2>/dev/null; echo ok") == (0, "ok\n")
+        with pytest.raises(Unsupported, match="no such table"):
+            await home.claim(replace(home.spec(), egress=EgressPolicy.model_validate({"default": "public"})))
+        with pytest.raises(Unsupported, match="no such table"):
+            await home.engine.set_egress(box.id, EgressPolicy.model_validate({"default": "public"}), {})
+        await home.remove(box)
+        monkeypatch.undo()

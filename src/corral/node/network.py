@@ -25,7 +25,7 @@ from corral.net import elements, nfnetlink, policy, rtnetlink
 from corral.net.elements import OF_POLICY, OF_SANDBOX, SLOT, Switchboard
 from corral.net.netlink import Netlink
 from corral.net.nfnetlink import Change, Element, Tables
-from corral.net.policy import Compiled, Nat
+from corral.net.policy import Compiled, Mode, Nat
 from corral.net.tenant import Tenant
 from corral.node import nft
 from corral.node.egress import Egress, OnApproval, OnFlows
@@ -190,12 +190,7 @@ class Network:
             raise Unsupported(
                 f"this node has no network for sandboxes: {self.reason or 'the sandbox has no device'}", hint="ask for egress none, or run `corral doctor`"
             )
-        compiled = policy.compile(wanted)
-        self._check(compiled)
-        if wanted.budget.connections is not None:
-            await asyncio.to_thread(self._ready_ceiling, self._switch, wanted)
-        if slot.shaped or wanted.budget.upload is not None or wanted.budget.download is not None:
-            await self._shape(slot, wanted)
+        compiled = await self.check(slot, wanted)
         if compiled.kernel.nat is not Nat.NONE:
             await self.egress.usable()
         before = self._tenants.get(slot)
@@ -210,6 +205,19 @@ class Network:
         self._switch.tables.apply([*changes, *tenancy.opened])
         self._tenants[slot] = tenancy
         return tenancy.generation
+
+    async def check(self, slot: Slot, wanted: EgressPolicy) -> Compiled:
+        """Make what a policy needs that is no element of the table: limits. Raises `Unsupported` for what this machine can't hold."""
+        assert self._switch is not None
+        compiled = policy.compile(wanted)
+        forwards = compiled.kernel.allow or compiled.kernel.mode is not Mode.CLOSED
+        if forwards and self._switch.unforwarded is not None:
+            raise Unsupported(f"this node forwards nothing: {self._switch.unforwarded}", hint="ask for egress none, or for names on ports 80 and 443 only")
+        if wanted.budget.connections is not None:
+            await asyncio.to_thread(self._ready_ceiling, self._switch, wanted)
+        if slot.shaped or wanted.budget.upload is not None or wanted.budget.download is not None:
+            await self._shape(slot, wanted)
+        return compiled
 
     async def close_slot(self, slot: Slot) -> None:
         """Nothing passes any more, and what was open is forgotten."""
@@ -287,36 +295,33 @@ class Network:
 
     def _open(self) -> Switch:
         tag = self._places.tag
-        namespace = Namespace.find(self._path)
-        if namespace is None:
-            unmount(self._path)
-            namespace, _ = Namespace.make(_configure)
-            namespace.mount(self._path)
-        try:
+        with contextlib.ExitStack() as undo:
+            namespace = Namespace.find(self._path)
+            if namespace is None:
+                unmount(self._path)
+                namespace, _ = Namespace.make(_configure)
+                undo.callback(namespace.close)
+                undo.callback(unmount, self._path)
+                namespace.mount(self._path)
+            else:
+                undo.callback(namespace.close)
             links = Netlink(namespace.run(rtnetlink.open_socket))
+            undo.callback(links.close)
             if GATEWAY not in rtnetlink.addresses(links):
                 links.request([rtnetlink.up(_LOOPBACK), rtnetlink.address(_LOOPBACK, GATEWAY), rtnetlink.address(_LOOPBACK, SERVICE)])
             tables = Tables(namespace.run(nfnetlink.open_socket), tag)
+            undo.callback(tables.close)
             nft.ready(namespace, tables)
             nft.ready_ceiling(namespace, tables, elements.OPEN_CONNECTIONS)
             unforwarded = Uplink(tag).lay(namespace, links)
-            board = Switchboard.of(tables)
-        except BaseException:
-            namespace.close()
-            raise
-        return Switch(namespace, links, tables, board, Slots(namespace, links), unforwarded)
+            switch = Switch(namespace, links, tables, Switchboard.of(tables), Slots(namespace, links), unforwarded)
+            undo.pop_all()
+        return switch
 
     def _remove(self) -> None:
         Uplink(self._places.tag).remove()
         unmount(self._path)
         self._generations.unlink(missing_ok=True)
-
-    def _check(self, compiled: Compiled) -> None:
-        """Raises `Unsupported` for a policy that this machine can't hold."""
-        assert self._switch is not None
-        forwards = compiled.kernel.allow or compiled.kernel.mode is not policy.Mode.CLOSED
-        if forwards and self._switch.unforwarded is not None:
-            raise Unsupported(f"this node forwards nothing: {self._switch.unforwarded}", hint="ask for egress none, or for names on ports 80 and 443 only")
 
     @staticmethod
     def _ready_ceiling(switch: Switch, wanted: EgressPolicy) -> None:

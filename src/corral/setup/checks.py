@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from corral.setup import engine, kernel, programs, room
+from corral.setup import engine, kernel, network, programs, room
 from corral.setup.check import Check
 
 CHECKS: tuple[Check, ...] = (
@@ -21,7 +21,7 @@ CHECKS: tuple[Check, ...] = (
     Check("loop devices", kernel.probe_loop, repair=kernel.load_modules),
     Check("ext4", kernel.probe_ext4, repair=kernel.load_modules),
     Check("reflinks", kernel.probe_reflink, repair=kernel.load_modules, needed=False),
-    Check("veth", kernel.probe_veth, repair=kernel.load_modules, needed=False),
+    Check("network", network.probe_network, repair=kernel.load_modules, needed=False),
     Check("localhost names", programs.probe_localhost, repair=programs.install_localhost, needed=False),
     Check("runsc", engine.probe_engine, repair=engine.install_engine),
 )

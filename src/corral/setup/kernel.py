@@ -21,12 +21,11 @@ OLDEST = (5, 14)
 FAMILIES = ("x86_64", "aarch64")
 OPEN_FILES = 65_536
 """Descriptors: a sandbox takes about ten of the holder and the server."""
-MODULES = ("overlay", "loop", "ext4", "xfs", "veth")
+MODULES = ("overlay", "loop", "ext4", "xfs", "veth", "nf_tables", "nf_conntrack_netlink", "nfnetlink_log", "sch_tbf")
 
 _OVERLAY = "mount -t tmpfs none . && mkdir l u w m && echo low >l/f && mount -t overlay none m -o lowerdir=l,upperdir=u,workdir=w,xino=on && echo up >m/f && read word <u/f && [ $word = up ]"
 _EXT4 = "mount -t tmpfs none . && mkdir m && truncate -s 16M i && mkfs.ext4 -q -O ^has_journal i && mount -o loop i m && echo x >m/f"
 _XFS = "mount -t tmpfs none . && mkdir m && truncate -s 320M i && mkfs.xfs -q -m reflink=1 i && mount -o loop i m && echo x >m/f && cp --reflink=always m/f m/g"
-_VETH = "ip link add corral0 type veth peer name corral1 && ip link set corral0 up"
 
 
 def probe_kernel(machine: Machine) -> Finding:
@@ -124,15 +123,6 @@ def probe_reflink(machine: Machine) -> Finding:
     return ill(
         f"no file system that shares blocks between files: {tried}",
         mend="run `modprobe xfs` and install xfsprogs; without it disks are copied, which is slower",
-    )
-
-
-def probe_veth(machine: Machine) -> Finding:
-    tried = _try(_VETH, "--net")
-    return (
-        well("veth pairs in a network namespace")
-        if tried is None
-        else ill(f"no network devices for sandboxes: {tried}", mend="run `modprobe veth` and install iproute2")
     )
 
 
