@@ -6,6 +6,7 @@ Everything listens on addresses of the ranges for documentation, which count as 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import gzip
 import socket
 import ssl
@@ -24,6 +25,7 @@ from cryptography.x509.oid import NameOID
 
 from harness.namespace import Namespace, enter, join
 
+LOCK = Path("/var/tmp/corral-test-internet.lock")
 DNS = "203.0.113.53"
 WEB = "203.0.113.10"
 OTHER = "203.0.113.11"
@@ -98,6 +100,7 @@ class Internet:
 
     def __init__(self, name: str, directory: Path) -> None:
         self.namespace = Namespace(name)
+        self._turn = LOCK.open("w")
         self.authority = TestAuthority(directory)
         self.zone = Zone()
         self.seen = Seen()
@@ -113,6 +116,9 @@ class Internet:
     def open(self, outside: Namespace | None, device: str, *, here: str = "192.0.2.1") -> None:
         """Serve those in another namespace (None: this machine), by a cable whose end there is called `device` and has the address `here`."""
         self._outside = outside
+        if outside is None:
+            # Two test runs at once would have the same addresses on one machine.
+            fcntl.flock(self._turn, fcntl.LOCK_EX)
         join(outside, device, self.namespace, "world")
         for address in (DNS, WEB, OTHER, PRIVATE):
             self.namespace.ip("addr", "add", f"{address}/32", "dev", "world")
@@ -134,6 +140,7 @@ class Internet:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
         self.namespace.remove()
+        self._turn.close()
 
     async def wait(self, true: Callable[[Seen], bool]) -> None:
         """Until what has arrived is as expected."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import socket
 import struct
@@ -32,8 +31,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(scope="module")
 def internet() -> Iterator[Internet]:
-    with Path("/var/tmp/corral-test-internet.lock").open("w") as turn, tempfile.TemporaryDirectory(prefix="corral-internet-", dir="/var/tmp") as directory:
-        fcntl.flock(turn, fcntl.LOCK_EX)
+    with tempfile.TemporaryDirectory(prefix="corral-internet-", dir="/var/tmp") as directory:
         internet = Internet(f"ct{os.getpid()}w", Path(directory))
         internet.open(None, f"ct{os.getpid()}", here="198.51.100.1")
         try:
