@@ -136,6 +136,7 @@ def test_from_python_and_the_command_line(server: Server, tmp_path: Path) -> Non
     corral("volume", "cp", f"{name}:tree", str(tmp_path / "back"))
     assert (tmp_path / "back" / "sub" / "leaf").read_text() == "leaf"
     assert name in corral("volume", "ls")
+    assert corral("run", "--image", "tiny", "--volume", f"{name}:/data:ro", "--", "cat", "/data/file") == "from inside"
     box = corral("create", "--image", "tiny", "--volume", f"{name}:/data:ro").strip()
     assert corral("exec", box, "--", "cat", "/data/tree/sub/leaf") == "leaf"
     corral("rm", box)
