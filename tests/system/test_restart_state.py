@@ -56,6 +56,7 @@ def on_disk(server: Server) -> set[str]:
     return {path.name for path in Places(server.home).snapshots.iterdir() if path.name != ".mounted"}
 
 
+@pytest.mark.timeout(120 + 15 * ROUNDS)
 def test_killed_in_the_middle_of_state(server: Server, api: Api) -> None:
     chance = random.Random(6)
     box = api.create(timeout=None)["id"]
