@@ -75,7 +75,7 @@ def test(context: typer.Context) -> object:
 
 
 def bench(
-    figure: Annotated[str | None, typer.Argument(help="tti, exec, echo, files, cold, snapshot, burst or density [default: the first five].")] = None,
+    figure: Annotated[str | None, typer.Argument(help="tti, exec, echo, files, cold, snapshot, egress, burst or density [default: the first five].")] = None,
     *,
     n: Annotated[int | None, typer.Option("-n", "--n", help="How many times.")] = None,
     image: Annotated[str, typer.Option(help="Of the sandboxes.")] = "tiny",

@@ -88,13 +88,17 @@ class Authority:
         context.set_alpn_protocols(["http/1.1"])
         # OpenSSL reads chains from files only; this one has no name and never touches a disk.
         with os.fdopen(os.memfd_create("leaf", os.MFD_CLOEXEC), "wb") as chain:
-            chain.write(self.leaf(host) + _private(self._leaf_key))
+            chain.write(self.chain(host))
             chain.flush()
             context.load_cert_chain(f"/proc/self/fd/{chain.fileno()}")
         self._contexts[host] = now + LEAF_LIFE - RENEW, context
         if len(self._contexts) > CONTEXTS:
             self._contexts.popitem(last=False)
         return context
+
+    def chain(self, host: str) -> bytes:
+        """A certificate for a host with its key, as PEM."""
+        return self.leaf(host) + _private(self._leaf_key)
 
     def leaf(self, host: str) -> bytes:
         """A certificate for a host, as PEM."""
