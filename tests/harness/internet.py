@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import IO
 from urllib.parse import parse_qs, urlsplit
 
 from cryptography import x509
@@ -100,7 +101,7 @@ class Internet:
 
     def __init__(self, name: str, directory: Path) -> None:
         self.namespace = Namespace(name)
-        self._turn = LOCK.open("w")
+        self._turn: IO[str] | None = None
         self.authority = TestAuthority(directory)
         self.zone = Zone()
         self.seen = Seen()
@@ -118,6 +119,7 @@ class Internet:
         self._outside = outside
         if outside is None:
             # Two test runs at once would have the same addresses on one machine.
+            self._turn = LOCK.open("w")
             fcntl.flock(self._turn, fcntl.LOCK_EX)
         join(outside, device, self.namespace, "world")
         for address in (DNS, WEB, OTHER, PRIVATE):
@@ -140,7 +142,8 @@ class Internet:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
         self.namespace.remove()
-        self._turn.close()
+        if self._turn is not None:
+            self._turn.close()
 
     async def wait(self, true: Callable[[Seen], bool]) -> None:
         """Until what has arrived is as expected."""
