@@ -124,6 +124,8 @@ class Rule(Request):
             raise ValueError("a rule does one thing: give one of inject, proxy, respond")
         if self.action != "allow" and (self.inject or self.proxy or self.respond):
             raise ValueError(f"a rule that says {self.action} can't also inject, proxy or respond")
+        if self.action == "ask" and self.protocol in ("udp", "icmp"):
+            raise ValueError("only tcp connections can wait for a decision: packets of udp and icmp are allowed or denied")
         if self.reads_content:
             if any("/" in to for to in self.to):
                 raise ValueError("rules on HTTP name domains, or *, not addresses: which server is meant is told by name")
