@@ -50,6 +50,11 @@ class Policies:
         self._kept: dict[str, list[KeptRule]] = {}
         self._denials = Denials(clock)
 
+    @property
+    def default(self) -> EgressPolicy:
+        """Of a sandbox that asks for nothing."""
+        return EgressPolicy(default=Preset.PUBLIC if self._node.networked else Preset.NONE)
+
     async def open(self, adopted: Iterable[Living]) -> None:
         """Load what was decided, and send policies and secrets anew for those that live on from an earlier server."""
         for project, kept in await self._rules.all():

@@ -130,7 +130,8 @@ class Sandboxes:
         the node met; then nothing is left of it but its row.
         """
         began = time.perf_counter()
-        await self.policies.check(wanted.egress)
+        if wanted.egress is not None:
+            await self.policies.check(wanted.egress)
         record = self._plan(actor, wanted)
         image = self.node.image(record.image_id)
         living = self.ledger.registry.add(record, reserved=True)
@@ -179,7 +180,7 @@ class Sandboxes:
             volumes=self._volumes.uses(actor.project, wanted.volumes),
             created_at=self._clock(),
             created_by=actor.key,
-            egress=wanted.egress,
+            egress=self.policies.default if wanted.egress is None else wanted.egress,
             secrets=tuple(wanted.secrets),
         )
 

@@ -320,6 +320,11 @@ class Node:
 
     # What it may reach
 
+    @property
+    def networked(self) -> bool:
+        """Whether sandboxes can have a network here; if not, the log and `corral doctor` say why."""
+        return self._engine.network.reason is None
+
     async def set_egress(self, id: str, policy: EgressPolicy, secrets: Mapping[str, str]) -> None:
         """Change what a running sandbox may reach; connections that it no longer may have are cut."""
         await self._engine.set_egress(id, policy, secrets)

@@ -77,10 +77,6 @@ class Preset(StrEnum):
     """Everything, private ranges too; never the host itself nor other sandboxes."""
 
 
-DEFAULT = Preset.NONE
-"""What a sandbox gets that asks for nothing."""
-
-
 class HttpMatch(Request):
     """Which HTTP requests a rule is about. All that are given must hold. Patterns know `*` (anything, `/` too) and `?`."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from corral.schema.egress import DEFAULT, Egress, EgressPolicy
+from corral.schema.egress import Egress, EgressPolicy
 from corral.schema.model import Answer, Request
 from corral.schema.secret import SecretUse
 from corral.schema.volume import VolumeMount, VolumeMounts
@@ -71,7 +71,7 @@ class SandboxCreate(Request):
     user: str | None = Field(None, max_length=256, description="default user of commands; null: the image's")
     workdir: str | None = Field(None, max_length=4096, description="default directory of commands; null: the image's")
     hostname: Name | None = None
-    egress: Egress = Field(default_factory=lambda: EgressPolicy(default=DEFAULT), description="a policy, or the name of a preset")
+    egress: Egress | None = Field(None, description="a policy, or the name of a preset; null: `public` where sandboxes have a network, else `none`")
     secrets: list[SecretUse] = Field(default_factory=list[SecretUse], max_length=64, description="those that become plain environment variables inside")
     sudo: bool = Field(True, description="the image's user may become root inside the sandbox")
     wait: float = Field(0, ge=0, le=600, description="seconds to wait for room when the node is full")
