@@ -125,7 +125,7 @@ def test_what_a_request_does_not_take_is_refused(api: Api, box: str) -> None:
 def test_a_reader_looks_and_changes_nothing(api: Api, server: Server, box: str) -> None:
     key = api.ok("POST", "/v1/keys", status=201, json={"name": "r", "role": "reader"})
     with contextlib.closing(Api(server, key["value"])) as reader:
-        assert reader.ok("GET", f"/v1/sandboxes/{box}/egress")["policy"]["default"] == "none"
+        assert reader.ok("GET", f"/v1/sandboxes/{box}/egress")["policy"]["default"] == "public"
         assert reader.ok("GET", "/v1/approvals") == {"approvals": []}
         reader.refused("forbidden", "PUT", f"/v1/sandboxes/{box}/egress", json="none")
         reader.refused("forbidden", "POST", f"/v1/sandboxes/{box}/egress/learn")

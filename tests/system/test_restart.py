@@ -6,6 +6,10 @@ import json
 import os
 import signal
 import threading
+import time
+from pathlib import Path
+
+import pytest
 
 from corral import Sandbox
 from corral.places import Places
@@ -78,6 +82,31 @@ def test_two_hundred_sandboxes_leave_nothing(server: Server) -> None:
         for box in batch:
             box.delete()
     assert set(leaks.of_sandboxes(places)) <= before
+
+
+def test_a_sandbox_killed_while_it_is_frozen_is_stopped_too(server: Server) -> None:
+    with Sandbox.create("tiny") as box:
+        sentry = json.loads((Places(server.home).boxes / f"{box.id}.json").read_text())["identity"]["pid"]
+        if not _stopped_within(sentry, seconds=10):
+            pytest.skip("this runsc burns no processor time when idle, so nothing is frozen")
+        os.kill(sentry, signal.SIGKILL)
+        for event in box.events(follow=True):
+            if event.kind == "sandbox.stopped":
+                break
+        box.refresh()
+        assert (box.state, box.reason) == ("stopped", "killed")
+        box.start()
+        assert box.run("true").exit_code == 0
+
+
+def _stopped_within(pid: int, *, seconds: float) -> bool:
+    """Whether a process is stopped by a signal. Nothing tells of it, so this looks again and again."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def test_a_crashed_sandbox_is_stopped_with_its_disk_and_can_be_started_again(server: Server) -> None:

@@ -26,6 +26,8 @@ class RunscBox:
         self.pid = member.sentry.identity.pid
         self.ending: asyncio.Task[None] | None = None
         """The one task that takes it apart, whoever asked first."""
+        self.on_detach: Callable[[], None] = lambda: None
+        """Called before its descriptors are closed."""
         self._disk_used = disk_used
         self._log = AgentLog(member.log)
         self._seen = (time.monotonic(), self.cpu_seconds())
@@ -108,7 +110,8 @@ class RunscBox:
         return self._log.lines()
 
     def detach(self) -> None:
-        """Stop following the log; before its descriptor is closed."""
+        """Stop following its descriptors; before they are closed."""
+        self.on_detach()
         self._log.close()
 
 

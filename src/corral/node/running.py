@@ -58,6 +58,7 @@ class Running:
         self.link.on_end = lambda _error: hooks.on_silence(spec.id)
         self.files = Files(self.link, self.guest.processes.next_channel, user=self.guest.defaults.user, workdir=self.guest.defaults.workdir)
         self._idler = self._make_idler(hooks) if freeze else None
+        box.on_detach = lambda: self._rest(thaw=False)
 
     def trust(self, policy: EgressPolicy) -> None:
         """What processes are told of the installation's authority from now on; that it is there is `trust.install`'s work."""
@@ -69,10 +70,15 @@ class Running:
 
     def close(self, *, thaw: bool) -> None:
         """Stop using the sandbox; its processes go on. `thaw`: leave it awake, since nobody watches it any more."""
-        if self._idler is not None:
-            self._idler.stop(thaw=thaw)
-            self._listen(on=False)
+        self._rest(thaw=thaw)
         self.guest.close()
+
+    def _rest(self, *, thaw: bool) -> None:
+        """No more freezing and waking."""
+        if (idler := self._idler) is not None:
+            self._idler = None
+            idler.stop(thaw=thaw)
+            self._listen(on=False)
 
     def _touch(self) -> None:
         self.used_at = time.monotonic()
