@@ -20,7 +20,7 @@ def files(client: Client, n: int, image: str, size: int) -> Figure:
     """MiB/s of one big file up and down (a sample is the slower of both), against a copy over loopback TCP into a file on the same pool."""
     up: list[float] = []
     down: list[float] = []
-    with client.sandboxes.create(image, disk=size + 1024, memory=512) as sandbox:
+    with client.sandboxes.create(image, disk=2 * size + 1024, memory=512) as sandbox:
         for _ in range(n):
             up.append(size / _seconds(lambda: sandbox.files.write("/bench.bin", _zeros(size))))
             down.append(size / _seconds(lambda: _swallow(sandbox.files.pieces("/bench.bin"), size)))
