@@ -15,7 +15,7 @@ SNIPPETS = {
 
 
 def main() -> None:
-    with Sandbox.create("base", cpu=1, memory=512, disk=256, pids=64, timeout=300) as sandbox:
+    with Sandbox.create("base", cpu=1, memory=512, disk=256, pids=64, timeout=300, egress="none") as sandbox:
         for name, code in SNIPPETS.items():
             try:
                 result = sandbox.run(["python3", "-c", code], timeout=5)
