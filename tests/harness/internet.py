@@ -12,7 +12,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -96,6 +96,21 @@ class TestAuthority:
         return self._contexts[host]
 
 
+def _ended(
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+    """A connection that is still open when the internet ends is cut."""
+
+    async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await serve(reader, writer)
+        except asyncio.CancelledError:
+            writer.transport.abort()
+            raise
+
+    return served
+
+
 class Internet:
     """Runs in a thread of its own, from `open` to `close`."""
 
@@ -113,10 +128,11 @@ class Internet:
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event
         self._outside: Namespace | None = None
+        self._device = ""
 
     def open(self, outside: Namespace | None, device: str, *, here: str = "192.0.2.1") -> None:
         """Serve those in another namespace (None: this machine), by a cable whose end there is called `device` and has the address `here`."""
-        self._outside = outside
+        self._outside, self._device = outside, device
         if outside is None:
             # Two test runs at once would have the same addresses on one machine.
             self._turn = LOCK.open("w")
@@ -141,6 +157,10 @@ class Internet:
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
+        from harness.namespace import ip
+
+        # The end of a namespace takes its devices along some time later, and the next internet's cable has the same name.
+        ip("link", "del", "dev", self._device, namespace=self._outside.name if self._outside else None)
         self.namespace.remove()
         if self._turn is not None:
             self._turn.close()
@@ -169,11 +189,11 @@ class Internet:
         dns, _ = await self._loop.create_datagram_endpoint(lambda: _Names(self), local_addr=(DNS, 53))
         echo, _ = await self._loop.create_datagram_endpoint(_Echo, local_addr=(WEB, 443))
         servers = [
-            await asyncio.start_server(self._names, DNS, 53),
-            await asyncio.start_server(self._web, "0.0.0.0", 80, backlog=2000),
-            await asyncio.start_server(self._web, "0.0.0.0", 443, ssl=self._contexts, backlog=2000),
-            await asyncio.start_server(self._echo, "0.0.0.0", 7),
-            await asyncio.start_server(self._greeter, "0.0.0.0", 25),
+            await asyncio.start_server(_ended(self._names), DNS, 53),
+            await asyncio.start_server(_ended(self._web), "0.0.0.0", 80, backlog=2000),
+            await asyncio.start_server(_ended(self._web), "0.0.0.0", 443, ssl=self._contexts, backlog=2000),
+            await asyncio.start_server(_ended(self._echo), "0.0.0.0", 7),
+            await asyncio.start_server(_ended(self._greeter), "0.0.0.0", 25),
         ]
         self._ready.set()
         await self._stop.wait()
@@ -185,6 +205,8 @@ class Internet:
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
+        for _ in range(3):  # until what was aborted is gone
+            await asyncio.sleep(0)
 
     def _default(self) -> Path:
         self.authority.context("default.invalid")

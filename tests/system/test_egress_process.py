@@ -355,6 +355,17 @@ async def test_what_could_be_read_in_two_ways_goes_nowhere(bench: Bench, request
     assert (await guest.run(get, "api.example.com"))[0] == 200
 
 
+async def test_what_names_no_host_to_us_reaches_none_by_the_name_it_was_resolved_for(bench: Bench) -> None:
+    """An allowed and a denied name may share an address, and servers skip an empty line before a request."""
+    guest = bench.guests[0]
+    bench.internet.zone.addresses["shared.example.com"] = [WEB]
+    await bench.admit(guest, {"rules": [{"to": ["shared.example.com"]}]})
+    assert (await guest.run(lookup, "shared.example.com"))[1] == [WEB]
+    assert await guest.run(raw, b"\r\nGET / HTTP/1.1\r\nHost: evil.example.net\r\nConnection: close\r\n\r\n") == b""
+    assert await guest.run(lambda: raw(b"\x15\x03\x01\x00\x02\x01\x00" + hello("evil.example.net"), port=443)) == b""
+    assert not bench.internet.seen.requests
+
+
 async def test_a_body_that_is_none_is_refused_half_way(bench: Bench) -> None:
     guest = bench.guests[0]
     await bench.admit(guest, {"rules": [{"to": ["api.example.com"]}]})

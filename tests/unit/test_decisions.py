@@ -33,7 +33,6 @@ def asked(name: str | None = "api.example.com", *, address: str | None = "192.0.
         ({"to": ["api.example.com"], "ports": ["400-500"]}, asked(), "api.example.com", ["443"]),
         ({"to": ["192.0.2.0/24"]}, asked(), "192.0.2.7/32", ["443"]),
         ({"to": ["0.0.0.0/0"]}, asked(None, port=22), "192.0.2.7/32", ["22"]),
-        ({"to": ["192.0.2.0/24"], "protocol": "icmp"}, asked(None, port=None), "192.0.2.7/32", None),
         ({"to": ["*"], "http": {"path": "/v1/*"}}, asked(), "api.example.com", ["443"]),
         ({"to": ["nothing.test", "*"], "name": "titled"}, asked(rule="titled"), "api.example.com", ["443"]),
     ],

@@ -309,3 +309,20 @@ def test_resolvers_of_others_are_no_way_around_names() -> None:
     assert opened.connection(TCP, 443, number("8.8.8.8"), None).action is Action.ALLOW
     assert kernel_lets(opened, TCP, "8.8.8.8", 853)
     assert not kernel_lets(opened, TCP, "9.9.9.9", 853)
+
+
+def test_metadata_is_opened_by_its_range_only() -> None:
+    for address in ("169.254.169.254", "168.63.129.16", "100.100.100.200"):
+        for default in ("public", "all"):
+            compiled = policy.compile(EgressPolicy.model_validate({"default": default}))
+            assert compiled.connection(TCP, 80, number(address), None).action is Action.DENY
+            assert compiled.reachable(number(address), TCP, 80)
+        opened = policy.compile(EgressPolicy.model_validate({"rules": [{"to": [address]}]}))
+        assert opened.connection(TCP, 80, number(address), None).action is Action.ALLOW
+
+
+def test_a_name_that_points_into_a_range_of_questions_is_no_way_around_them() -> None:
+    compiled = policy.compile(EgressPolicy.model_validate({"default": "public", "rules": [{"to": ["10.0.0.0/8"], "action": "ask"}]}))
+    assert compiled.connection(TCP, 80, number("10.0.0.5"), None).action is Action.ASK
+    assert compiled.reachable(number("10.0.0.5"), TCP, 80)
+    assert compiled.reachable(number("10.0.0.5")) is None

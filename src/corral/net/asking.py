@@ -46,7 +46,9 @@ class Asking:
         key = (name or address, port)
         if (known := occupant.decided.get(key)) is not None:
             return known
-        question = next((q for q in self._questions.values() if q.occupant is occupant and q.key == key and q.told.get("path") == path), None)
+        question = next(
+            (q for q in self._questions.values() if q.occupant is occupant and q.key == key and (q.told["method"], q.told["path"]) == (method, path)), None
+        )
         if question is None:
             if sum(q.occupant is occupant for q in self._questions.values()) >= WAITING:
                 return policy.ask_default == "allow"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 from corral.schema.egress import HttpMatch
@@ -41,7 +43,7 @@ def normal_path(target: str) -> str:
             case "" | ".":
                 continue
             case "..":
-                kept = kept[:-1]
+                del kept[-1:]
             case _:
                 kept.append(segment)
     slash = "/" if kept and text.rsplit("/", 1)[-1] in ("", ".", "..") else ""
@@ -71,18 +73,22 @@ def _each(patterns: dict[str, str], fields: Iterable[tuple[str, str]], *, strict
 
 
 def like(pattern: str, text: str) -> bool:
-    """Whether the text has the form: `*` stands for anything, `?` for one character. Takes len(pattern) × len(text) steps at most, unlike a regular expression."""
-    p = t = 0
-    star, mark = -1, 0
-    while t < len(text):
-        if p < len(pattern) and pattern[p] == "*":
-            star, mark = p, t
-            p += 1
-        elif p < len(pattern) and pattern[p] in ("?", text[t]):
-            p, t = p + 1, t + 1
-        elif star >= 0:
-            mark += 1
-            p, t = star + 1, mark
-        else:
+    """Whether the text has the form: `*` stands for anything, `?` for one character. Each piece between stars is looked for once, from the left: no backtracking."""
+    first, *others = _pieces(pattern)
+    if not others:
+        return first.fullmatch(text) is not None
+    if (found := first.match(text)) is None:
+        return False
+    at = found.end()
+    for piece in others[:-1]:
+        if (found := piece.search(text, at)) is None:
             return False
-    return all(character == "*" for character in pattern[p:])
+        at = found.end()
+    # The last piece has as many characters as it matches.
+    start = len(text) - pattern[::-1].find("*")
+    return start >= at and others[-1].fullmatch(text, start) is not None
+
+
+@lru_cache(maxsize=4096)
+def _pieces(pattern: str) -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile("".join("." if character == "?" else re.escape(character) for character in piece), re.DOTALL) for piece in pattern.split("*"))

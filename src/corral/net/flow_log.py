@@ -11,6 +11,8 @@ from typing import Any
 KEPT = 50_000
 """Records kept while no server listens; of more, the oldest are lost, and the loss is told."""
 BATCH = 500
+LONGEST = 1000
+"""Characters of one field; the rest is cut off."""
 PAUSE = 0.05
 """Seconds in which records gather to a batch."""
 
@@ -30,7 +32,7 @@ class FlowLog:
     def add(self, **record: Any) -> None:
         """Fields are those of `corral.schema.egress.Flow`; `seq` and, unless given, `at` are added."""
         self._seq += 1
-        record = {"seq": self._seq, "at": datetime.now(UTC).isoformat(), **{name: value for name, value in record.items() if value is not None}}
+        record = {"seq": self._seq, "at": datetime.now(UTC).isoformat(), **{name: _short(value) for name, value in record.items() if value is not None}}
         self._waiting.append(record)
         while len(self._waiting) + self._in_sent > KEPT:
             self.lost += 1
@@ -67,3 +69,7 @@ class FlowLog:
         self._sent.clear()
         self._in_sent = 0
         self.flush()
+
+
+def _short(value: Any) -> Any:
+    return value[:LONGEST] if isinstance(value, str) else value

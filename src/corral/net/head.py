@@ -16,6 +16,8 @@ from corral.schema.egress import PLACEHOLDER
 
 SIZE: Final = 64 << 10
 """Bytes of a head at most."""
+TARGET: Final = 8 << 10
+"""Bytes of a request's target at most: what most servers take."""
 _HOST = re.compile(r"(?P<name>[A-Za-z0-9_.-]{1,254})(:[0-9]{1,5})?\Z")
 _ADDRESS = re.compile(r"[0-9.]+\Z")
 _ABSOLUTE = re.compile(r"https?://([^/?#]*)")
@@ -74,6 +76,10 @@ def _fault(event: h11.Request, request: HttpRequest) -> tuple[int, str] | None:
     framing = names.count(b"content-length") + names.count(b"transfer-encoding")
     if sum(len(name) + len(value) + 4 for name, value in event.headers) + len(event.target) > SIZE:
         return 431, f"a head of more than {SIZE >> 10} KiB"
+    if len(event.target) > TARGET:
+        return 414, f"a target of more than {TARGET >> 10} KiB"
+    if "#" in target or "..;" in target:
+        return 400, "a target that servers read differently"
     if framing > 1 or (b"transfer-encoding" in names and event.http_version < b"1.1"):
         return 400, "a request with two lengths"
     if len(hosts) > 1 or (hosts and _host(hosts[0]) is None):

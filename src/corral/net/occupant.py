@@ -16,6 +16,8 @@ CONNECTIONS = 1000
 """Open at once, unless the policy's budget says otherwise."""
 NAMES = 4096
 """Addresses whose names are remembered."""
+NAMES_EACH = 64
+"""Names remembered for one address: what shares an address may be as many as somebody likes."""
 KEPT = 300.0
 """Seconds that an address keeps its name beyond the answer's life: programs hold on to what they have resolved."""
 
@@ -111,7 +113,11 @@ class Occupant:
         until = time.monotonic() + ttl + KEPT
         for address in map(int, map(ipaddress.IPv4Address, addresses)):
             names = self._names.pop(address, {})
-            self._names[address] = {**names, name: until}
+            names.pop(name, None)
+            names[name] = until
+            while len(names) > NAMES_EACH:
+                del names[next(iter(names))]
+            self._names[address] = names
         while len(self._names) > NAMES:
             del self._names[next(iter(self._names))]
 

@@ -24,10 +24,10 @@ from corral.schema.egress import EgressPolicy, Preset, Rule
 
 NEVER = spans("0.0.0.0/8", "127.0.0.0/8", "192.0.0.0/24", "198.18.0.0/15", "224.0.0.0/3")
 """Nobody reaches these, whatever a policy says: loopback, the switch's own services, other sandboxes, multicast and reserved. The host's own addresses besides."""
-PRIVATE = spans("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16")
+METADATA = spans("169.254.0.0/16", "168.63.129.16/32", "100.100.100.200/32")
+"""Where clouds keep the credentials of a machine (Azure and Alibaba outside of the link-local range): opened by CIDR only, not even by `all`."""
+PRIVATE = complement((*complement(spans("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16")), *METADATA))
 """Opened by the default `all`, or by CIDR."""
-METADATA = spans("169.254.0.0/16", "168.63.129.16/32")
-"""Where clouds keep the credentials of a machine (all but Azure within the link-local range): opened by CIDR only, not even by `all`."""
 PUBLIC = complement((*NEVER, *PRIVATE, *METADATA))
 WEB_PORTS = frozenset({80, 443})
 EVERYTHING: Span = (0, LAST_ADDRESS)
@@ -190,6 +190,8 @@ class Compiled:
     _rules: tuple[_Rule, ...] = field(repr=False)
     _allowed: tuple[Box, ...] = field(repr=False)
     """Ranges opened by CIDR or by `all`: where a name may point besides the public ones."""
+    _asked: tuple[Box, ...] = field(default=(), repr=False)
+    """Ranges about which people are asked. A name that points there is resolved; the connection is made by its address only, so that they are asked about that."""
     guarded: bool = False
     """Whether names are told apart although the internet is open."""
 
@@ -213,7 +215,7 @@ class Compiled:
                 return _denied_by(rule, name)
         for rule in self._rules:
             if rule.action is not Action.DENY and rule.about_name(name):
-                return Ruling(Action.ALLOW, rule.rule)
+                return (self._around(name, None, None) if rule.every else None) or Ruling(Action.ALLOW, rule.rule)
         return self._default(name, None)
 
     def connection(self, protocol: Protocol, port: int, address: int | None, name: str | None) -> Ruling:
@@ -226,6 +228,8 @@ class Compiled:
                 content = True
         for rule in self._rules:
             if rule.action is not Action.DENY and (by := rule.matches(protocol, port, address, name)):
+                if rule.every and (around := self._around(name, address, port)) is not None:
+                    return around
                 if not rule.rule.reads_content:
                     return self._checked(Ruling(rule.action, rule.rule, by, content=content), address)
                 content = True
@@ -260,7 +264,8 @@ class Compiled:
                 return f"{_text(address)} is denied by the rule {rule.rule.title!r}"
         if within(address, PUBLIC):
             return None
-        if any(box.first <= address <= box.last and (protocol is None or box.holds(protocol, address, port)) for box in self._allowed):
+        boxes = (*self._allowed, *self._asked) if protocol is None else self._allowed
+        if any(box.first <= address <= box.last and (protocol is None or box.holds(protocol, address, port)) for box in boxes):
             return None
         return f"{_text(address)} is a private address, and no rule opens it"
 
@@ -291,10 +296,16 @@ class Compiled:
             return Ruling(Action.DENY, ruling.rule, reason=f"{_text(address)} is an address of this machine or a reserved one")
         return ruling
 
-    def _default(self, name: str | None, address: int | None, port: int | None = None, *, request: HttpRequest | None = None) -> Ruling:
+    def _around(self, name: str | None, address: int | None, port: int | None) -> Ruling | None:
+        """The refusal of a resolver by which a sandbox would get at names that its policy tells apart; None: it is none. Only a rule that names it opens it, not one about everything."""
         hidden = address is not None and port is not None and within(address, doh.ADDRESSES) and within(port, doh.TLS_PORTS)
         if self.guarded and (name in doh.NAMES if name is not None else hidden):
             return Ruling(Action.DENY, reason=f"{name or _text(address)} resolves names over HTTPS, which would go around the egress policy")
+        return None
+
+    def _default(self, name: str | None, address: int | None, port: int | None = None, *, request: HttpRequest | None = None) -> Ruling:
+        if (around := self._around(name, address, port)) is not None:
+            return around
         asked = name or (_text(address) if address is not None else "this")
         if request is not None and any(rule.rule.http for rule in self._rules if rule.matches(Protocol.TCP, request.port, request.address, request.name)):
             asked = f"{request.method} {request.path} of {asked}"
@@ -327,7 +338,7 @@ def compile(policy: EgressPolicy) -> Compiled:
     pinned = any(rule.action is Action.ALLOW and rule.domains and not rule.rule.reads_content for rule in rules)
     mode = Mode.OPEN if open_by_default else Mode.NAMES if pinned else Mode.CLOSED
     asked = tuple(box for rule in rules if rule.action is Action.ASK for box in rule.boxes())
-    return Compiled(policy, Kernel(_nat(policy, rules), mode, disjoint(listed), disjoint(denied)), rules, (*allowed, *asked), _guards_names(policy, rules))
+    return Compiled(policy, Kernel(_nat(policy, rules), mode, disjoint(listed), disjoint(denied)), rules, tuple(allowed), asked, _guards_names(policy, rules))
 
 
 def _nat(policy: EgressPolicy, rules: tuple[_Rule, ...]) -> Nat:
@@ -343,7 +354,8 @@ def _nat(policy: EgressPolicy, rules: tuple[_Rule, ...]) -> Nat:
 
 def _guards_names(policy: EgressPolicy, rules: tuple[_Rule, ...]) -> bool:
     """Whether names are told apart although the internet is open, so that resolvers of others would be a way around."""
-    return policy.default is not Preset.NONE and (policy.learn or any(rule.domains and rule.action is not Action.ALLOW for rule in rules))
+    open_to_all = policy.default is not Preset.NONE or any(rule.every and rule.action is Action.ALLOW for rule in rules)
+    return open_to_all and (policy.learn or any(rule.domains and rule.action is not Action.ALLOW for rule in rules))
 
 
 def _beyond_web(ports: Span) -> bool:

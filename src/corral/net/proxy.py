@@ -144,9 +144,13 @@ class Proxy:
         ruling = judge(visit.occupant.compiled)
         if ruling.content:
             ruling = Ruling(Action.DENY, ruling.rule, reason="this is neither HTTP nor TLS, and what the egress policy says of its destination is about HTTP")
-        elif web and ruling.rule is None and visit.occupant.compiled.guarded:
-            # Servers may read more into it than we do.
-            ruling = Ruling(Action.DENY, reason="this is neither HTTP nor TLS, and names are told apart on this port")
+        elif web and ruling.action is not Action.DENY and (ruling.by is By.NAME if ruling.rule is not None else visit.occupant.compiled.guarded):
+            # Servers may read more into it than we do: an empty line and then a Host of theirs, a greeting longer than ours may be.
+            by_address = visit.occupant.compiled.connection(Protocol.TCP, visit.port, visit.number, None)
+            if by_address.rule is not None and by_address.action is not Action.DENY and not by_address.content:
+                ruling = by_address
+            else:
+                ruling = Ruling(Action.DENY, reason="this is neither HTTP nor TLS, and names are told apart on this port")
         ruling = await visit.settled(ruling)
         if ruling.action is Action.DENY:
             visit.told("tcp", Verdict.DENIED, ruling)

@@ -17,6 +17,7 @@ ENCODED = 8
 
 def forms(value: str) -> frozenset[bytes]:
     """A value as itself, percent-encoded, within a JSON string, and within base64 at each of the three offsets (without the characters that depend on neighbours)."""
+    value = value.strip()  # as it is sent
     raw = value.encode()
     if len(raw) < LEAST:
         return frozenset()
@@ -31,7 +32,9 @@ def forms(value: str) -> frozenset[bytes]:
                 first = (offset * 8 + 5) // 6
                 last = (offset + len(raw)) * 8 // 6
                 found.add(coded[first:last])
-        found.add(raw.hex().encode())
+        found |= {form.replace(b"/", b"\\/") for form in set(found)}
+        found |= {re.sub(rb"%[0-9A-F]{2}", lambda coded: coded[0].lower(), form) for form in set(found)}
+        found |= {raw.hex().encode(), raw.hex().upper().encode()}
     return frozenset(found)
 
 

@@ -25,6 +25,10 @@ NAME = 160
 """Characters of a name: longer ones carry data, as a rule (the longest of the large clouds' have 110)."""
 LOOKUPS = 64
 """Queries of one sandbox under way."""
+ADDRESSES = 64
+"""Of one name that a sandbox is told and may reach."""
+LONGEST = 3600
+"""Seconds for which an answer holds, whatever its server says."""
 LIFE = 60.0
 """Seconds that a pin holds at least, besides `KEPT`."""
 LOG_AGAIN = 60.0
@@ -184,11 +188,12 @@ class Resolver:
             return self._denied(
                 occupant, query, Ruling(Action.DENY, ruling.rule, reason=f"{query.name} points nowhere allowed: {next(iter(refused.values()))}"), udp=udp
             )
-        occupant.resolved(query.name, good, answer.ttl)
+        good, ttl = good[:ADDRESSES], min(answer.ttl, LONGEST)
+        occupant.resolved(query.name, good, ttl)
         if ports := occupant.compiled.pins(query.name):
-            self._pin(occupant.tenant.generation, ports, good, max(answer.ttl, LIFE) + KEPT)
+            self._pin(occupant.tenant.generation, ports, good, max(ttl, LIFE) + KEPT)
         self._told(occupant, query, ruling)
-        return dns.reply(query, addresses=good, ttl=answer.ttl, udp=udp)
+        return dns.reply(query, addresses=good, ttl=ttl, udp=udp)
 
     async def _relay(self, occupant: Occupant, query: Query, ruling: Ruling, *, udp: bool) -> bytes:
         occupant.lookups += 1
