@@ -63,7 +63,8 @@ def with_cache(places: Places, shared: Places) -> None:
     (places.home / "cache").symlink_to(shared.home / "cache")
 
 
-def test_tiny_is_built_from_nothing_and_not_twice(places: Places) -> None:
+def test_tiny_is_built_from_its_package_and_not_twice(places: Places, shared: Places) -> None:
+    with_cache(places, shared)
     lines: list[str] = []
     [first] = ensure(places, ["tiny"], on_line=lines.append)
     assert first.size < 4 << 20
