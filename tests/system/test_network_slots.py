@@ -155,6 +155,25 @@ async def test_the_next_user_of_a_slot_has_nothing_of_the_last(network: Network,
         connection.close()
 
 
+async def test_connections_of_every_former_policy_end_with_the_tenancy(network: Network, internet: Internet) -> None:
+    slot = await open_slot(network, {"default": "public"})
+    as_guest(slot)
+    with internet.namespace.run(lambda: socket.create_server((WEB, 0))) as listener:
+        port = listener.getsockname()[1]
+        line = await asyncio.to_thread(slot.namespace.run, lambda: socket.create_connection((WEB, port), timeout=5))
+        far, _ = listener.accept()
+    with line, far:
+        await network.admit(slot, "sb-aaaaaaaaaaaaaaaa", EgressPolicy.model_validate({"default": "all"}), {})
+        await network.release(slot)
+        again = await network.slot()
+        assert again == slot
+        await network.admit(again, "sb-bbbbbbbbbbbbbbbb", EgressPolicy.model_validate({"default": "public"}), {})
+        far.sendall(b"for the one before")
+        line.settimeout(1)
+        with pytest.raises(TimeoutError):
+            line.recv(100)
+
+
 async def test_five_hundred_slots_leave_nothing(network: Network) -> None:
     slots = [
         await open_slot(network, {"default": "public", "rules": [{"to": ["10.0.0.0/8", "www.example.com"], "ports": ["80", "8000-8999"]}]}) for _ in range(500)

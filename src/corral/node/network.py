@@ -83,6 +83,10 @@ class Switch:
     """Why the kernel forwards nothing."""
 
 
+EARLIER = 64
+"""Former policies of a tenancy whose idle connections are kept; those of older ones are ended."""
+
+
 @dataclass
 class Tenancy:
     """A slot's present user."""
@@ -93,6 +97,8 @@ class Tenancy:
     secrets: Mapping[str, str] = field(repr=False)
     """Values; of no use to anybody but the egress process."""
     opened: list[Change] = field(default_factory=list[Change])
+    earlier: tuple[int, ...] = ()
+    """Generations of its former policies: connections that have been idle since still carry them."""
 
 
 class Network:
@@ -194,7 +200,8 @@ class Network:
         if compiled.kernel.nat is not Nat.NONE:
             await self.egress.usable()
         before = self._tenants.get(slot)
-        tenancy = Tenancy(sandbox, self._next_generation(), compiled, secrets)
+        earlier = () if before is None else (*before.earlier, before.generation)
+        tenancy = Tenancy(sandbox, self._next_generation(), compiled, secrets, earlier=earlier[-EARLIER:])
         tenancy.opened = self._switch.board.policy(slot.interface, tenancy.generation, compiled.kernel)
         # It hears before the kernel opens anything, so that nothing is ever judged by an old policy. A closed one it hears of so that denials can be told.
         await self.egress.client.set(Tenant(sandbox, slot.address, slot.interface, tenancy.generation, wanted, secrets))
@@ -204,6 +211,8 @@ class Network:
             changes = [*elements.undo(before.opened), *self._other_limits(slot, before.compiled.policy.budget, wanted.budget)]
         self._switch.tables.apply([*changes, *tenancy.opened])
         self._tenants[slot] = tenancy
+        for generation in earlier[:-EARLIER]:
+            await asyncio.to_thread(self._switch.tables.end_connections, generation)
         return tenancy.generation
 
     async def check(self, slot: Slot, wanted: EgressPolicy) -> Compiled:
@@ -230,7 +239,8 @@ class Network:
 
         def close() -> None:
             tables.apply(elements.undo([*tenancy.opened, *elements.meters(slot.interface), *elements.limits(slot.interface, tenancy.compiled.policy.budget)]))
-            tables.end_connections(tenancy.generation)
+            for generation in (*tenancy.earlier, tenancy.generation):
+                tables.end_connections(generation)
 
         await asyncio.to_thread(close)
         if slot.shaped:
