@@ -54,9 +54,9 @@ class _Half:
         asyncio.get_running_loop().add_reader(source, self._readable)
 
     def _readable(self) -> None:
-        if self._pipe is None:
-            self._pipe = _borrow()
         try:
+            if self._pipe is None:
+                self._pipe = _borrow()
             moved = os.splice(self._source.fileno(), self._pipe[1], SIZE, flags=_MOVE_NONBLOCK)
         except BlockingIOError:
             self._release()
