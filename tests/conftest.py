@@ -98,7 +98,7 @@ def home(shared: Places) -> Iterator[Path]:
     else:
         places.engines.symlink_to(shared.engines)
     yield path
-    left = leaks.of_home(places)
+    left = leaks.of_ended_home(places)
     shutil.rmtree(path)
     assert not left, "left behind after `corral down`:\n" + "\n".join(left)
 

@@ -56,6 +56,6 @@ def net(shared: Places, internet: Internet) -> Iterator[Server]:
             yield server
         finally:
             server.down()
-    left = leaks.of_home(places)
+    left = leaks.of_ended_home(places)
     shutil.rmtree(home)
     assert not left

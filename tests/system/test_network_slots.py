@@ -61,7 +61,7 @@ async def network() -> AsyncIterator[Network]:
             await network.shutdown()
             await holder.shutdown()
             places.run.rmdir()
-        assert leaks.of_home(places) == []
+        assert leaks.of_ended_home(places) == []
 
 
 async def open_slot(network: Network, policy: object) -> Slot:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,14 @@ def of_home(places: Places) -> list[str]:
         *_sockets(places),
         *_files(places.members, places.boxes),
     ]
+
+
+def of_ended_home(places: Places, *, patience: float = 30.0) -> list[str]:
+    """`of_home`, once the kernel has had `patience` seconds: it takes file systems apart in the background while other sandboxes are being made, and tells nobody when it has."""
+    deadline = time.monotonic() + patience
+    while (left := of_home(places)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return left
 
 
 def _processes(places: Places) -> Iterator[str]:

@@ -60,7 +60,7 @@ def main(wanted: Wanted, *, quiet: bool = False) -> dict[str, Any]:
         errors = asyncio.run(_run(wanted, server, tally))
     finally:
         server.down()
-        for line in leaks.of_home(places):
+        for line in leaks.of_ended_home(places):
             tally.violation("left behind", "after `corral down`", line)
         if wanted.log is not None:
             shutil.copyfile(server.log, wanted.log)

@@ -394,9 +394,14 @@ class RunscEngine:
         await self._clear_away(self._open.members, box.member.id, box.id)
         box.member.release()
         await self._holder.forget(box.member.sentry.pids)
-        if box.member.slot is not None:
-            await self.network.release(box.member.slot)
-        del self._boxes[box.id]
+        try:
+            if box.member.slot is not None:
+                await self.network.release(box.member.slot)
+        except (CorralError, OSError) as error:
+            # The sandbox has ended all the same; its slot is swept by the next server.
+            log.error("a network slot was not given back", sandbox=box.id, error=str(error))
+        finally:
+            del self._boxes[box.id]
 
     async def _clear_away(self, members: Members, member: str, box: str | None) -> None:
         """Everything a dead member leaves, and a box' root and record. Order matters: the overlay lies on the disk and in the member's root."""

@@ -91,7 +91,10 @@ class Holder:
     def accept(self) -> None:
         connection, _ = self.listener.accept()
         if self.server is not None:
-            connection.send(json.dumps({"busy": self.server_pid}).encode())
+            try:
+                connection.send(json.dumps({"busy": self.server_pid}).encode())
+            except OSError:
+                pass  # it did not wait for the answer
             connection.close()
             return
         self.server = connection

@@ -157,7 +157,10 @@ class Pool:
             short = available() < FLOOR * total()
             if short and self._ready:
                 log.warning("memory is short: giving up a waiting member", available_mib=available() // MIB, waiting=len(self._ready) - 1)
-                await self._members.destroy(self._ready.pop())
+                try:
+                    await self._members.destroy(self._ready.pop())
+                except (CorralError, OSError) as error:
+                    log.error("a waiting member was not wholly removed", error=str(error))
                 continue
             if short or len(self._ready) >= self.size:
                 self._full.set()

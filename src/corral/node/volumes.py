@@ -76,8 +76,10 @@ class Volumes:
         """A sandbox has ended: what nobody else has is unmounted, and so written out."""
         for id in [id for id, users in self._users.items() if sandbox in users]:
             async with self._alone(id):
-                self._users[id].discard(sandbox)
-                if not self._users[id]:
+                if (users := self._users.get(id)) is None:
+                    continue  # two ends of the same sandbox met
+                users.discard(sandbox)
+                if not users:
                     del self._users[id]
                     await asyncio.to_thread(self._unmount, id)
 
