@@ -157,13 +157,13 @@ class Bench:
         assert self.tables is not None
         return self.tables
 
-    async def until(self, found: Callable[[], T | bool | None]) -> T:
-        """The first true value, asked again with each piece of news."""
+    async def until(self, found: Callable[[], T | None]) -> T:
+        """The first value that is neither None nor false, asked again with each piece of news."""
         async with asyncio.timeout(20):
             while not (value := found()):
                 self.news.clear()
                 await self.news.wait()
-        return value  # type: ignore[return-value]
+        return value
 
     async def flow(self, **wanted: Any) -> Flow:
         """The first flow with these fields."""

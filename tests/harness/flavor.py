@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import corral
@@ -38,7 +38,7 @@ class Awaited:
 
 
 class _Steps:
-    def __init__(self, iterator: Iterator[Any]) -> None:
+    def __init__(self, iterator: Generator[Any]) -> None:
         self._iterator = iterator
 
     def __aiter__(self) -> Any:
@@ -51,7 +51,7 @@ class _Steps:
         return dressed(value)
 
     async def aclose(self) -> None:
-        await asyncio.to_thread(self._iterator.close)  # type: ignore[attr-defined]
+        await asyncio.to_thread(self._iterator.close)
 
 
 _END = object()

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 from urllib.parse import parse_qs, urlsplit
 
 from cryptography import x509
@@ -356,21 +356,21 @@ class _Names(asyncio.DatagramProtocol):
         self._internet = internet
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        self._transport = cast("asyncio.DatagramTransport", transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         if (answer := self._internet.answer(data, udp=True)) is not None:
-            self._transport.sendto(answer, addr)  # type: ignore[attr-defined]
+            self._transport.sendto(answer, addr)
 
 
 class _Echo(asyncio.DatagramProtocol):
     """Something like QUIC, for those who only look at ports."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        self._transport = cast("asyncio.DatagramTransport", transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        self._transport.sendto(data, addr)  # type: ignore[attr-defined]
+        self._transport.sendto(data, addr)
 
 
 def _wire(name: str) -> bytes:

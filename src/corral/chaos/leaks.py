@@ -38,7 +38,7 @@ def of_home(places: Places) -> list[str]:
 
 
 def of_ended_home(places: Places, *, patience: float = 30.0) -> list[str]:
-    """`of_home`, once the kernel has had `patience` seconds: it takes file systems apart in the background while other sandboxes are being made, and tells nobody when it has."""
+    """`of_home`, once `patience` seconds have been given: beside other installations the pool's loop device was seen a little longer than `corral down` lasts. Why is not known; what stays counts."""
     deadline = time.monotonic() + patience
     while (left := of_home(places)) and time.monotonic() < deadline:
         time.sleep(0.2)
