@@ -29,7 +29,7 @@ from corral.node.interface import Box, BoxSpec, Disks, Ended, OnEnd, Timing
 from corral.node.member import MemberPlaces
 from corral.node.members import Member, Members, runsc_root
 from corral.node.network import Network, Watcher
-from corral.node.pool import Pool, default_size
+from corral.node.pool import Pool
 from corral.node.record import Record
 from corral.node.runsc import Runsc
 from corral.places import Places
@@ -55,11 +55,11 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What can be chosen. `pool` is the number of ready members; None: few, by the memory there is."""
+    """What can be chosen. `pool` is the number of ready members."""
 
     agent: Path
+    pool: int
     runsc: Path | None = None
-    pool: int | None = None
     platform: str = "systrap"
     resolvers: tuple[str, ...] = ()
     """DNS servers for sandboxes' names, `ADDRESS[:PORT]`; none: this machine's."""
@@ -133,7 +133,7 @@ class RunscEngine:
         await self._adopt(members)
         await self._sweep(members)
         await self.network.sweep()
-        size = default_size() if settings.pool is None else settings.pool
+        size = settings.pool
         pool = Pool(members, self._holder, size=size, sleep=found.burns_when_idle)
         # The first member is the self-test of the whole way.
         first = await members.make(background=False, check=True)

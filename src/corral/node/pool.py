@@ -45,7 +45,7 @@ log = structlog.get_logger(__name__)
 
 
 def default_size() -> int:
-    """By the memory available now: 2 to 128 members."""
+    """Members for a pool of which nobody said how large: by the memory available now, 2 to 128."""
     return max(2, min(GREATEST, available() * SHARE // 100 // (MEMBER_MIB * MIB)))
 
 
