@@ -84,18 +84,26 @@ def test_two_hundred_sandboxes_leave_nothing(server: Server) -> None:
     assert set(leaks.of_sandboxes(places)) <= before
 
 
+def sentry_of(server: Server, box: Sandbox) -> int:
+    return json.loads((Places(server.home).boxes / f"{box.id}.json").read_text())["identity"]["pid"]
+
+
+def start_again_after_kill(box: Sandbox, sentry: int) -> None:
+    os.kill(sentry, signal.SIGKILL)
+    for event in box.events(follow=True):
+        if event.kind == "sandbox.stopped":
+            break
+    box.refresh()
+    assert (box.state, box.reason) == ("stopped", "killed")
+    box.start()
+
+
 def test_a_sandbox_killed_while_it_is_frozen_is_stopped_too(server: Server) -> None:
     with Sandbox.create("tiny") as box:
-        sentry = json.loads((Places(server.home).boxes / f"{box.id}.json").read_text())["identity"]["pid"]
+        sentry = sentry_of(server, box)
         if not _stopped_within(sentry, seconds=10):
             pytest.skip("this runsc burns no processor time when idle, so nothing is frozen")
-        os.kill(sentry, signal.SIGKILL)
-        for event in box.events(follow=True):
-            if event.kind == "sandbox.stopped":
-                break
-        box.refresh()
-        assert (box.state, box.reason) == ("stopped", "killed")
-        box.start()
+        start_again_after_kill(box, sentry)
         assert box.run("true").exit_code == 0
 
 
@@ -112,12 +120,5 @@ def _stopped_within(pid: int, *, seconds: float) -> bool:
 def test_a_crashed_sandbox_is_stopped_with_its_disk_and_can_be_started_again(server: Server) -> None:
     with Sandbox.create("tiny") as box:
         box.files.write("/kept", b"kept")
-        record = (Places(server.home).boxes / f"{box.id}.json").read_text()
-        os.kill(json.loads(record)["identity"]["pid"], signal.SIGKILL)
-        for event in box.events(follow=True):
-            if event.kind == "sandbox.stopped":
-                break
-        box.refresh()
-        assert (box.state, box.reason) == ("stopped", "killed")
-        box.start()
+        start_again_after_kill(box, sentry_of(server, box))
         assert box.files.read("/kept") == b"kept"

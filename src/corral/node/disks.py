@@ -13,13 +13,11 @@ import asyncio
 import os
 import shutil
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
-from weakref import WeakValueDictionary
 
 import structlog
 
@@ -27,6 +25,7 @@ from corral.errors import CorralError, InvalidState, NotFound
 from corral.ids import new_id
 from corral.node import capture, ext4, mounts, syscalls
 from corral.node.disk_pool import DiskPool
+from corral.node.turns import Turns
 from corral.places import Places
 
 T = TypeVar("T")
@@ -58,7 +57,7 @@ class PoolDisks:
         self._stock_size = stock
         self._stock: deque[str] = deque()
         self._attached: set[str] = set()
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._turns = Turns()  # for each disk: none is unmounted while it is copied
         # Renames wait for nothing, so they never queue behind a file system being made, mounted or written out.
         self._quick = ThreadPoolExecutor(2, thread_name_prefix="disk-quick")
         self._slow = ThreadPoolExecutor(4, thread_name_prefix="disk")
@@ -108,7 +107,7 @@ class PoolDisks:
 
     async def detach(self, id: str) -> None:
         """Unmount a disk, written out, and keep it. Nothing happens if it isn't mounted."""
-        async with self._alone(id):
+        async with self._turns.alone(id):
             self._attached.discard(id)
             await self._in(self._slow, lambda: self._unmount(id))
 
@@ -117,7 +116,7 @@ class PoolDisks:
 
         Do it before unmounting the overlay above it: that would write everything out first.
         """
-        async with self._alone(id):
+        async with self._turns.alone(id):
             self._attached.discard(id)
             await self._in(self._slow, lambda: self._remove(id))
 
@@ -126,14 +125,14 @@ class PoolDisks:
 
         Everything written before the call is in it. Raises `NotFound` when there is no disk, `Unavailable` when the pool is full.
         """
-        async with self._alone(id):
+        async with self._turns.alone(id):
             if not self._image(id).exists():
                 raise NotFound(f"there is no disk of {id}")
             return await self._in(self._slow, lambda: self._copy(id, target))
 
     async def replace(self, id: str, source: Path) -> None:
         """Make the disk of a stopped sandbox a copy of `source`: wholly, or not at all."""
-        async with self._alone(id):
+        async with self._turns.alone(id):
             if id in self._attached:
                 raise InvalidState(f"the disk of {id} is in use", hint="stop the sandbox first")
             await self._in(self._slow, lambda: self._replace(id, source))
@@ -144,14 +143,6 @@ class PoolDisks:
             return ext4.used(self._mounted_at(id)) if id in self._attached else self._image(id).stat().st_blocks * 512
         except FileNotFoundError:
             raise NotFound(f"there is no disk of {id}") from None
-
-    @asynccontextmanager
-    async def _alone(self, id: str) -> AsyncGenerator[None]:
-        """One at a time for each disk: none is unmounted while it is copied."""
-        if (turn := self._turns.get(id)) is None:
-            turn = self._turns[id] = asyncio.Lock()
-        async with turn:
-            yield
 
     def _image(self, name: str) -> Path:
         return self._images / f"{name}.img"

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from weakref import WeakValueDictionary
 
 import structlog
 
@@ -22,6 +20,7 @@ from corral.errors import InvalidState, NotFound
 from corral.node import ext4, mounts, syscalls
 from corral.node.disk_pool import DiskPool
 from corral.node.interface import VolumeUse
+from corral.node.turns import Turns
 from corral.places import Places
 
 log = structlog.get_logger(__name__)
@@ -35,7 +34,7 @@ class Volumes:
         self._mounts = places.run / "volumes"
         self._pool = pool
         self._users: dict[str, set[str]] = {}
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._turns = Turns()
 
     async def open(self) -> None:
         """The pool must be open."""
@@ -47,12 +46,12 @@ class Volumes:
 
     async def create(self, id: str, mib: int) -> None:
         """An empty volume of that size. Raises `Unavailable` when the pool is full."""
-        async with self._alone(id):
+        async with self._turns.alone(id):
             await asyncio.to_thread(self._create, id, mib)
 
     async def remove(self, id: str) -> None:
         """Delete it with everything in it. Nothing happens if there is none. Raises `InvalidState` while a sandbox has it."""
-        async with self._alone(id):
+        async with self._turns.alone(id):
             if self._users.get(id):
                 raise InvalidState(f"the volume {id} is in use", details={"sandboxes": sorted(self._users[id])})
             await asyncio.to_thread(self._remove, id)
@@ -61,7 +60,7 @@ class Volumes:
         """Show volumes below `place`, a directory that a sandbox has as /vol; returns their names in it, in the order of `uses`. Raises `NotFound`."""
         names: list[str] = []
         for number, use in enumerate(uses):
-            async with self._alone(use.id):
+            async with self._turns.alone(use.id):
                 self._users.setdefault(use.id, set()).add(sandbox)
                 names.append(f"v{number}")
                 await asyncio.to_thread(self._attach, use, place / names[-1])
@@ -75,7 +74,7 @@ class Volumes:
     async def release(self, sandbox: str) -> None:
         """A sandbox has ended: what nobody else has is unmounted, and so written out."""
         for id in [id for id, users in self._users.items() if sandbox in users]:
-            async with self._alone(id):
+            async with self._turns.alone(id):
                 if (users := self._users.get(id)) is None:
                     continue  # two ends of the same sandbox met
                 users.discard(sandbox)
@@ -86,20 +85,13 @@ class Volumes:
     async def settle(self) -> None:
         """After all adoptions: unmount what a killed server left mounted and nobody has."""
         for id in await asyncio.to_thread(self._mounted):
-            async with self._alone(id):
+            async with self._turns.alone(id):
                 if not self._users.get(id):
                     await asyncio.to_thread(self._unmount, id)
 
     async def shutdown(self) -> None:
         """Unmount all, after the sandboxes have ended."""
         await asyncio.to_thread(self._shutdown)
-
-    @asynccontextmanager
-    async def _alone(self, id: str) -> AsyncGenerator[None]:
-        if (turn := self._turns.get(id)) is None:
-            turn = self._turns[id] = asyncio.Lock()
-        async with turn:
-            yield
 
     def _image(self, id: str) -> Path:
         return self._images / f"{id}.img"
