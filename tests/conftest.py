@@ -86,7 +86,7 @@ def home(shared: Places) -> Iterator[Path]:
     """A home for this run, with the shared images, and the runsc that is to be tested first on PATH. It must be all gone at the end."""
     from corral import images
 
-    _sweep_killed_runs()
+    _sweep_killed_runs(shared)
     path = Path(tempfile.mkdtemp(prefix=f"{HOMES}{os.getpid()}-", dir="/var/tmp"))
     places = Places(path)
     images.share(places, shared, ["tiny", "base"])
@@ -103,11 +103,15 @@ def home(shared: Places) -> Iterator[Path]:
     assert not left, "left behind after `corral down`:\n" + "\n".join(left)
 
 
-def _sweep_killed_runs() -> None:
+def _sweep_killed_runs(shared: Places) -> None:
     """End what test runs that were killed have left on this machine."""
     for path in Path("/var/tmp").glob(f"{HOMES}*-*"):
         run = path.name.removeprefix(HOMES).partition("-")[0]
         if run.isdigit() and not Path("/proc", run).exists():
+            engines = Places(path).engines
+            if not engines.exists():
+                # The killed run had its runsc from elsewhere; `corral down` wants one to end what it finds.
+                engines.symlink_to(shared.engines)
             Server(path).down()
             shutil.rmtree(path)
 
