@@ -10,7 +10,6 @@ import inspect
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ import hypothesis
 import pytest
 
 from corral.places import Places
-from harness import leaks
+from harness import homes, leaks
 from harness.server import Server
 
 CACHE = Path(os.environ.get("CORRAL_TEST_CACHE", "/var/cache/corral/test"))
@@ -29,8 +28,6 @@ SETTLE = 20.0
 """Seconds that the end of a sandbox may take after the call that ended it, on a busy machine."""
 COROUTINE_TIMEOUT = 150.0
 """Seconds, less than the `timeout` of pyproject.toml."""
-HOMES = "corral-test-"
-"""What the names of homes begin with; the number of the run's process follows."""
 PARTS = ("test_engine", "test_disks", "test_images", "test_guest", "test_network", "test_setup", "test_package", "test_egress_process")
 """System tests of single parts of the node: they have no server and look after themselves."""
 
@@ -86,8 +83,8 @@ def home(shared: Places) -> Iterator[Path]:
     """A home for this run, with the shared images, and the runsc that is to be tested first on PATH. It must be all gone at the end."""
     from corral import images
 
-    _sweep_killed_runs(shared)
-    path = Path(tempfile.mkdtemp(prefix=f"{HOMES}{os.getpid()}-", dir="/var/tmp"))
+    homes.sweep_killed(shared)
+    path = homes.make("server")
     places = Places(path)
     images.share(places, shared, ["tiny", "base"])
     (path / "cache").mkdir()
@@ -101,19 +98,6 @@ def home(shared: Places) -> Iterator[Path]:
     left = leaks.of_ended_home(places)
     shutil.rmtree(path)
     assert not left, "left behind after `corral down`:\n" + "\n".join(left)
-
-
-def _sweep_killed_runs(shared: Places) -> None:
-    """End what test runs that were killed have left on this machine."""
-    for path in Path("/var/tmp").glob(f"{HOMES}*-*"):
-        run = path.name.removeprefix(HOMES).partition("-")[0]
-        if run.isdigit() and not Path("/proc", run).exists():
-            engines = Places(path).engines
-            if not engines.exists():
-                # The killed run had its runsc from elsewhere; `corral down` wants one to end what it finds.
-                engines.symlink_to(shared.engines)
-            Server(path).down()
-            shutil.rmtree(path)
 
 
 @pytest.fixture(scope="session")

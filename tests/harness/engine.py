@@ -6,7 +6,6 @@ import asyncio
 import base64
 import os
 import shutil
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -24,7 +23,7 @@ from corral.node.interface import BoxSpec, Ended, Timing
 from corral.node.link import Link
 from corral.places import Places
 from corral.schema.process import Process, ProcessStart
-from harness import leaks
+from harness import homes, leaks
 
 PATIENCE = 60.0
 """Seconds after which something that ought to happen is held not to happen."""
@@ -119,7 +118,7 @@ class Inside:
 @contextmanager
 def home_directory(shared: Places) -> Iterator[Places]:
     """A directory for a home, with the image, deleted at the end."""
-    path = Path(tempfile.mkdtemp(prefix="corral-engine-", dir="/var/tmp"))
+    path = homes.make("engine")
     places = Places(path)
     images.share(places, shared, ["tiny"])
     if shared.engines.is_dir():

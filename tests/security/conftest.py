@@ -12,7 +12,7 @@ import pytest
 
 from corral import Sandbox, images
 from corral.places import Places
-from harness import leaks
+from harness import homes, leaks
 from harness.internet import DNS, HERE, METADATA, OTHER, PRIVATE, WEB, Internet
 from harness.namespace import ip
 from harness.server import Server
@@ -38,7 +38,7 @@ def internet() -> Iterator[Internet]:
 @pytest.fixture(scope="module")
 def net(shared: Places, internet: Internet) -> Iterator[Server]:
     """A server whose sandboxes' names are resolved by that internet."""
-    home = Path(tempfile.mkdtemp(prefix=f"corral-test-{os.getpid()}-", dir="/var/tmp"))
+    home = homes.make("net")
     places = Places(home)
     images.share(places, shared, ["tiny", "base"])
     if chosen := os.environ.get("CORRAL_TEST_RUNSC"):

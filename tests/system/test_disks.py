@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from corral.node import ext4, loop, mounts, syscalls
 from corral.node.disk_pool import PoolKind
 from corral.node.disks import PoolDisks
 from corral.places import Places
+from harness import homes
 
 MIB = 1 << 20
 
@@ -46,12 +46,8 @@ async def vanished(places: Places, word: str = "") -> None:
 
 @pytest.fixture
 def places() -> Iterator[Places]:
-    places = Places(Path(tempfile.mkdtemp(prefix="corral-disks-", dir="/var/tmp")))
-    yield places
-    mounts.sweep(places.run)
-    mounts.sweep(places.home)
-    shutil.rmtree(places.run, ignore_errors=True)
-    shutil.rmtree(places.home)
+    with homes.without_engine("disks") as places:
+        yield places
 
 
 @pytest.fixture

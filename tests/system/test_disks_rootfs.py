@@ -7,7 +7,6 @@ import contextlib
 import os
 import shutil
 import stat
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -19,18 +18,15 @@ from corral.ids import new_id
 from corral.node import mounts, rootfs
 from corral.node.disks import PoolDisks
 from corral.places import Places
+from harness import homes
 
 
 @pytest.fixture
 def places() -> Iterator[Places]:
     # A comma, a colon, a backslash and a space: what mount options would take for something else.
-    places = Places(Path(tempfile.mkdtemp(prefix="corral-rootfs-", dir="/var/tmp")) / "odd, ho:me\\x")
-    places.layers.mkdir(parents=True)
-    yield places
-    mounts.sweep(places.run)
-    mounts.sweep(places.home)
-    shutil.rmtree(places.run, ignore_errors=True)
-    shutil.rmtree(places.home.parent)
+    with homes.without_engine("rootfs", below="odd, ho:me\\x") as places:
+        places.layers.mkdir(parents=True)
+        yield places
 
 
 @pytest.fixture

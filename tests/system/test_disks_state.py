@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from corral.node.interface import ImageSpec, VolumeUse
 from corral.node.snapshots import Snapshots
 from corral.node.volumes import Volumes
 from corral.places import Places
+from harness import homes
 
 MIB = 1 << 20
 IMAGE = ImageSpec("im-aaaaaaaaaaaaaaaa", None, ())
@@ -27,12 +26,8 @@ IMAGE = ImageSpec("im-aaaaaaaaaaaaaaaa", None, ())
 
 @pytest.fixture
 def places() -> Iterator[Places]:
-    places = Places(Path(tempfile.mkdtemp(prefix="corral-disks-", dir="/var/tmp")))
-    yield places
-    mounts.sweep(places.run)
-    mounts.sweep(places.home)
-    shutil.rmtree(places.run, ignore_errors=True)
-    shutil.rmtree(places.home)
+    with homes.without_engine("disks") as places:
+        yield places
 
 
 def new_disks(places: Places, **how: float) -> PoolDisks:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -14,10 +13,11 @@ import pytest
 from corral.errors import ImageNotFound, SetupError
 from corral.ids import new_id
 from corral.images import Catalog, ensure
-from corral.node import mounts, rootfs
+from corral.node import rootfs
 from corral.node.disks import PoolDisks
 from corral.node.interface import ImageSpec
 from corral.places import Places
+from harness import homes
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
@@ -26,12 +26,8 @@ IN_CHROOT = 'mount --bind /dev "$0/dev" && mount -t proc proc "$0/proc" && exec 
 
 @pytest.fixture
 def places() -> Iterator[Places]:
-    places = Places(Path(tempfile.mkdtemp(prefix="corral-images-", dir="/var/tmp")))
-    yield places
-    mounts.sweep(places.run)
-    mounts.sweep(places.home)
-    shutil.rmtree(places.run, ignore_errors=True)
-    shutil.rmtree(places.home)
+    with homes.without_engine("images") as places:
+        yield places
 
 
 @pytest.fixture

@@ -1,0 +1,52 @@
+"""Homes of test runs. Their names tell the run's process, so that the next run can end what a killed one has left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from corral.node import mounts
+from corral.places import Places
+from harness.server import Server
+
+WHERE = Path("/var/tmp")
+NAMES = "corral-test-"
+"""What the names begin with; the number of the run's process follows."""
+
+
+def make(kind: str) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f"{NAMES}{os.getpid()}-{kind}-", dir=WHERE))
+
+
+@contextmanager
+def without_engine(kind: str, *, below: str = "") -> Iterator[Places]:
+    """A home for a test of mounts, disks and files only; what these leave there is unmounted and deleted. `below`: the name of a directory in it that is to be the home."""
+    made = make(kind)
+    places = Places(made / below)
+    yield places
+    _unmount(places)
+    shutil.rmtree(made)
+
+
+def sweep_killed(shared: Places) -> None:
+    """End what test runs that were killed have left on this machine."""
+    for path in WHERE.glob(f"{NAMES}*-*"):
+        run = path.name.removeprefix(NAMES).partition("-")[0]
+        if run.isdigit() and not Path("/proc", run).exists():
+            engines = Places(path).engines
+            if not engines.exists():
+                # The killed run had its runsc from elsewhere; `corral down` wants one to end what it finds.
+                engines.symlink_to(shared.engines)
+            Server(path).down()
+            _unmount(Places(path))
+            shutil.rmtree(path)
+
+
+def _unmount(places: Places) -> None:
+    mounts.sweep(places.run)
+    mounts.sweep(places.home)
+    shutil.rmtree(places.run, ignore_errors=True)
