@@ -249,6 +249,8 @@ def newest(api: Api) -> int:
         ({"cpu": 0}, "invalid_argument", "cpu"),
         ({"cpu": -1}, "invalid_argument", "cpu"),
         ({"cpu": 200}, "invalid_argument", "cpu"),
+        ({"workdir": "work"}, "invalid_argument", "workdir"),
+        ({"workdir": "/a\0b"}, "invalid_argument", "workdir"),
         ({"disk": 4_000_000}, "invalid_argument", "disk"),
         ({"timeout": 0}, "invalid_argument", "timeout"),
         ({"timeout": -1}, "invalid_argument", "timeout"),

@@ -69,7 +69,7 @@ class SandboxCreate(Request):
     volumes: VolumeMounts = Field(default_factory=dict, description="by the path at which each appears")
     tags: Tags = Field(default_factory=dict)
     user: str | None = Field(None, max_length=256, description="default user of commands; null: the image's")
-    workdir: str | None = Field(None, max_length=4096, description="default directory of commands; null: the image's")
+    workdir: str | None = Field(None, max_length=4095, pattern=r"^/[^\x00]*$", description="default directory of commands, absolute; null: the image's")
     hostname: Name | None = None
     egress: Egress | None = Field(None, description="a policy, or the name of a preset; null: `public` where sandboxes have a network, else `none`")
     secrets: list[SecretUse] = Field(default_factory=list[SecretUse], max_length=64, description="those that become plain environment variables inside")
