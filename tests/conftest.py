@@ -111,6 +111,15 @@ def server(home: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(autouse=True)
+def served_again(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that failed between the end of the server and its next start is no reason for those after it to fail."""
+    yield
+    server = request.node.funcargs.get("server") if isinstance(request.node, pytest.Function) else None
+    if isinstance(server, Server) and server.process is not None and server.process.poll() is not None:
+        server.start()
+
+
+@pytest.fixture(autouse=True)
 def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails a system or security test that leaves a sandbox, or a trace of one that has ended: a process, mount, control group, loop device or file."""
     if not {"system", "security"} & set(request.path.parts) or request.path.name.startswith(PARTS):

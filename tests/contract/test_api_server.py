@@ -195,20 +195,22 @@ def test_a_server_that_leaves_ends_streams_and_the_next_one_goes_on(api: Api, se
     key = {"Idempotency-Key": uuid.uuid4().hex}
     other = api.ok("POST", "/v1/sandboxes", status=201, json={"image": "tiny"}, headers=key)
     seen: list[Event] = []
-    ended = threading.Event()
+    told, ended = threading.Event(), threading.Event()
 
     def follow() -> None:
         with (
             contextlib.suppress(httpx2.TransportError),
             api.events("POST", path, params={"kill_on_disconnect": "true"}, json={"command": "echo a; read x; echo b", "stdin": True}) as events,
         ):
-            seen.extend(events)
+            for event in events:
+                seen.append(event)
+                if event.name == "output":
+                    told.set()
         ended.set()
 
     reader = threading.Thread(target=follow)
     reader.start()
-    while not api.ok("GET", path)["processes"] or not api.ok("GET", path)["processes"][0]["stdout_offset"]:
-        pass
+    assert told.wait(30)
     server.leave()
     assert ended.wait(30)
     reader.join()
