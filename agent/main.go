@@ -60,6 +60,8 @@ var (
 		"volume":    op(volume),
 		"usage":     op(usage),
 		"quiesce":   op(quiesce),
+		"restored":  op(restored),
+		"obstacles": op(obstacles),
 	}
 	relayOps = map[string]operation{
 		"ping":     op(ping),

@@ -71,6 +71,16 @@ class Places:
         return self.pool / "volumes"
 
     @property
+    def memory(self) -> Path:
+        """Memory of paused sandboxes and of snapshots that have theirs, a directory each. Not in the pool: nothing of it is shared, and a file in a file costs time."""
+        return self.home / "memory"
+
+    @property
+    def paused(self) -> Path:
+        """Disks of sandboxes that are being resumed, as they were: for the case that it fails."""
+        return self.pool / "paused"
+
+    @property
     def layers(self) -> Path:
         """Unpacked, immutable layers of images."""
         return self.home / "layers"

@@ -44,7 +44,7 @@ def refusal(model: type[BaseModel], body: str) -> InvalidArgument:
         ('{"image": 7}', "image", ["7", "not text"]),
         ('{"egress": "nonesuch"}', "egress.default", ["'nonesuch'", "'none'"]),
         ('{"egress": {"rules": [{"to": ["a b"]}]}}', "egress.rules.0.to.0", ["'a b'", "domain"]),
-        ('{"on_timeout": "explode"}', "on_timeout", ["'explode'", "'terminate' or 'stop'"]),
+        ('{"on_timeout": "explode"}', "on_timeout", ["'explode'", "'terminate', 'stop' or 'pause'"]),
         ('{"env": {"A=B": "x"}}', "env.A=B.[key]", ["not allowed"]),
         ('{"env": ["A"]}', "env", ["not an object"]),
         ('{"sudo": "perhaps"}', "sudo", ["neither true nor false"]),

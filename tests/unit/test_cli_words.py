@@ -25,6 +25,8 @@ COMMANDS = [
     "rm",
     "stop",
     "start",
+    "pause",
+    "resume",
     "extend",
     "setup",
     "doctor",

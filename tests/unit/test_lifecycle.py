@@ -45,9 +45,9 @@ class Life(RuleBasedStateMachine):
             self.state = lifecycle.after(self.state, action)
 
     @precondition(lambda self: self.state in lifecycle.LIVING)
-    @rule(alive=st.booleans())
-    def the_server_starts_anew(self, alive: bool) -> None:
-        decided = fate(record(self.state), alive=alive, booted_at=0.0)
+    @rule(alive=st.booleans(), saved=st.booleans())
+    def the_server_starts_anew(self, alive: bool, saved: bool) -> None:
+        decided = fate(record(self.state), alive=alive, paused=saved and not alive, booted_at=0.0)
         if decided is not None:
             self.state = lifecycle.after(self.state, decided.action)
             self.ran = self.ran or self.state is State.RUNNING
@@ -86,13 +86,22 @@ def test_who_asked_is_the_key_unless_time_was_up(reason: Reason, actor: str | No
 
 @pytest.mark.parametrize(("booted_at", "reason"), [(50.0, Reason.CRASHED), (150.0, Reason.NODE_LOST)])
 def test_a_sandbox_that_is_gone_when_the_server_starts_is_stopped_and_says_why(booted_at: float, reason: Reason) -> None:
-    decided = fate(record(started_at=100.0), alive=False, booted_at=booted_at)
+    decided = fate(record(started_at=100.0), alive=False, paused=False, booted_at=booted_at)
     assert decided is not None
     assert (decided.action, decided.reason) == (Action.STOP, reason)
 
 
 def test_a_sandbox_that_was_being_created_runs_if_it_lives_and_has_failed_if_not() -> None:
-    alive, dead = (fate(record(State.CREATING), alive=alive, booted_at=0.0) for alive in (True, False))
+    alive, dead = (fate(record(State.CREATING), alive=alive, paused=False, booted_at=0.0) for alive in (True, False))
     assert alive is not None
     assert dead is not None
     assert (alive.action, dead.action) == (Action.RUN, Action.FAIL)
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.PAUSED])
+def test_a_sandbox_whose_memory_is_saved_is_paused_and_one_without_it_is_not(state: State) -> None:
+    saved = fate(record(state), alive=False, paused=True, booted_at=0.0)
+    assert state is State.PAUSED if saved is None else saved.action is Action.PAUSE
+    lost = fate(record(state), alive=False, paused=False, booted_at=0.0)
+    assert lost is not None
+    assert lost.action is Action.STOP

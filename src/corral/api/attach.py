@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections import deque
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from enum import IntEnum
 from typing import Any, TypeVar, assert_never
 
@@ -78,7 +78,8 @@ async def attach(socket: WebSocket, sandbox: str, process: str) -> None:
     try:
         actor.require(Permission.USE)
         start = From.model_validate(dict(socket.query_params))
-        book = services.node.processes((await services.sandboxes.use(actor.project, sandbox)).id)
+        id = (await services.sandboxes.use(actor.project, sandbox)).id
+        book = services.node.processes(id)
         book.get(process)
     except (CorralError, ValidationError) as error:
         known = errors.translate(error)
@@ -86,17 +87,23 @@ async def attach(socket: WebSocket, sandbox: str, process: str) -> None:
         await socket.send_denial_response(errors.answer(known))
         return
     await socket.accept()
-    await _Attached(socket, book, process, services.meter).run(start, services)
+
+    async def wake() -> None:
+        """What the client says is a use, which resumes the sandbox; looking on is none."""
+        await services.sandboxes.use(actor.project, id, wake=True)
+
+    await _Attached(socket, book, process, services.meter, wake).run(start, services)
 
 
 class _Attached:
     """One connection."""
 
-    def __init__(self, socket: WebSocket, book: ProcessBook, process: str, meter: Meter) -> None:
+    def __init__(self, socket: WebSocket, book: ProcessBook, process: str, meter: Meter, wake: Callable[[], Awaitable[None]]) -> None:
         self._socket = socket
         self._book = book
         self._process = process
         self._meter = meter
+        self._wake = wake
         self._stdin: deque[tuple[int, bytes, bool]] = deque()
         self._waiting = 0
         self._changed = Notice()
@@ -185,6 +192,7 @@ class _Attached:
     async def _unless_ended(self, doing: Awaitable[T]) -> T | None:
         """None when the process has just ended, which the client is about to be told."""
         try:
+            await self._wake()
             return await doing
         except InvalidState:
             if self._book.get(self._process).running:

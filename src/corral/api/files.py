@@ -201,4 +201,4 @@ async def watch(request: Request, services: Services, actor: Actor, sandbox: str
 
 
 async def _files(services: Services, actor: Actor, sandbox: str) -> Files:
-    return services.node.files((await services.sandboxes.use(actor.project, sandbox)).id)
+    return services.node.files((await services.sandboxes.use(actor.project, sandbox, wake=True)).id)

@@ -93,7 +93,7 @@ async def stderr(services: Services, actor: Actor, sandbox: str, process: str, q
 @routes.post("/v1/sandboxes/{sandbox}/processes/{process}/stdin", response_model=StdinAnswer, openapi_extra=_BYTES)
 async def stdin(request: Request, services: Services, actor: Actor, sandbox: str, process: str, query: Annotated[StdinAt, Query()]) -> StdinAnswer:
     """Write to standard input; answered when the sandbox has taken the bytes."""
-    book = await _book(services, actor, sandbox)
+    book = await _book(services, actor, sandbox, wake=True)
     offset = query.offset
     end = book.get(process).stdin_offset
     async for piece in pieces(request):
@@ -183,5 +183,5 @@ def _resumed(request: Request) -> tuple[int, int] | None:
     return int(stdout), int(stderr)
 
 
-async def _book(services: Services, actor: Actor, sandbox: str) -> ProcessBook:
-    return services.node.processes((await services.sandboxes.use(actor.project, sandbox)).id)
+async def _book(services: Services, actor: Actor, sandbox: str, *, wake: bool = False) -> ProcessBook:
+    return services.node.processes((await services.sandboxes.use(actor.project, sandbox, wake=wake)).id)

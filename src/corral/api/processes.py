@@ -57,7 +57,7 @@ async def start(request: Request, services: Services, actor: Actor, sandbox: str
     streams = EVENT_STREAM in request.headers.get("accept", "")
     if query.kill_on_disconnect and not streams:
         raise InvalidArgument("kill_on_disconnect: there is nothing to disconnect from without an event stream", hint=f"ask with `Accept: {EVENT_STREAM}`")
-    record = await services.sandboxes.use(actor.project, sandbox)
+    record = await services.sandboxes.use(actor.project, sandbox, wake=True)
     book = services.node.processes(record.id)
     id: str | None = None
     if (key := request.headers.get("idempotency-key")) is not None:
@@ -118,23 +118,23 @@ async def wait(services: Services, actor: Actor, sandbox: str, process: str, que
 @routes.post("/v1/sandboxes/{sandbox}/processes/{process}/signal", status_code=204)
 async def signal(services: Services, actor: Actor, sandbox: str, process: str, wanted: Signal) -> None:
     """Send a signal to the process, to its group, or to everything it started."""
-    await (await _book(services, actor, sandbox)).signal(process, wanted)
+    await (await _book(services, actor, sandbox, wake=True)).signal(process, wanted)
 
 
 @routes.post("/v1/sandboxes/{sandbox}/processes/{process}/resize", status_code=204)
 async def resize(services: Services, actor: Actor, sandbox: str, process: str, wanted: Terminal) -> None:
     """Tell its terminal the new size."""
-    await (await _book(services, actor, sandbox)).resize(process, wanted)
+    await (await _book(services, actor, sandbox, wake=True)).resize(process, wanted)
 
 
 @routes.delete("/v1/sandboxes/{sandbox}/processes/{process}", status_code=204)
 async def delete(services: Services, actor: Actor, sandbox: str, process: str) -> None:
     """Kill it, with everything it started, and forget it and its output."""
-    await (await _book(services, actor, sandbox)).forget(process)
+    await (await _book(services, actor, sandbox, wake=True)).forget(process)
 
 
-async def _book(services: Services, actor: Actor, sandbox: str) -> ProcessBook:
-    return services.node.processes((await services.sandboxes.use(actor.project, sandbox)).id)
+async def _book(services: Services, actor: Actor, sandbox: str, *, wake: bool = False) -> ProcessBook:
+    return services.node.processes((await services.sandboxes.use(actor.project, sandbox, wake=wake)).id)
 
 
 def _process_id(sandbox: str, key: str) -> str:

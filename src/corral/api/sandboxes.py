@@ -109,6 +109,18 @@ async def start(services: Services, actor: Actor, sandbox: str) -> Sandbox:
     return (await services.sandboxes.start(actor, sandbox)).show()
 
 
+@routes.post("/v1/sandboxes/{sandbox}/pause", response_model=Sandbox)
+async def pause(services: Services, actor: Actor, sandbox: str) -> Sandbox:
+    """Keep its processes, memory and disk on the disk and free the machine of it. The next command, file access or resume has it go on."""
+    return (await services.sandboxes.pauses.pause(actor, sandbox)).show()
+
+
+@routes.post("/v1/sandboxes/{sandbox}/resume", response_model=Sandbox)
+async def resume(services: Services, actor: Actor, sandbox: str) -> Sandbox:
+    """Have a paused one go on where it was."""
+    return (await services.sandboxes.pauses.resume(actor, sandbox)).show()
+
+
 def _tag(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals:

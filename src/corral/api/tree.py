@@ -42,7 +42,7 @@ class Unpacked(Answer):
 @may(Permission.LOOK)
 async def download(services: Services, actor: Actor, sandbox: str, query: Annotated[Place, Query()]) -> Response:
     """A directory with all that is in it."""
-    files = services.node.files((await services.sandboxes.use(actor.project, sandbox)).id)
+    files = services.node.files((await services.sandboxes.use(actor.project, sandbox, wake=True)).id)
     stream = await files.tar_out(query.at)
 
     async def body() -> AsyncGenerator[bytes, None]:
@@ -56,7 +56,7 @@ async def download(services: Services, actor: Actor, sandbox: str, query: Annota
 @routes.put("/v1/sandboxes/{sandbox}/tree", response_model=Unpacked, openapi_extra=_BODY)
 async def upload(request: Request, services: Services, actor: Actor, sandbox: str, query: Annotated[Unpacking, Query()]) -> Response:
     """Unpack a tar stream below the path; nothing leaves it, by name or by link."""
-    files = services.node.files((await services.sandboxes.use(actor.project, sandbox)).id)
+    files = services.node.files((await services.sandboxes.use(actor.project, sandbox, wake=True)).id)
 
     async def body() -> AsyncGenerator[bytes, None]:
         async for piece in pieces(request):

@@ -86,6 +86,16 @@ def start(sandboxes: options.Boxes = None, *, json: options.Json = False) -> Non
     _each(sandboxes, "start", json=json)
 
 
+def pause(sandboxes: options.Boxes = None, *, json: options.Json = False) -> None:
+    """Keep sandboxes with their processes on the disk, until they are resumed or used."""
+    _each(sandboxes, "pause", json=json)
+
+
+def resume(sandboxes: options.Boxes = None, *, json: options.Json = False) -> None:
+    """Have paused sandboxes go on where they were."""
+    _each(sandboxes, "resume", json=json)
+
+
 def extend(sandbox: options.Box, seconds: Annotated[float, typer.Argument(help="From now.")], *, json: options.Json = False) -> None:
     """Move a sandbox's deadline."""
     from corral import Client

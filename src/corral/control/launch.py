@@ -20,5 +20,8 @@ class Launch:
     async def create(self) -> Timing:
         return await self.node.create(self.spec, secrets=self.secrets)
 
+    async def resume(self) -> Timing:
+        return await self.node.resume(self.spec, secrets=self.secrets)
+
     async def start(self) -> Timing:
         return await self.node.start(self.spec, secrets=self.secrets)

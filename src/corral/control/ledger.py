@@ -56,17 +56,20 @@ class Ledger:
         record, now = living.record, self._clock()
         state = lifecycle.after(record.state, action)
         match action:
-            case Action.RUN:
+            case Action.RUN | Action.RESUME:
                 changes = {"started_at": now, "deadline": deadline(now, record.timeout), "reason": None, "detail": None, "ended_by": None, **changes}
             case Action.STOP | Action.TERMINATE | Action.FAIL:
                 by = None if reason is None else lifecycle.ended_by(reason, actor)
                 changes = {"deadline": None, "reason": reason, "detail": detail, "ended_by": by, **changes}
                 if state in lifecycle.ENDED:
                     changes["ended_at"] = now
-            case Action.FREEZE | Action.THAW | Action.PAUSE | Action.RESUME:
+            case Action.PAUSE:
+                by = None if reason is None else lifecycle.ended_by(reason, actor)
+                changes = {"deadline": None, "reason": reason, "detail": detail, "ended_by": by, **changes}
+            case Action.FREEZE | Action.THAW:
                 pass
         fresh = replace(record, state=state, **changes)
-        told = {"reason": fresh.reason, "detail": fresh.detail} if fresh.reason else {"timing": fresh.timing} if action is Action.RUN else {}
+        told = {"reason": fresh.reason, "detail": fresh.detail} if fresh.reason else {"timing": fresh.timing} if action in (Action.RUN, Action.RESUME) else {}
         self._write(fresh, ("state", *changes), self._event(lifecycle.EVENT[action], fresh, actor=actor or fresh.ended_by, **told))
         return fresh
 

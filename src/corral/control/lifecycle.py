@@ -56,7 +56,7 @@ ACTIVE = frozenset({State.CREATING, State.RUNNING, State.FROZEN})
 """The states in which a sandbox uses cpu and memory of the node."""
 
 _MEND: Mapping[Action, str] = {
-    Action.RUN: "only a stopped sandbox can be started",
+    Action.RUN: "only a stopped sandbox can be started; a paused one is resumed",
     Action.STOP: "wait until it is running",
     Action.PAUSE: "only a running sandbox can be paused",
     Action.RESUME: "only a paused sandbox can be resumed",
@@ -82,9 +82,9 @@ def on_own_end(state: State, *, disk_kept: bool) -> Action | None:
     return Action.STOP if disk_kept else Action.TERMINATE
 
 
-def on_deadline(on_timeout: Literal["terminate", "stop"]) -> Action:
+def on_deadline(on_timeout: Literal["terminate", "stop", "pause"]) -> Action:
     """What a sandbox asked for when its time is up."""
-    return Action.STOP if on_timeout == "stop" else Action.TERMINATE
+    return {"terminate": Action.TERMINATE, "stop": Action.STOP, "pause": Action.PAUSE}[on_timeout]
 
 
 def ended_by(reason: Reason, actor: str | None) -> str:

@@ -39,7 +39,7 @@ class Record:
     sudo: bool
     timeout: float | None
     idle_timeout: float | None
-    on_timeout: Literal["terminate", "stop"]
+    on_timeout: Literal["terminate", "stop", "pause"]
     created_at: float
     created_by: str
     checkpoint_every: int | None = None

@@ -18,8 +18,8 @@ class Fate:
     detail: str | None = None
 
 
-def fate(record: Record, *, alive: bool, booted_at: float) -> Fate | None:
-    """None: it is as the row says. `booted_at` is when the machine was started."""
+def fate(record: Record, *, alive: bool, paused: bool, booted_at: float) -> Fate | None:
+    """None: it is as the row says. `paused`: the node has its memory, which is never so for one that is alive. `booted_at` is when the machine was started."""
     match record.state:
         case State.CREATING:
             if alive:
@@ -28,11 +28,17 @@ def fate(record: Record, *, alive: bool, booted_at: float) -> Fate | None:
         case State.RUNNING | State.FROZEN:
             if alive:
                 return None
+            if paused:
+                return Fate(Action.PAUSE, Reason.REQUESTED, "the server ended while it was being paused")
             if record.started_at is not None and record.started_at < booted_at:
                 return Fate(Action.STOP, Reason.NODE_LOST, "the machine was started anew")
             return Fate(Action.STOP, Reason.CRASHED, "it ended while no server watched it")
         case State.STOPPED:
             # Its start was answered to nobody, or its end was not: what runs is what counts.
             return Fate(Action.RUN) if alive else None
-        case State.PAUSED | State.TERMINATED | State.FAILED:
+        case State.PAUSED:
+            if alive:
+                return Fate(Action.RESUME)
+            return None if paused else Fate(Action.STOP, Reason.NODE_LOST, "its memory is gone")
+        case State.TERMINATED | State.FAILED:
             return None

@@ -19,6 +19,8 @@ class Living:
     reserved: bool = False
     """It waits for room: its name and its share of the quota are taken, but nobody sees it yet."""
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    pausing: bool = False
+    """Its memory is being saved: who wants to use it waits for that, and resumes it."""
     exits: int = 0
     """Processes of it that have ended while this server watched."""
 

@@ -19,6 +19,7 @@ from corral.control.idempotency import Claim
 from corral.control.launch import Launch
 from corral.control.ledger import Ledger
 from corral.control.lifecycle import Action
+from corral.control.pauses import Pauses
 from corral.control.policies import Policies
 from corral.control.ports import Node, Store
 from corral.control.quota import Use
@@ -67,6 +68,16 @@ class Sandboxes:
         self._volumes = volumes
         self._clock = clock
         self._booted_at = booted_at
+        self.pauses = Pauses(
+            node=node,
+            ledger=self.ledger,
+            policies=self.policies,
+            gate=gate,
+            check_quota=self.check_quota,
+            freed=self._freed,
+            watch=self._watch,
+            later=self.later,
+        )
         self._alarm = Alarm(clock, self._ring)
         self._tasks: set[asyncio.Task[None]] = set()
         self.on_exit: Callable[[Living, int], None] = lambda _living, _count: None
@@ -85,7 +96,7 @@ class Sandboxes:
             record = one.record
             if record.state in lifecycle.ENDED:
                 continue  # the node told of its end just now
-            if (decided := fate(record, alive=record.id in alive, booted_at=self._booted_at)) is not None:
+            if (decided := fate(record, alive=record.id in alive, paused=self.node.paused(record.id), booted_at=self._booted_at)) is not None:
                 record = self.ledger.move(one, decided.action, reason=decided.reason, detail=decided.detail)
                 log.info("sandbox_recovered", sandbox=record.id, state=record.state, reason=record.reason)
             self._watch(record)
@@ -116,7 +127,8 @@ class Sandboxes:
 
         async def stop(living: Living) -> None:
             async with living.changing:
-                if Action.STOP in lifecycle.TABLE[living.record.state]:
+                # A paused one is on the disk alone.
+                if living.record.state is not State.PAUSED and Action.STOP in lifecycle.TABLE[living.record.state]:
                     await self._stop(living, Reason.REQUESTED, None)
 
         await asyncio.gather(*(stop(living) for living in list(self.ledger.registry)))
@@ -219,12 +231,17 @@ class Sandboxes:
         living = self.ledger.find(project, id_or_name)
         return living.record if living is not None else await self.ledger.ended(project, id_or_name)
 
-    async def use(self, project: str, id_or_name: str) -> Record:
-        """One whose processes and files can be asked for. Raises `SandboxEnded`, `NotFound`, `InvalidState` while it is being created."""
-        record = (await self.ledger.use(project, id_or_name)).record
-        if record.state is State.CREATING:
-            raise InvalidState(f"the sandbox {record.id} is still being created", hint="wait until it is running")
-        return record
+    async def use(self, project: str, id_or_name: str, *, wake: bool = False) -> Record:
+        """One whose processes and files can be asked for. `wake`: what is asked for needs its guest, so a paused one is resumed first.
+
+        Raises `SandboxEnded`, `NotFound`, `InvalidState` while it is being created.
+        """
+        living = await self.ledger.use(project, id_or_name)
+        if living.record.state is State.CREATING:
+            raise InvalidState(f"the sandbox {living.record.id} is still being created", hint="wait until it is running")
+        if wake and (living.pausing or living.record.state is State.PAUSED):
+            await self.pauses.wake(living)
+        return living.record
 
     async def page(self, project: str, *, states: frozenset[State], tags: Mapping[str, str], before: tuple[float, str] | None, limit: int) -> list[Record]:
         """Newest first."""
@@ -448,6 +465,12 @@ class Sandboxes:
             match lifecycle.on_deadline(living.record.on_timeout):
                 case Action.STOP:
                     await self._stop(living, due.reason, None)
+                case Action.PAUSE:
+                    try:
+                        await self.pauses.save(living, due.reason, None)
+                    except CorralError as error:
+                        # Its time is up all the same; at least its disk is kept.
+                        await self._stop(living, due.reason, None, detail=f"it could not be paused: {error.message}")
                 case _:
                     await self._terminate(living, due.reason, None)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from corral.node.cgroup import Group
+from corral.node.member import MemberPlaces
 from corral.schema.sandbox import Reason
 
 
@@ -23,6 +27,18 @@ class Evidence:
     """What the sentry wrote to its panic log."""
     gofer_first: bool = False
     """The gofer did not end because its sentry did. A sentry of 20240729 kills its guest when it loses its gofer, and exits with 137."""
+
+
+def evidence(exits: Sequence[asyncio.Future[int | None]], group: Group, places: MemberPlaces) -> Evidence:
+    """What is known of a sentry that has ended, before its places are cleared away. `exits`: its own and, when there was one to wait for, its gofer's."""
+    status, gofer = (*(end.result() if end.done() else None for end in exits), None)[:2]
+    return Evidence(
+        status=status,
+        oom_kills=group.oom_kills(),
+        tasks_refused=group.tasks_refused(),
+        panic=places.excerpt(places.panic_log),
+        gofer_first=gofer is not None and os.WIFSIGNALED(gofer) and not (status is not None and os.WIFSIGNALED(status)),
+    )
 
 
 def explain(evidence: Evidence) -> tuple[Reason, str]:

@@ -130,6 +130,10 @@ class PoolDisks:
                 raise NotFound(f"there is no disk of {id}")
             return await self._in(self._slow, lambda: self._copy(id, target))
 
+    async def write_out(self, id: str) -> None:
+        """Everything written so far is safe when this returns, even from a power cut; what is written meanwhile may not be."""
+        await self._in(self._slow, lambda: self._write_out(id))
+
     async def replace(self, id: str, source: Path) -> None:
         """Make the disk of a stopped sandbox a copy of `source`: wholly, or not at all."""
         async with self._turns.alone(id):
@@ -234,6 +238,19 @@ class PoolDisks:
     def _copy_mounted(self, id: str, target: Path) -> Copied:
         stopped = capture.capture(self._mounted_at(id), lambda: self.pool.copy(self._image(id), target))
         return Copied(target.stat().st_blocks * 512, stopped)
+
+    def _write_out(self, id: str) -> None:
+        mounted = os.open(self._mounted_at(id), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            syscalls.syncfs(mounted)
+        finally:
+            os.close(mounted)
+        # And out of the pool, which may be a file itself.
+        image = os.open(self._image(id), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(image)
+        finally:
+            os.close(image)
 
     def _replace(self, id: str, source: Path) -> None:
         # Whoever still has the old one (see `_unmount`) keeps a file without a name.

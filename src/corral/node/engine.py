@@ -2,6 +2,7 @@
 
 open      places → runsc → control groups → holder, network → adopt what lives → sweep what belongs to nobody → self-test → pool
 claim     take a member → limits → wake → egress policy → record → disk → root
+restore   take a prepared member → the same → volumes → memory → limits of processor time
 end       kill → unmount root → detach disk → destroy the member → record → slot given back
 """
 
@@ -9,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import resource
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,12 +23,12 @@ import structlog
 from corral.errors import CorralError, InternalError, InvalidState, SetupError, Unavailable
 from corral.node import death, holder_client, record, runsc
 from corral.node.box import RunscBox
-from corral.node.cgroup import Group, Groups, Limits, find_hierarchies
-from corral.node.death import Evidence
+from corral.node.cgroup import Groups, find_hierarchies
 from corral.node.holder_client import HolderClient, HolderError
 from corral.node.interface import Box, BoxSpec, Disks, Ended, OnEnd, Timing
-from corral.node.member import MemberPlaces
+from corral.node.limits import limits
 from corral.node.members import Member, Members, runsc_root
+from corral.node.memory import Needs, Returning, Still, read
 from corral.node.network import Network, Watcher
 from corral.node.pool import Pool
 from corral.node.record import Record
@@ -39,14 +40,8 @@ from corral.schema.sandbox import Reason
 SETTLE_TIMEOUT = 60.0
 """Seconds for ends that are under way when the server leaves."""
 DISK_TIMEOUT = 60.0
-SENTRY_MEMORY = 64
-"""MiB on top of a sandbox's memory for its sentry, gofer and page tables (measured: 25 idle) …"""
-SENTRY_MEMORY_SHARE = 8
-"""… or this fraction of it, if that is more."""
-SENTRY_TASKS = 1024
-"""Tasks of the host on top of those that the guest's processes need: some 60 threads of sentry and gofer, the rest time for the guest's own limit to work, since a sentry that is refused a task panics …"""
-TASKS_PER_PROCESS = 4
-"""… and so many for each process of the guest (measured: 2.1 to 2.9)."""
+PREPARED = 8
+"""Members without anything in them that wait for memories; half of the pool at most."""
 SENTRY_GRACE = 0.5
 """Seconds a sentry and its gofer may end apart; a sentry that lives on longer without one is ended."""
 
@@ -80,6 +75,7 @@ class Parts:
     groups: Groups
     members: Members
     pool: Pool
+    prepared: Pool
 
 
 class RunscEngine:
@@ -134,15 +130,16 @@ class RunscEngine:
         await self._sweep(members)
         await self.network.sweep()
         size = settings.pool
-        pool = Pool(members, self._holder, size=size, sleep=found.burns_when_idle)
+        pool = Pool(members.make, members.destroy, self._holder, size=size, sleep=found.burns_when_idle)
+        prepared = Pool(members.prepare, members.destroy, self._holder, size=min(PREPARED, size // 2), sleep=False)
         # The first member is the self-test of the whole way.
         first = await members.make(background=False, check=True)
         if size:
             pool.add(first)
         else:
             await members.destroy(first)
-        pool.start()
-        return Parts(found, groups, members, pool)
+        pool.start(then=prepared)
+        return Parts(found, groups, members, pool, prepared)
 
     @property
     def burns_when_idle(self) -> bool:
@@ -185,7 +182,7 @@ class RunscEngine:
 
     async def _settle(self) -> None:
         """End the pool, and wait for what is under way."""
-        await self._open.pool.close()
+        await asyncio.gather(self._open.pool.close(), self._open.prepared.close())
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=SETTLE_TIMEOUT)
 
@@ -214,7 +211,7 @@ class RunscEngine:
         else:
             log.critical("there is no holder: sandboxes go on, but none can be created, and none would survive the end of this server")
             return
-        for member in [*(box.member for box in self._boxes.values() if box.ending is None), *self._open.pool.waiting()]:
+        for member in [*(box.member for box in self._boxes.values() if box.ending is None), *self._open.pool.waiting(), *self._open.prepared.waiting()]:
             if member.control.fileno() >= 0:
                 await self._holder.keep(member.id, member.descriptors)
 
@@ -229,7 +226,7 @@ class RunscEngine:
             ) from error
         for found in records:
             try:
-                member = await members.adopt(found.member, found.identity, found.slot)
+                member = await members.adopt(found.member, found.identity, found.slot, found.needs)
             except ProcessLookupError:
                 await self._bury(members, found)
             except HolderError as error:
@@ -259,7 +256,7 @@ class RunscEngine:
             exits = [self._holder.exit_of(pid) for pid in pids]
             # The one may be gone and the other about to follow.
             await asyncio.wait(exits, timeout=SENTRY_GRACE)
-            reason, detail = death.explain(_evidence(exits, members.group(found.member), places))
+            reason, detail = death.explain(death.evidence(exits, members.group(found.member), places))
         await members.kill_stranger(found.member)
         await self._holder.forget([found.identity.pid, found.identity.gofer])
         await self._clear_away(members, found.member, found.spec.id)
@@ -283,24 +280,38 @@ class RunscEngine:
 
         `secrets`: values of those that its egress policy uses; they are written nowhere.
         """
+        return await self._occupy(spec, secrets or {}, None)
+
+    async def restore(self, spec: BoxSpec, secrets: Mapping[str, str], memory: Returning) -> tuple[RunscBox, Timing]:
+        """As `claim`, and what runs in it is what was saved: its agent goes on where it was. Its disk must be the one of that moment.
+
+        Raises `Unsupported` when the memory needs what is not here. `restore` in the timing: seconds for the memory alone.
+        """
+        return await self._occupy(spec, secrets, memory)
+
+    async def _occupy(self, spec: BoxSpec, secrets: Mapping[str, str], memory: Returning | None) -> tuple[RunscBox, Timing]:
         if spec.id in self._boxes or spec.id in self._claiming:
             raise InvalidState(f"sandbox {spec.id} is running already")
         began = time.perf_counter()
         self._claiming.add(spec.id)
         try:
-            member = self._open.pool.take()
-            cold = member is None
-            if member is None:
-                member = await self._open.pool.make()
-            made = time.perf_counter()
+            member, cold = await self._member(memory)
+            made = restored = time.perf_counter()
             try:
-                member.group.limit(limits(spec))
+                # A memory is read in at full speed, by the sentry alone.
+                member.group.limit(limits(spec) if memory is None else replace(limits(spec), cpu=None))
                 # Awake before all else: it comes to itself on another processor meanwhile, and looks at nothing before it is told to.
                 member.sentry.wake()
-                await self._admit(member, spec, secrets or {})
+                await self._admit(member, spec, secrets)
                 ready = time.perf_counter()
                 writable = await self._attach(spec)
                 self._rootfs.mount_root(member.places.root, spec.image.layers, writable)
+                mounted = restored = time.perf_counter()
+                if memory is not None:
+                    await memory.mount_volumes(member.places.volumes)
+                    await self._return(member, memory.place)
+                    restored = time.perf_counter()
+                    member.group.limit(limits(spec))
             except BaseException:
                 await asyncio.shield(self._abandon(member, spec.id))
                 raise
@@ -308,26 +319,79 @@ class RunscEngine:
             self._enter(box)
         finally:
             self._claiming.discard(spec.id)
-        mounted = time.perf_counter()
         timing = {
             "start": made - began if cold else 0.0,
             "claim": ready - made + (0.0 if cold else made - began),
             "rootfs": mounted - ready,
             "cold": float(cold),
         }
-        return box, timing
+        return box, timing if memory is None else {**timing, "restore": restored - mounted}
+
+    async def _member(self, memory: Returning | None) -> tuple[Member, bool]:
+        """A member to be had at once, or one made for the purpose."""
+        parts = self._open
+        if memory is not None and memory.needs != parts.members.programs.needs:
+            return await parts.members.prepare(background=False, needs=memory.needs), True
+        pool = parts.pool if memory is None else parts.prepared
+        member = pool.take()
+        return (await pool.make(), True) if member is None else (member, False)
+
+    async def _return(self, member: Member, place: Path) -> None:
+        with read(place) as files:
+            async with self._open.members.talk(member) as calls:
+                await calls.restore(files)
+
+    # Standing still
+
+    @asynccontextmanager
+    async def still(self, id: str) -> AsyncGenerator[Still]:
+        """For as long as it lasts a box' guest stands still: none of its tasks runs. It goes on in any case, unless the box is ended meanwhile."""
+        box = self._living(id)
+        member = box.member
+        record.stand_still(self._places.boxes, id)
+        async with self._open.members.talk(member) as calls:
+            await calls.pause()
+            try:
+                yield Still(calls)
+            finally:
+                if box.ending is None:
+                    await asyncio.shield(self.go_on(id))
+
+    async def go_on(self, id: str) -> None:
+        """Let a guest go on that stands still. Not for one that doesn't: its sentry would end."""
+        # A connection of its own: that of a save that took too long is closed.
+        async with self._open.members.talk(self._living(id).member) as calls:
+            await calls.resume()
+        record.go_on(self._places.boxes, id)
+
+    def stands_still(self, id: str) -> bool:
+        """Whether an earlier server may have left it so."""
+        return record.stands_still(self._places.boxes, id)
+
+    def needs(self, id: str) -> Needs | None:
+        """What a box' memory will need; None: it is of an earlier Corral, which did not say."""
+        return self._living(id).member.needs
+
+    def keep_programs(self, needs: Needs, id: str) -> None:
+        """Have what a box' memory needs, for as long as that is kept. Blocks, the first time."""
+        self._open.members.programs.keep(needs, self._living(id).member.places.agent)
+
+    def _living(self, id: str) -> RunscBox:
+        box = self._boxes.get(id)
+        if box is None or box.ending is not None:
+            raise InvalidState(f"sandbox {id} is not running", hint="start it first")
+        return box
 
     async def _admit(self, member: Member, spec: BoxSpec, secrets: Mapping[str, str]) -> None:
         """Put its egress policy in force, and write down what a later server must know of it."""
         generation = await self.network.admit(member.slot, spec.id, spec.egress, secrets)
         slot = None if member.slot is None else member.slot.index
-        record.write(self._places.boxes, Record(member.id, member.sentry.identity, spec, time.time(), slot=slot, generation=generation))
+        fresh = Record(member.id, member.sentry.identity, spec, time.time(), slot=slot, generation=generation, needs=member.needs)
+        record.write(self._places.boxes, fresh)
 
     async def set_egress(self, id: str, policy: EgressPolicy, secrets: Mapping[str, str]) -> None:
         """Change what a box may reach; connections that it no longer may have are cut."""
-        box = self._boxes.get(id)
-        if box is None or box.ending is not None:
-            raise InvalidState(f"sandbox {id} is not running", hint="start it first")
+        box = self._living(id)
         spec = replace(box.spec, egress=policy)
         await self._admit(box.member, spec, secrets)
         box.spec = spec
@@ -379,7 +443,7 @@ class RunscEngine:
         exits = [self._holder.exit_of(pid) for pid in box.member.sentry.pids]
         # A gofer leaves when its sentry dies, and a sentry when its gofer does; how each of them ended tells which was first.
         await asyncio.wait(exits, timeout=SENTRY_GRACE)
-        evidence = _evidence(exits, box.group, box.member.places)
+        evidence = death.evidence(exits, box.group, box.member.places)
         reason, detail = death.explain(evidence)
         log.warning("sandbox ended by itself", sandbox=box.id, reason=reason.value, detail=detail, status=evidence.status)
         await self._take_apart(box, keep_disk=True)
@@ -426,24 +490,3 @@ class RunscEngine:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("work in the background failed", error=repr(error), exc_info=error)
-
-
-def _evidence(exits: Sequence[asyncio.Future[int | None]], group: Group, places: MemberPlaces) -> Evidence:
-    """What is known of a sentry that has ended, before its places are cleared away. `exits`: its own and, when there was one to wait for, its gofer's."""
-    status, gofer = (*(end.result() if end.done() else None for end in exits), None)[:2]
-    return Evidence(
-        status=status,
-        oom_kills=group.oom_kills(),
-        tasks_refused=group.tasks_refused(),
-        panic=places.excerpt(places.panic_log),
-        gofer_first=gofer is not None and os.WIFSIGNALED(gofer) and not (status is not None and os.WIFSIGNALED(status)),
-    )
-
-
-def limits(spec: BoxSpec) -> Limits:
-    """The host's limits for a box: its own, and what its sentry needs on top."""
-    return Limits(
-        memory=spec.memory + max(SENTRY_MEMORY, spec.memory // SENTRY_MEMORY_SHARE),
-        pids=SENTRY_TASKS + TASKS_PER_PROCESS * spec.pids,
-        cpu=spec.cpu,
-    )

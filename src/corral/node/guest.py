@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from corral.errors import CorralError, PlatformError
+from corral.errors import CorralError, PlatformError, Unavailable
 from corral.node.link import Link, RequestFailed
 from corral.node.processes import Bounds, OnEvent, ProcessBook
 from corral.node.refusals import refusal
@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 HELLO_TIMEOUT = 10.0
 CLAIM_TIMEOUT = 10.0
+HOOKS_TIMEOUT = 40.0
+"""The agent gives hooks 30 seconds."""
 
 
 class Guest:
@@ -34,15 +36,19 @@ class Guest:
         bounds: Bounds | None = None,
         on_event: OnEvent | None = None,
         activity: Callable[[], None] | None = None,
+        book: ProcessBook | None = None,
     ) -> None:
-        """`spool` is the sandbox's own directory (`spool/<id>`). `activity` is called before the guest is used and whenever it sends something."""
+        """`spool` is the sandbox's own directory (`spool/<id>`). `activity` is called before the guest is used and whenever it sends something.
+
+        `book`: of a paused sandbox that is being resumed, with those who wait for its processes.
+        """
         self.link = link
         self.defaults = defaults or Defaults()
         self.claimed = False
         self.version = ""
         self.alive = 0
         """Whether processes other than the agent live inside, as the agent says: 0 for none, else at least one."""
-        self.processes = ProcessBook(spool, sandbox, defaults=self.defaults, bounds=bounds, on_event=on_event)
+        self.processes = book or ProcessBook(spool, sandbox, defaults=self.defaults, bounds=bounds, on_event=on_event)
         self._on_event: OnEvent = on_event or (lambda _kind, _data: None)
         link.on_event = self._event
         link.on_end = self._ended
@@ -102,6 +108,22 @@ class Guest:
     async def quiesce(self, *, on: bool) -> None:
         """Before a save: nothing is under way when it returns."""
         await self._ask(requests.Quiesce(on=on), messages.Done)
+
+    async def restored(self, *, hostname: str, files: Sequence[requests.GuestFile], env: Mapping[str, str] | None = None, fork: bool = False) -> list[str]:
+        """Tell a guest that has come back where it is now: files that name its address, and `env` in place of its variables. As a `fork` it gets an identity of its own and its
+        hooks run; returns what those of them say that failed."""
+        told = None if env is None else [encoded(f"{name}={value}") for name, value in env.items()]
+        request = requests.Restored(hostname=hostname, files=files, env=told, fork=fork)
+        return (await self._ask(request, messages.Hooks, timeout=HOOKS_TIMEOUT)).failed
+
+    async def obstacles(self) -> list[messages.Obstacle]:
+        """What in it can't be saved, as far as can be seen from inside."""
+        return (await self._ask(requests.Obstacles(), messages.Obstacles)).obstacles
+
+    def suspend(self) -> None:
+        """It has been saved and is about to be ended: leave its processes to whoever resumes it."""
+        self.processes.suspend()
+        self.link.leave(Unavailable("the sandbox is being paused", hint="try again, which resumes it"))
 
     def close(self) -> None:
         """Leave the guest as it is for the next server."""

@@ -47,6 +47,12 @@ class StdinEnded(msgspec.Struct, frozen=True, tag_field="fact", tag="stdin_ended
     offset: int
 
 
+class Slept(msgspec.Struct, frozen=True, tag_field="fact", tag="slept"):
+    """The sandbox was paused for so long: the time of its processes stood still."""
+
+    seconds: float
+
+
 class Exited(msgspec.Struct, frozen=True, tag_field="fact", tag="exited"):
     """A process ended. With `lost` the sandbox ended under it and there is no status."""
 
@@ -75,7 +81,7 @@ class Forgotten(msgspec.Struct, frozen=True, tag_field="fact", tag="forgotten"):
     id: str
 
 
-Fact = Opened | Asked | TimedOut | StdinEnded | Exited | Closed | Forgotten
+Fact = Opened | Asked | TimedOut | StdinEnded | Slept | Exited | Closed | Forgotten
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Fact] = msgspec.json.Decoder(Fact)

@@ -380,7 +380,11 @@ class Link:
 
     def close(self) -> None:
         """Leave the link; the sandbox lives on and another server may take the socket."""
-        self._fail(Unavailable("the server is stopping", hint="try again"), quiet=True)
+        self.leave(Unavailable("the server is stopping", hint="try again"))
+
+    def leave(self, why: CorralError) -> None:
+        """Use it no more; whoever waits for something on it is told why."""
+        self._fail(why, quiet=True)
         self.settle()
 
     def settle(self) -> None:

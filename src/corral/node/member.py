@@ -37,6 +37,11 @@ class MemberPlaces:
         return self.root / spec.ROOTFS
 
     @property
+    def agent(self) -> Path:
+        """Where the host can read the guest agent it was made with."""
+        return self.root / spec.AGENT.lstrip("/")
+
+    @property
     def volumes(self) -> Path:
         return self.directory / "vol"
 
@@ -65,9 +70,8 @@ class MemberPlaces:
             syscalls.make_shared(place)
         for name in spec.ROOT_DIRECTORIES:
             (self.root / name).mkdir()
-        target = self.root / spec.AGENT.lstrip("/")
-        target.touch(mode=0o555)
-        syscalls.bind(agent, target, read_only=True)
+        self.agent.touch(mode=0o555)
+        syscalls.bind(agent, self.agent, read_only=True)
         config = spec.member(root=self.root, volumes=self.volumes, hostname="sandbox")
         (self.directory / "config.json").write_text(json.dumps(config))
 

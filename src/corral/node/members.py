@@ -1,6 +1,7 @@
 """Making members and taking them apart: the order of the steps, each with a time-out.
 
 make     slot → places → group → links → runsc create (by the holder) → network device → start → hello → sockets kept by the holder
+prepare  the same without start and hello: what it will run is somebody's memory
 destroy  kill → exits → sockets dropped → runsc's files → group → places → slot given back
 """
 
@@ -12,7 +13,8 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +25,10 @@ from corral.node import hello, mounts, runsc, sentry, urpc
 from corral.node.cgroup import Group, Groups, Limits
 from corral.node.holder_client import HolderClient, HolderLost, Spawn
 from corral.node.member import MemberPlaces
+from corral.node.memory import Needs
 from corral.node.netns import made
 from corral.node.network import Network
+from corral.node.programs import Programs
 from corral.node.runsc import Runsc
 from corral.node.sentry import Identity, Sentry
 from corral.node.slots import Slot
@@ -52,7 +56,7 @@ class CreateFailed(PlatformError):
 
 @dataclass(frozen=True)
 class Member:
-    """A started sentry with its agent awake or stopped, and everything that is to be undone."""
+    """A sentry and everything that is to be undone: started, with its agent awake or stopped, or without anything in it yet (`prepared`)."""
 
     places: MemberPlaces
     group: Group
@@ -65,6 +69,9 @@ class Member:
     """Its network device; None on a machine that has none for sandboxes."""
     packets: socket.socket | None = None
     """The packet socket that the sentry has: readable while something has arrived that the sentry, perhaps stopped, has not taken yet."""
+    prepared: bool = False
+    needs: Needs | None = None
+    """What its memory would need, once it has one; None of those whose server did not know."""
 
     @property
     def id(self) -> str:
@@ -90,12 +97,12 @@ class Members:
     def __init__(self, places: Places, *, runsc: Runsc, agent: Path, platform: str, groups: Groups, holder: HolderClient, network: Network) -> None:
         self._places = places
         self._runsc = runsc
-        self._agent = agent
         self._platform = platform
         self._groups = groups
         self._holder = holder
         self._network = network
         self._dialect = urpc.Dialect.CREATE_LINKS
+        self.programs = Programs(places, runsc, agent)
 
     @property
     def runsc_root(self) -> Path:
@@ -103,6 +110,26 @@ class Members:
 
     async def make(self, *, background: bool, check: bool = False) -> Member:
         """A new member, awake, its agent greeted. `background`: others go first. `check`: the sentry's protocol is tried as well."""
+
+        async def start(control: urpc.Sentry, socket: socket.socket) -> None:
+            await control.start()
+            if check:
+                await urpc.self_test(control, self._runsc.path)
+            await hello.greet(socket, timeout=HELLO_TIMEOUT)
+            if background:
+                await hello.warm(socket, timeout=HELLO_TIMEOUT)
+
+        return await self._make(self.programs.needs, background=background, start=start)
+
+    async def prepare(self, *, background: bool, needs: Needs | None = None) -> Member:
+        """A new member that nothing runs in, for a memory to be restored into; of another runsc and agent than usual, if that memory needs them.
+
+        Raises `Unsupported` when they are not to be had.
+        """
+        return await self._make(needs or self.programs.needs, background=background, start=None)
+
+    async def _make(self, needs: Needs, *, background: bool, start: Callable[[urpc.Sentry, socket.socket], Awaitable[None]] | None) -> Member:
+        program, agent = await asyncio.to_thread(self.programs.find, needs)
         name = "m-" + secrets.token_hex(6)
         places = self.places(name)
         group = self._groups.group(name)
@@ -112,7 +139,7 @@ class Members:
             if slot is not None:
                 undo.append(lambda: self._network.release(slot))
             undo.append(self._in_thread(places.remove))
-            await asyncio.to_thread(places.make, self._agent)
+            await asyncio.to_thread(places.make, agent)
             undo.append(lambda: _remove_group(group))
             await asyncio.to_thread(group.create, Limits(memory=BIRTH_MEMORY, pids=BIRTH_PIDS, weight=LOW_WEIGHT if background else 100))
             control, control_theirs = hello.link()
@@ -120,7 +147,7 @@ class Members:
             log_read, log_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             undo.append(self._in_thread(lambda: _close(control, relay, log_read)))
             try:
-                await self._create(name, places, group, (control_theirs.fileno(), relay_theirs.fileno(), log_write))
+                await self._create(program, name, places, group, (control_theirs.fileno(), relay_theirs.fileno(), log_write))
             finally:
                 _close(control_theirs, relay_theirs, log_write)
                 undo.append(self._in_thread(lambda: self._unlink(name)))
@@ -133,11 +160,13 @@ class Members:
             nic = None if slot is None else await made(slot.nic, lambda nic: nic.packets.close())
             if nic is not None:
                 undo.append(self._in_thread(nic.packets.close))
-            await self._start(name, address, nic, check=check)
-            await hello.greet(control, timeout=HELLO_TIMEOUT)
-            if background:
-                await hello.warm(control, timeout=HELLO_TIMEOUT)
-            member = Member(places, group, found, control, relay, log_read, slot, None if nic is None else nic.packets)
+            async with self._talk(name, address) as calls:
+                await calls.set_up_network(nic)
+                self._dialect = calls.dialect
+                if start is not None:
+                    await start(calls, control)
+            packets = None if nic is None else nic.packets
+            member = Member(places, group, found, control, relay, log_read, slot, packets, prepared=start is None, needs=needs)
             await self._holder.keep(name, member.descriptors)
         except BaseException as error:
             if not isinstance(error, asyncio.CancelledError):
@@ -146,8 +175,8 @@ class Members:
             raise
         return member
 
-    async def _create(self, id: str, places: MemberPlaces, group: Group, fds: tuple[int, int, int]) -> None:
-        argv = self._runsc.create(root=self.runsc_root, bundle=places.directory, id=id, platform=self._platform)
+    async def _create(self, program: Runsc, id: str, places: MemberPlaces, group: Group, fds: tuple[int, int, int]) -> None:
+        argv = program.create(root=self.runsc_root, bundle=places.directory, id=id, platform=self._platform)
         spawn = Spawn(
             argv,
             env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
@@ -169,19 +198,19 @@ class Members:
         if status != 0:
             raise CreateFailed(f"`runsc create` ended with status {status}: {places.excerpt(places.runsc_log) or 'it wrote no log'}")
 
-    async def _start(self, id: str, address: str, nic: urpc.Nic | None, *, check: bool) -> None:
+    @asynccontextmanager
+    async def _talk(self, id: str, address: str) -> AsyncGenerator[urpc.Sentry]:
         connection = await urpc.Connection.open(address, timeout=10)
         try:
-            control = urpc.Sentry(connection, id, self._dialect)
-            await control.set_up_network(nic)
-            self._dialect = control.dialect
-            await control.start()
-            if check:
-                await urpc.self_test(control, self._runsc.path)
+            yield urpc.Sentry(connection, id, self._dialect)
         finally:
             connection.close()
 
-    async def adopt(self, id: str, identity: Identity, slot: int | None) -> Member:
+    def talk(self, member: Member) -> AbstractAsyncContextManager[urpc.Sentry]:
+        """A connection to the member's sentry."""
+        return self._talk(member.id, sentry.control_socket(self.runsc_root, member.id)[1])
+
+    async def adopt(self, id: str, identity: Identity, slot: int | None, needs: Needs | None) -> Member:
         """A member of an earlier server, with the number of its slot. Raises `ProcessLookupError` when its sentry is gone, `HolderError` when its sockets are."""
         found = Sentry(identity, self._holder)
         try:
@@ -196,9 +225,9 @@ class Members:
         adopted = None if slot is None or not network else self._network.adopt(slot, network[0])
         if adopted is None:
             _close(*network)
-            return Member(self.places(id), self._groups.group(id), found, control, relay, log_fd)
+            return Member(self.places(id), self._groups.group(id), found, control, relay, log_fd, needs=needs)
         packets = socket.socket(fileno=network[1])
-        return Member(self.places(id), self._groups.group(id), found, control, relay, log_fd, adopted, packets)
+        return Member(self.places(id), self._groups.group(id), found, control, relay, log_fd, adopted, packets, needs=needs)
 
     async def destroy(self, member: Member) -> None:
         """End a member and leave nothing of it. A root mounted in it is unmounted too; do it before, to be sure that it is written out."""

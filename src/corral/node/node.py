@@ -3,6 +3,7 @@
 create    engine.claim (member, limits, disk, root) → hello → claim → running
 stop      engine.kill; disk and output stay
 start     as create, on the same disk
+pause     pauses.pause (memory and disk saved, sentry ended); resume as it says
 remove    stop, then delete disk and output
 """
 
@@ -22,7 +23,7 @@ from typing import Any, Literal
 import structlog
 
 from corral.agent_binary import agent_binary
-from corral.errors import CorralError, InvalidState, NotFound, SandboxEnded
+from corral.errors import CorralError, InvalidState, NotFound, SandboxEnded, Unavailable
 from corral.ids import is_id
 from corral.images import Catalog, StoredImage
 from corral.net.authority import Authority
@@ -36,6 +37,7 @@ from corral.node.interface import BoxSpec, Ended, ImageSpec, Moment, OnEnd, Timi
 from corral.node.network import Watcher
 from corral.node.nft import GATEWAY
 from corral.node.outward import Outward
+from corral.node.pauses import Pauses
 from corral.node.pool import default_size
 from corral.node.processes import ProcessBook
 from corral.node.running import Hooks, OnEvent, Running
@@ -50,6 +52,9 @@ from corral.wire import messages, requests
 
 SILENCE = 5.0
 """Seconds between the end of a sandbox's link and the end of its sentry; it takes milliseconds unless the agent closed the link itself."""
+
+STILL = 3.0
+"""Seconds for an agent's hello, after which it is taken to stand still."""
 
 log = structlog.get_logger(__name__)
 
@@ -89,6 +94,7 @@ class Node:
         self._authority = Authority(places.keys)
         self.snapshots = Snapshots(places, self._disks)
         self.volumes = Volumes(places, self._disks.pool)
+        self._pauses = Pauses(places, self._engine, self._disks, self.volumes)
         self._differences = Differences(places, self._disks, self.snapshots)
         self._running: dict[str, Running] = {}
         self._books: dict[str, ProcessBook] = {}
@@ -110,13 +116,15 @@ class Node:
         await asyncio.to_thread(self._differences.sweep)
         await self.snapshots.open()
         await self.volumes.open()
+        await self._pauses.open(known)
         boxes = [box for box in await self._engine.open(self._died) if isinstance(box, RunscBox)]
         if known is not None:
             await self._remove_strangers([box.id for box in boxes if box.id not in known], known)
             boxes = [box for box in boxes if box.id in known]
-        adopted = await asyncio.gather(*(self._adopt(box) for box in boxes))
+        adopted = [id for id in await asyncio.gather(*(self._adopt(box) for box in boxes)) if id is not None]
         await self.volumes.settle()
-        return [id for id in adopted if id is not None]
+        await self._pauses.settle(adopted)
+        return adopted
 
     async def close(self) -> None:
         """Leave: sandboxes go on living with the holder and are found again by the next `open`."""
@@ -152,11 +160,16 @@ class Node:
                     await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
     async def _adopt(self, box: RunscBox) -> str | None:
+        still = self._engine.stands_still(box.id)
+        if still and box.id in self._pauses:
+            # It was saved, and only its end is missing.
+            await self._engine.kill(box.id)
+            return None
         running = self._enter(box.spec, box)
         self.volumes.adopt(box.id, box.spec.volumes)
         try:
             box.thaw()
-            await running.guest.hello()
+            await (self._rouse(running) if still else running.guest.hello())
             if running.guest.claimed:
                 return box.id
             detail = "the server ended while it was being created"
@@ -168,6 +181,14 @@ class Node:
         await self.volumes.release(box.id)
         await self._tell(Ended(box.id, Reason.ENGINE_ERROR, f"it could not be adopted: {detail}", disk_kept=True))
         return None
+
+    async def _rouse(self, running: Running) -> None:
+        """Say hello to a guest that was about to stand still, or does, or goes on already: nobody knows."""
+        try:
+            await running.guest.hello(timeout=STILL)
+        except Unavailable:
+            await self._engine.go_on(running.spec.id)
+            await running.guest.hello()
 
     # Life
 
@@ -215,9 +236,45 @@ class Node:
         ended = time.perf_counter()
         return {**timing, "ready": ended - claimed, "total": ended - began}
 
+    async def pause(self, id: str) -> Timing:
+        """Save its memory and end it: it takes no memory and no process until it is resumed. Raises `Unsupported` when it can't be saved; whatever is raised, it goes on."""
+        running = self._get(id)
+
+        def leave() -> None:
+            del self._running[id]
+            self._books[id] = running.suspend()
+
+        return await asyncio.shield(self._pauses.pause(running, leave))
+
+    async def resume(self, spec: BoxSpec, *, secrets: Mapping[str, str] | None = None) -> Timing:
+        """Have a paused sandbox go on where it was. When it fails it is paused as before."""
+        return await asyncio.shield(self._resume(spec, secrets or {}))
+
+    async def _resume(self, spec: BoxSpec, secrets: Mapping[str, str]) -> Timing:
+        await self.snapshots.ready(spec.image)
+        saved = self._pauses.memories.get(spec.id)
+
+        async def enter(box: RunscBox) -> None:
+            running = self._enter(spec, box, book=self._books.pop(spec.id, None))
+            if saved is not None:
+                running.guest.processes.slept(max(0.0, time.time() - saved.at))
+            await running.guest.hello()
+            await running.guest.restored(hostname=spec.hostname, files=_files(spec.hostname, box.address))
+            await self._make_trust(running, spec.egress)
+
+        def leave() -> None:
+            if (running := self._running.pop(spec.id, None)) is not None:
+                self._books[spec.id] = running.suspend()
+
+        return await self._pauses.resume(spec, secrets, enter, leave)
+
+    def paused(self, id: str) -> bool:
+        return id in self._pauses
+
     async def stop(self, id: str) -> None:
         """End its processes; disk and output stay. Idempotent."""
         self._leave(id)
+        await self._forget_memory(id)
         await self._engine.kill(id)
         await self.volumes.release(id)
 
@@ -229,16 +286,24 @@ class Node:
         await self.volumes.release(id)
         await self._remove_stored(id)
 
+    async def _forget_memory(self, id: str) -> None:
+        """Of a paused one: what it ran is lost."""
+        if id in self._pauses:
+            if (book := self._books.get(id)) is not None:
+                book.lose()
+            await self._pauses.drop(id)
+
     async def _remove_stored(self, id: str) -> None:
+        await self._forget_memory(id)
         if (book := self._books.pop(id, None)) is not None:
             book.close()
         self._outward.forget(id)
         await self._disks.remove(id)
         await asyncio.to_thread(shutil.rmtree, self._places.spool / id, ignore_errors=True)
 
-    def _enter(self, spec: BoxSpec, box: RunscBox) -> Running:
+    def _enter(self, spec: BoxSpec, box: RunscBox, *, book: ProcessBook | None = None) -> Running:
         freeze = self._settings.freeze == "always" or (self._settings.freeze == "auto" and self._engine.burns_when_idle)
-        running = Running(spec, box, self._places.spool / spec.id, freeze=freeze, hooks=self._hooks)
+        running = Running(spec, box, self._places.spool / spec.id, freeze=freeze, hooks=self._hooks, book=book)
         self._running[spec.id] = running
         return running
 
@@ -249,6 +314,8 @@ class Node:
             running.close(thaw=False)
 
     async def _died(self, ended: Ended) -> None:
+        if ended.id in self._pauses and ended.id not in self._running:
+            return  # while it was being resumed, or just when it had been saved
         await self._tell(ended)
         self._leave(ended.id)
         await self.volumes.release(ended.id)
@@ -296,7 +363,8 @@ class Node:
             return running.guest.processes
         if (book := self._books.get(id)) is None:
             book = self._books[id] = ProcessBook(self._places.spool / id, id)
-            book.lose()
+            if id not in self._pauses:
+                book.lose()
         return book
 
     def files(self, id: str) -> Files:
@@ -366,6 +434,8 @@ class Node:
 
     def _get(self, id: str) -> Running:
         if (running := self._running.get(id)) is None:
+            if id in self._pauses:
+                raise InvalidState(f"sandbox {id} is paused", hint="resume it")
             raise InvalidState(f"sandbox {id} is not running", hint="start it first")
         if isinstance(running.link.error, SandboxEnded):
             raise SandboxEnded(f"sandbox {id} has just ended", hint="look at its reason")

@@ -11,14 +11,16 @@ import contextlib
 import os
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
 from corral.errors import CorralError, PlatformError, SetupError
 from corral.node.cgroup import MIB
 from corral.node.holder_client import HolderClient
-from corral.node.members import Member, Members
+from corral.node.members import Member
 
 MEMBER_MIB = 16
 """What a sleeping member costs the machine (research: 12 to 14, and some for what is shared)."""
@@ -61,17 +63,25 @@ def total() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+class Make(Protocol):
+    """Makes a member, in the background or for somebody who waits."""
+
+    def __call__(self, *, background: bool) -> Awaitable[Member]: ...
+
+
 class Pool:
     """Up to `size` ready members. `sleep`: whether waiting members are stopped, which costs a millisecond at the claim."""
 
-    def __init__(self, members: Members, holder: HolderClient, *, size: int, sleep: bool) -> None:
+    def __init__(self, make: Make, destroy: Callable[[Member], Awaitable[None]], holder: HolderClient, *, size: int, sleep: bool) -> None:
         self.size = size
-        self._members = members
+        self._make = make
+        self._destroy = destroy
         self._holder = holder
         self._sleep = sleep
         self._ready: deque[Member] = deque()
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._next: Pool | None = None
         self._full = asyncio.Event()
         self._taken_at = -CALM
         # More at once than there are processors only makes all of them late.
@@ -84,7 +94,9 @@ class Pool:
     def waiting(self) -> list[Member]:
         return list(self._ready)
 
-    def start(self) -> None:
+    def start(self, *, then: Pool | None = None) -> None:
+        """Fill it; and when it is full for the first time, another one."""
+        self._next = then
         self._wanted.set()
         self._task = asyncio.create_task(self._refill(), name="pool refill")
 
@@ -103,7 +115,7 @@ class Pool:
         """Another number of members; what is too many is ended now."""
         self.size = size
         surplus = [self._ready.pop() for _ in range(len(self._ready) - size)]
-        await asyncio.gather(*(self._members.destroy(member) for member in surplus))
+        await asyncio.gather(*(self._destroy(member) for member in surplus))
         self._wanted.set()
 
     async def filled(self) -> None:
@@ -124,13 +136,13 @@ class Pool:
             if (member := self.take()) is not None:
                 return member
             try:
-                return await self._members.make(background=False)
+                return await self._make(background=False)
             except SetupError:
                 raise
             except PlatformError as error:
                 # It was killed while it was being made, or the holder was (another is on its way, and the call waits for it): none of the caller's doing.
                 log.warning("a member is made again", error=str(error))
-                return await self._members.make(background=False)
+                return await self._make(background=False)
 
     def add(self, member: Member) -> None:
         """Put a fresh member in."""
@@ -146,10 +158,13 @@ class Pool:
             return
         self._ready.remove(member)
         log.warning("a waiting member ended", member=member.id)
-        task = asyncio.create_task(self._members.destroy(member))
+        task = asyncio.create_task(self._destroyed(member))
         self._funerals.add(task)
         task.add_done_callback(self._funerals.discard)
         self._wanted.set()
+
+    async def _destroyed(self, member: Member) -> None:
+        await self._destroy(member)
 
     async def _refill(self) -> None:
         delay = RETRY[0]
@@ -158,12 +173,15 @@ class Pool:
             if short and self._ready:
                 log.warning("memory is short: giving up a waiting member", available_mib=available() // MIB, waiting=len(self._ready) - 1)
                 try:
-                    await self._members.destroy(self._ready.pop())
+                    await self._destroy(self._ready.pop())
                 except (CorralError, OSError) as error:
                     log.error("a waiting member was not wholly removed", error=str(error))
                 continue
             if short or len(self._ready) >= self.size:
                 self._full.set()
+                if self._next is not None:
+                    self._next.start()
+                    self._next = None
                 self._wanted.clear()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wanted.wait(), LOOK)
@@ -174,7 +192,7 @@ class Pool:
                 await asyncio.sleep(calm_in)
                 continue
             try:
-                member = await self._members.make(background=True)
+                member = await self._make(background=True)
             except (CorralError, OSError) as error:
                 log.error("the pool could not make a member", error=str(error), retry_in=delay)
                 self._full.set()

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
-from corral.errors import Conflict, CorralError, InvalidState
+from corral.errors import Conflict, CorralError, InvalidState, Unavailable
 from corral.node.channel import Channel
 from corral.node.journal import Asked, Exited
 from corral.node.link import Link, RequestFailed, again
@@ -68,6 +68,8 @@ class Process:
         self.stdin_ended: int | None = None
         self.forgotten = False
         self.closed = False
+        self.slept = 0.0
+        """Seconds for which the sandbox was paused while it ran."""
         self.starting: asyncio.Future[None] | None = None
         self.directory = directory
         self._book = book
@@ -105,10 +107,13 @@ class Process:
     # ── channel ──
 
     def connect(self, link: Link, *, stdin: int = 0) -> None:
-        """Open the channel's node side; `stdin` is the offset the agent has."""
+        """Open the channel's node side; `stdin` is the offset the agent has. What an earlier link of this server's did not bring there is sent again."""
         streams = (1,) if self.asked.pty else (1, 2)
         receivers = {stream: Receiver(offset=self.spool(stream).end) for stream in streams}
-        self._stdin = Sender(offset=stdin) if self.asked.stdin else None
+        if self._stdin is not None:
+            self._stdin.resume(stdin)
+        elif self.asked.stdin:
+            self._stdin = Sender(offset=stdin)
         if self._stdin is not None and self.stdin_ended == stdin:
             self._stdin.finish()
         self._channel = Channel(link, self.asked.channel, self, receivers=receivers, sender=self._stdin)
@@ -129,6 +134,12 @@ class Process:
         self._stop_timer()
         for spool in self._spools.values():
             spool.close()
+
+    def suspend(self) -> None:
+        """The sandbox is being paused: nothing comes until it is resumed, and whoever waits goes on waiting. Who writes to it is told to try again, which resumes it."""
+        if (channel := self._channel) is not None:
+            self.disconnect()
+            channel.fail(Unavailable("the sandbox is being paused", hint="try again, which resumes it"))
 
     def on_data(self, stream: int, payload: memoryview) -> None:
         assert self._channel is not None
@@ -250,6 +261,7 @@ class Process:
     async def request(self, request: Request) -> None:
         """Ask the agent something about this process."""
         if (channel := self._channel) is None:
+            self._check_awake()
             raise InvalidState(f"process {self.asked.id} has ended", hint="look at its exit status")
         try:
             await channel.link.request(request)
@@ -269,6 +281,7 @@ class Process:
         async with self._writing:
             channel = self._channel
             if channel is None or self.exited is not None:
+                self._check_awake()
                 raise InvalidState(f"process {self.asked.id} has ended", hint="look at its exit status")
             if (sender := channel.sender) is None:
                 raise InvalidState(f"process {self.asked.id} was started without standard input", hint="start it with stdin=true")
@@ -313,6 +326,10 @@ class Process:
                 return
             self._check()
             await self._changed.wait()
+
+    def _check_awake(self) -> None:
+        if self._channel is None and self._gone is None and self.running:
+            raise Unavailable("the sandbox is being paused", hint="try again, which resumes it")
 
     def _check(self) -> None:
         if self._gone is not None:
@@ -363,7 +380,7 @@ class Process:
     def arm(self) -> None:
         """Kill it, with all it started, when its time is over."""
         if self.asked.timeout is not None and self.exited is None:
-            left = self.asked.at + self.asked.timeout - self._book.now()
+            left = self.asked.at + self.asked.timeout + self.slept - self._book.now()
             self._timer = asyncio.get_running_loop().call_later(max(0.0, left), self._expire)
 
     def _expire(self) -> None:

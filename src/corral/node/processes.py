@@ -15,7 +15,7 @@ import structlog
 
 from corral.errors import CorralError, InvalidArgument, InvalidState, NotFound, QuotaExceeded, Unavailable
 from corral.ids import is_id, new_id
-from corral.node.journal import Asked, Closed, Exited, Fact, Forgotten, Journal, Opened, StdinEnded, TimedOut
+from corral.node.journal import Asked, Closed, Exited, Fact, Forgotten, Journal, Opened, Slept, StdinEnded, TimedOut
 from corral.node.link import Link, RequestFailed
 from corral.node.process import CHUNK, Chunk, Process
 from corral.node.refusals import start_refusal
@@ -96,6 +96,8 @@ class ProcessBook:
                     process.timed_out = True
                 case StdinEnded() if process := self._processes.get(fact.id):
                     process.stdin_ended = fact.offset
+                case Slept():
+                    self._slept(fact.seconds)
                 case Exited() if process := self._processes.get(fact.id):
                     process.exited, process.pid, process.closed = fact, fact.pid, fact.closed
                     self._finished[fact.id] = None
@@ -151,6 +153,22 @@ class ProcessBook:
             link.post(requests.Close(channel=held.channel))
             process.lose()
         process.arm()
+
+    def suspend(self) -> None:
+        """The sandbox is being paused: its processes are neither running nor lost until `adopt`."""
+        self._link = None
+        for process in self._processes.values():
+            process.suspend()
+
+    def slept(self, seconds: float) -> None:
+        """It was paused for so long, which counts for no process' timeout."""
+        self._slept(seconds)
+        self._append(Slept(seconds))
+
+    def _slept(self, seconds: float) -> None:
+        for process in self._processes.values():
+            if process.running:
+                process.slept += seconds
 
     def next_channel(self) -> int:
         """A channel number that was never used in this sandbox."""

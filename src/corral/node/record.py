@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from corral.node.interface import BoxSpec, ImageSpec, VolumeUse
+from corral.node.memory import Needs
 from corral.node.sentry import Identity
 from corral.schema.egress import EgressPolicy
 
@@ -28,6 +29,8 @@ class Record:
     """Its network device's number."""
     generation: int = 0
     """Under which its egress policy is in force; 0: it has none."""
+    needs: Needs | None = None
+    """What its memory would need."""
     version: int = VERSION
 
 
@@ -45,6 +48,7 @@ def write(directory: Path, record: Record) -> None:
 def remove(directory: Path, id: str) -> None:
     (directory / f"{id}.json").unlink(missing_ok=True)
     keep_on(directory, id)
+    go_on(directory, id)
 
 
 def end(directory: Path, id: str) -> None:
@@ -59,6 +63,20 @@ def keep_on(directory: Path, id: str) -> None:
 
 def is_ending(directory: Path, id: str) -> bool:
     return _ending(directory, id).exists()
+
+
+def stand_still(directory: Path, id: str) -> None:
+    """Write down that its guest is about to be stopped for a moment: a server that is killed in it leaves it stopped."""
+    (directory / f"{id}.still").touch()
+
+
+def go_on(directory: Path, id: str) -> None:
+    """It goes on, or it is no more."""
+    (directory / f"{id}.still").unlink(missing_ok=True)
+
+
+def stands_still(directory: Path, id: str) -> bool:
+    return (directory / f"{id}.still").exists()
 
 
 def _ending(directory: Path, id: str) -> Path:
@@ -89,6 +107,7 @@ def parse(document: dict[str, Any]) -> Record:
         float(document["claimed_at"]),
         slot=document.get("slot"),
         generation=document.get("generation", 0),
+        needs=None if (needs := document.get("needs")) is None else Needs(needs["runsc"], needs["agent"], tuple(needs["cpu"])),
     )
 
 

@@ -16,7 +16,7 @@ from corral.node.guest import Guest
 from corral.node.idler import Idler
 from corral.node.interface import BoxSpec
 from corral.node.link import Link
-from corral.node.processes import Defaults
+from corral.node.processes import Defaults, ProcessBook
 from corral.schema.egress import EgressPolicy
 
 OnEvent = Callable[[str, str, Mapping[str, Any]], None]
@@ -40,7 +40,7 @@ class Hooks:
 class Running:
     """Made for a claimed box. `freeze`: whether it is frozen while idle."""
 
-    def __init__(self, spec: BoxSpec, box: RunscBox, spool: Path, *, freeze: bool, hooks: Hooks) -> None:
+    def __init__(self, spec: BoxSpec, box: RunscBox, spool: Path, *, freeze: bool, hooks: Hooks, book: ProcessBook | None = None) -> None:
         self.spec = spec
         self.box = box
         self.used_at = time.monotonic()
@@ -52,6 +52,7 @@ class Running:
             defaults=defaults_of(spec),
             on_event=lambda kind, data: hooks.on_event(spec.id, kind, data),
             activity=self._touch,
+            book=book,
         )
         self.trust(spec.egress)
         # The end of the link is the first sign of a sandbox's end. Why it ended is known a moment later; only then, in `close`, callers who wait are told.
@@ -72,6 +73,12 @@ class Running:
         """Stop using the sandbox; its processes go on. `thaw`: leave it awake, since nobody watches it any more."""
         self._rest(thaw=thaw)
         self.guest.close()
+
+    def suspend(self) -> ProcessBook:
+        """It has been saved and is about to be ended; returns its processes, for `book` of the one that it comes back as."""
+        self._rest(thaw=False)
+        self.guest.suspend()
+        return self.guest.processes
 
     def _rest(self, *, thaw: bool) -> None:
         """No more freezing and waking."""

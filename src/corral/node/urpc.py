@@ -26,6 +26,8 @@ CHUNK = 65536
 SUN_PATH = 107
 """Bytes in the path of a unix socket at most (sockaddr_un.sun_path, less its end)."""
 LOOPBACK = [{"Name": "lo", "Addresses": [{"Address": "127.0.0.1", "PrefixLen": 8}], "Routes": [{"Destination": {"IP": "127.0.0.0", "Mask": "/wAAAA=="}}]}]
+SAVE_TIMEOUT = 600.0
+"""Seconds for a sandbox's memory to be written or read: gigabytes on a slow disk."""
 SEGMENT = 65536
 """Bytes that a sentry may hand to its packet socket at once: the kernel cuts them."""
 
@@ -209,6 +211,30 @@ class Sentry:
     async def start(self) -> None:
         """Start the root container: its program runs."""
         await self.connection.call("containerManager.StartRoot", self.cid, timeout=20)
+
+    async def pause(self) -> None:
+        """Stop all of the sandbox's tasks. Pauses count: each needs its `resume`."""
+        await self.connection.call("containerManager.Pause", timeout=20)
+
+    async def resume(self) -> None:
+        """Let its tasks go on. Only for one that is paused: the sentry counts, and ends itself below zero."""
+        await self.connection.call("containerManager.Resume", timeout=20)
+
+    async def save(self, files: Sequence[int]) -> None:
+        """Write its memory into three files (state, list of pages, pages) and go on. Its tasks stand still meanwhile. Raises `UrpcError` with what can't be saved; then it goes on too."""
+        arguments = {
+            "metadata": {"compression": "none"},
+            "have_pages_file": True,
+            "Resume": True,
+            # The older name and the newer one of the same thing.
+            "MemoryFileSaveOpts": {"ExcludeCommittedZeroPages": False},
+            "app_mf_exclude_committed_zero_pages": False,
+        }
+        await self.connection.call("containerManager.Checkpoint", arguments, fds=files, timeout=SAVE_TIMEOUT)
+
+    async def restore(self, files: Sequence[int]) -> None:
+        """In place of `start`: what `save` wrote goes on. The connection is of no more use afterwards, and a sentry that refuses isn't either."""
+        await self.connection.call("containerManager.Restore", {"HavePagesFile": True, "HaveDeviceFile": False}, fds=files, timeout=SAVE_TIMEOUT)
 
     async def state(self) -> int:
         """The container's state as the sentry sees it; the cheapest sign of life."""

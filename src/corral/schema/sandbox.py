@@ -63,7 +63,9 @@ class SandboxCreate(Request):
     pids: int = Field(1024, ge=16, le=65_536, description="processes at once")
     timeout: float | None = Field(3600, gt=0, le=31_536_000, allow_inf_nan=False, description="seconds until `on_timeout`; null: never")
     idle_timeout: float | None = Field(None, gt=0, le=31_536_000, allow_inf_nan=False, description="seconds without activity until `on_timeout`")
-    on_timeout: Literal["terminate", "stop"] = "terminate"
+    on_timeout: Literal["terminate", "stop", "pause"] = Field(
+        "terminate", description="what happens then; `pause` keeps processes and memory, and the next use resumes it"
+    )
     checkpoint_every: int | None = Field(None, ge=1, le=1_000_000, description="take a checkpoint by itself whenever so many more processes have ended")
     env: Env = Field(default_factory=dict)
     volumes: VolumeMounts = Field(default_factory=dict, description="by the path at which each appears")
@@ -92,7 +94,7 @@ class SandboxUpdate(Request):
     tags: Tags | None = None
     timeout: float | None = Field(None, gt=0, le=31_536_000, allow_inf_nan=False, description="seconds from now")
     idle_timeout: float | None = Field(None, gt=0, le=31_536_000, allow_inf_nan=False)
-    on_timeout: Literal["terminate", "stop"] | None = None
+    on_timeout: Literal["terminate", "stop", "pause"] | None = None
 
 
 class SandboxExtend(Request):
@@ -142,7 +144,7 @@ class Sandbox(Answer):
     workdir: str | None
     timeout: float | None
     idle_timeout: float | None
-    on_timeout: Literal["terminate", "stop"]
+    on_timeout: Literal["terminate", "stop", "pause"]
     checkpoint_every: int | None = None
     volumes: dict[str, VolumeMount] = Field(default_factory=dict[str, VolumeMount])
     created_at: datetime
@@ -150,7 +152,8 @@ class Sandbox(Answer):
     deadline: datetime | None = None
     ended_at: datetime | None = None
     timing: dict[str, float] | None = Field(
-        None, description="seconds of each phase of its start: queue, claim, rootfs, start, ready, total; `cold` is 1 without a warm pool member"
+        None,
+        description="seconds of each phase of its start (queue, claim, rootfs, start, ready, total; `cold` is 1 without a warm pool member), of its resume (with restore), or of its pause (quiet, save, sync, end, total)",
     )
     node: NodeAccess | None = None
     egress: EgressPolicy = Field(default_factory=EgressPolicy)

@@ -30,7 +30,7 @@ class CreateOptions(TypedDict, total=False):
     pids: int
     timeout: float | None
     idle_timeout: float | None
-    on_timeout: Literal["terminate", "stop"]
+    on_timeout: Literal["terminate", "stop", "pause"]
     checkpoint_every: int | None
     volumes: Mapping[str, Any] | None
     env: Mapping[str, str] | None

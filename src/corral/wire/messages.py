@@ -76,6 +76,25 @@ class Matches(msgspec.Struct, frozen=True):
     more: bool
 
 
+class Hooks(msgspec.Struct, frozen=True):
+    """What those hooks say that failed."""
+
+    failed: Annotated[list[Annotated[str, Meta(max_length=4096)]], Meta(max_length=64)] = []
+
+
+class Obstacle(msgspec.Struct, frozen=True):
+    """Something that can't be saved: a connection to elsewhere, or a file that is open and deleted; and whose it is."""
+
+    kind: Literal["connection", "deleted_file"]
+    pid: Pid
+    process: Word
+    what: Annotated[bytes, Meta(max_length=4096)]
+
+
+class Obstacles(msgspec.Struct, frozen=True):
+    obstacles: Annotated[list[Obstacle], Meta(max_length=64)] = []
+
+
 class Exit(msgspec.Struct, frozen=True, tag_field="event", tag="exit"):
     """A process ended: either `code` or `signal` is set. `stdout` and `stderr` are the offsets where its own output ends."""
 

@@ -205,6 +205,17 @@ class Quiesce(Request, frozen=True, kw_only=True, tag="quiesce"):
     on: bool
 
 
+class Restored(Request, frozen=True, kw_only=True, tag="restored"):
+    hostname: str
+    files: Sequence[GuestFile]
+    env: Sequence[bytes] | None
+    fork: bool
+
+
+class Obstacles(Request, frozen=True, kw_only=True, tag="obstacles"):
+    pass
+
+
 _encoder = msgspec.json.Encoder()
 
 

@@ -63,7 +63,7 @@ class Sandbox:
         pids: int = 1024,
         timeout: float | None = 3600,
         idle_timeout: float | None = None,
-        on_timeout: Literal["terminate", "stop"] = "terminate",
+        on_timeout: Literal["terminate", "stop", "pause"] = "terminate",
         checkpoint_every: int | None = None,
         volumes: Mapping[str, Volume | str] | None = None,
         env: Mapping[str, str] | None = None,
@@ -280,6 +280,17 @@ class Sandbox:
         """Start it again with the same disk."""
         self._change("/start")
 
+    def pause(self) -> None:
+        """Keep its processes, memory and disk on the disk; it takes no memory and no processor until it is resumed, or used: a command or a file access resumes it.
+
+        Raises `Unsupported` when something in it can't be saved, and says what; it goes on then.
+        """
+        self._change("/pause")
+
+    def resume(self) -> None:
+        """Have it go on where it was paused."""
+        self._change("/resume")
+
     def extend(self, seconds: float) -> None:
         """Move its deadline to at least `seconds` from now."""
         self._change("/extend", faults.encode(faults.build(SandboxExtend, seconds=seconds)))
@@ -291,7 +302,7 @@ class Sandbox:
         tags: Mapping[str, str] | Keep = KEEP,
         timeout: float | Keep | None = KEEP,
         idle_timeout: float | Keep | None = KEEP,
-        on_timeout: Literal["terminate", "stop"] | Keep = KEEP,
+        on_timeout: Literal["terminate", "stop", "pause"] | Keep = KEEP,
     ) -> None:
         """Change what is given; `tags` replaces all tags, `timeout` counts from now, None takes a name or a time away."""
         given = {"name": name, "tags": tags, "timeout": timeout, "idle_timeout": idle_timeout, "on_timeout": on_timeout}

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// obstacle is something that the sandbox's kernel can't save.
+type obstacle struct {
+	Kind    string `json:"kind"` // connection or deleted_file
+	PID     int    `json:"pid"`
+	Process string `json:"process"`
+	What    []byte `json:"what"`
+}
+
+type obstaclesAnswer struct {
+	Obstacles []obstacle `json:"obstacles"`
+}
+
+// obstaclesTold bounds the answer.
+const obstaclesTold = 64
+
+// obstacles answers the request of that name: connections to elsewhere, and files of the sandbox's disk that are open and deleted.
+func obstacles(*link, *nothing) (any, error) {
+	all := append(connections(), deletedFiles()...)
+	return obstaclesAnswer{all[:min(len(all), obstaclesTold)]}, nil
+}
+
+// States of a TCP socket in /proc/net/tcp that have no other end yet, or no more.
+const (
+	tcpTimeWait = "06"
+	tcpClose    = "07"
+)
+
+// connections lists those to other machines. Whose they are is found out for the first ones only.
+func connections() []obstacle {
+	found := []obstacle{}
+	for _, file := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue // no IPv6, or no network at all
+		}
+		for _, line := range strings.Split(string(text), "\n") {
+			f := strings.Fields(line)
+			if len(f) < 10 || f[3] == stateListen || f[3] == tcpTimeWait || f[3] == tcpClose {
+				continue
+			}
+			at, port, _ := strings.Cut(f[2], ":")
+			address, ok := parseAddress(at)
+			number, err := strconv.ParseUint(port, 16, 16)
+			if !ok || err != nil || address.Unmap().IsLoopback() || address.IsUnspecified() || len(found) == obstaclesTold {
+				continue
+			}
+			pid, name := holder(f[9])
+			found = append(found, obstacle{"connection", pid, name, []byte(netip.AddrPortFrom(address.Unmap(), uint16(number)).String())})
+		}
+	}
+	return found
+}
+
+const deletedMark = " (deleted)"
+
+// deletedFiles lists descriptors and working directories on the sandbox's disk whose names are gone.
+func deletedFiles() []obstacle {
+	found := []obstacle{}
+	var disk syscall.Stat_t
+	if err := syscall.Stat("/", &disk); err != nil {
+		return found
+	}
+	for _, pid := range allPIDs() {
+		dir := "/proc/" + strconv.Itoa(pid)
+		links := []string{dir + "/cwd"}
+		fds, err := os.ReadDir(dir + "/fd")
+		if err != nil {
+			continue // it has ended
+		}
+		for _, fd := range fds {
+			links = append(links, dir+"/fd/"+fd.Name())
+		}
+		for _, link := range links {
+			target, err := os.Readlink(link)
+			if err != nil || !strings.HasSuffix(target, deletedMark) {
+				continue
+			}
+			var st syscall.Stat_t
+			if syscall.Stat(link, &st) == nil && st.Dev != disk.Dev {
+				continue // in memory, which is saved
+			}
+			s, _ := readStat(pid)
+			found = append(found, obstacle{"deleted_file", pid, s.comm, []byte(strings.TrimSuffix(target, deletedMark))})
+		}
+	}
+	return found
+}

@@ -1,0 +1,24 @@
+"""What the host allows a sandbox: what it asked for, and what its sentry needs on top."""
+
+from __future__ import annotations
+
+from corral.node.cgroup import Limits
+from corral.node.interface import BoxSpec
+
+SENTRY_MEMORY = 64
+"""MiB on top of a sandbox's memory for its sentry, gofer and page tables (measured: 25 idle) …"""
+SENTRY_MEMORY_SHARE = 8
+"""… or this fraction of it, if that is more."""
+SENTRY_TASKS = 1024
+"""Tasks of the host on top of those that the guest's processes need: some 60 threads of sentry and gofer, the rest time for the guest's own limit to work, since a sentry that is refused a task panics …"""
+TASKS_PER_PROCESS = 4
+"""… and so many for each process of the guest (measured: 2.1 to 2.9)."""
+
+
+def limits(spec: BoxSpec) -> Limits:
+    """The host's limits for a box: its own, and what its sentry needs on top."""
+    return Limits(
+        memory=spec.memory + max(SENTRY_MEMORY, spec.memory // SENTRY_MEMORY_SHARE),
+        pids=SENTRY_TASKS + TASKS_PER_PROCESS * spec.pids,
+        cpu=spec.cpu,
+    )

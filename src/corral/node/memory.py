@@ -1,0 +1,207 @@
+"""Memory of sandboxes in files.
+
+    <home>/memory/<id>/state, pages_meta, pages   as the sentry wrote them
+    <home>/memory/<id>/memory.json                what it is of and what it needs. Written last, so that a directory without it is half made, and removed first
+
+`<id>` is a paused sandbox's, or a snapshot's that has memory. It belongs to a disk as it was at the same moment, and to no other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from corral.errors import SetupError
+from corral.ids import is_id
+from corral.node.urpc import Sentry
+from corral.places import Places
+
+VERSION = 1
+"""Of the documents. A greater one is refused: it is a later Corral's."""
+FILES = ("state", "pages_meta", "pages")
+"""In the order in which a sentry takes them."""
+_DOCUMENT = "memory.json"
+_NEW = ".new-"
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a memory can be brought back with, and nothing else: this runsc, this guest agent (its SHA-256), a processor with these features."""
+
+    runsc: str
+    agent: str
+    cpu: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A memory. `at`: seconds since 1970. `size`: bytes. `volumes`: how many were mounted in it, of which it may have files open."""
+
+    id: str
+    needs: Needs
+    at: float
+    size: int
+    volumes: int = 0
+
+
+@dataclass(frozen=True)
+class Returning:
+    """A memory to be restored. `mount_volumes` is told the directory that the guest has as /vol, and mounts there what was mounted when it was saved."""
+
+    place: Path
+    needs: Needs
+    mount_volumes: Callable[[Path], Awaitable[object]]
+
+
+class Still:
+    """A guest that stands still."""
+
+    def __init__(self, calls: Sentry) -> None:
+        self._calls = calls
+
+    async def save(self, place: Path) -> None:
+        """Write its memory into an empty directory. Raises `UrpcError` when something in it can't be saved."""
+        with written(place) as files:
+            await self._calls.save(files)
+
+
+class Memories:
+    """All blocking but cheap, except `settle` and `drop`, which are for threads."""
+
+    def __init__(self, places: Places) -> None:
+        self._directory = places.memory
+        self._known: dict[str, Saved] = {}
+
+    def open(self, known: Collection[str] | None) -> None:
+        """Find what there is; remove what is half made and what is of no sandbox in `known` (None: of any). Raises `SetupError` for a later version's."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for place in sorted(self._directory.iterdir()):
+            id = place.name
+            if not (id.startswith(_NEW) or is_id(id, "sb")):
+                continue
+            saved = None if id.startswith(_NEW) else _read(place)
+            if saved is None or (known is not None and id not in known):
+                log.info("removing a memory that is half made or nobody's", memory=id)
+                shutil.rmtree(place)
+            else:
+                self._known[id] = saved
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._known
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def get(self, id: str) -> Saved | None:
+        return self._known.get(id)
+
+    def place(self, id: str) -> Path:
+        """Where it is."""
+        return self._directory / id
+
+    def begin(self, id: str) -> Path:
+        """An empty place for a memory that is about to be written."""
+        place = self._directory / f"{_NEW}{id}"
+        if place.exists():
+            shutil.rmtree(place)
+        place.mkdir(mode=0o700)
+        return place
+
+    def settle(self, saved: Saved) -> None:
+        """What was written at its new place is whole and safe on the disk when this returns."""
+        place = self._directory / f"{_NEW}{saved.id}"
+        document = place / _DOCUMENT
+        document.write_text(json.dumps({"version": VERSION, **asdict(saved)}, indent=2))
+        for name in (*FILES, _DOCUMENT):
+            _sync(place / name)
+        _sync(place)
+        place.rename(self._directory / saved.id)
+        _sync(self._directory)
+        self._known[saved.id] = saved
+
+    def give_up(self, id: str) -> None:
+        """Remove what was begun."""
+        shutil.rmtree(self._directory / f"{_NEW}{id}", ignore_errors=True)
+
+    def forget(self, id: str) -> None:
+        """It is no more; `drop` removes the rest of it."""
+        self._known.pop(id, None)
+        (self.place(id) / _DOCUMENT).unlink(missing_ok=True)
+
+    def drop(self, id: str) -> None:
+        """Remove it. Nothing happens if there is none."""
+        self.forget(id)
+        if self.place(id).exists():
+            shutil.rmtree(self.place(id))
+
+
+@contextmanager
+def written(place: Path) -> Generator[list[int]]:
+    """Descriptors for a sentry to write a memory into."""
+    with _open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fds:
+        yield fds
+
+
+@contextmanager
+def read(place: Path) -> Generator[list[int]]:
+    """Descriptors for a sentry to read a memory from. Any number may at once."""
+    with _open(place, os.O_RDONLY) as fds:
+        yield fds
+
+
+@contextmanager
+def _open(place: Path, flags: int) -> Generator[list[int]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(_descriptor(place / name, flags)) for name in FILES]
+
+
+@contextmanager
+def _descriptor(path: Path, flags: int) -> Generator[int]:
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def size(place: Path) -> int:
+    """Bytes that a memory takes."""
+    return sum((place / name).stat().st_size for name in FILES)
+
+
+def cpu_features() -> tuple[str, ...]:
+    """What this machine's processors can do, as the kernel calls it: a guest has looked at it, and a memory goes on believing it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, words = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return tuple(sorted(set(words.split())))
+    return ()
+
+
+def _read(place: Path) -> Saved | None:
+    try:
+        document: dict[str, Any] = json.loads((place / _DOCUMENT).read_bytes())
+    except FileNotFoundError:
+        return None
+    if (version := document.pop("version", None)) != VERSION:
+        raise SetupError(f"the memory {place} is of format {version}, this server knows {VERSION}", hint="start the version of Corral that wrote it")
+    needs = document.pop("needs")
+    return Saved(**document, needs=Needs(needs["runsc"], needs["agent"], tuple(needs["cpu"])))
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,165 @@
+"""Pausing with memory: what a paused sandbox is, what goes on when it is resumed, and what is left when the server is killed in between."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from corral import Process, Sandbox
+from corral.errors import InvalidState, SandboxEnded, Unsupported
+from corral.places import Places
+from harness import leaks
+from harness.server import Server
+
+COMPUTE = r"""
+import hashlib, sys
+digest = b"seed"
+for step in range(600):
+    for _ in range(3000):
+        digest = hashlib.sha256(digest).digest()
+    print(step, digest.hex(), flush=True)
+"""
+SERVE = r"""
+import http.server, sqlite3, threading
+data = sqlite3.connect("/var/tmp/data.db", check_same_thread=False)
+data.execute("pragma journal_mode=wal"); data.execute("create table hits (n integer)"); data.commit()
+lock = threading.Lock()
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        with lock:
+            data.execute("insert into hits values (1)"); data.commit()
+            text = str(data.execute("select count(*) from hits").fetchone()[0]).encode()
+        self.send_response(200); self.send_header("Content-Length", str(len(text))); self.end_headers(); self.wfile.write(text)
+    def log_message(self, *_): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
+"""
+ASK = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:8000/', timeout=50).read().decode())"
+
+
+def computed() -> str:
+    import hashlib
+
+    digest = b"seed"
+    lines: list[str] = []
+    for step in range(600):
+        for _ in range(3000):
+            digest = hashlib.sha256(digest).digest()
+        lines.append(f"{step} {digest.hex()}\n")
+    return "".join(lines)
+
+
+def serve(box: Sandbox) -> None:
+    box.files.write("/var/tmp/serve.py", SERVE)
+    box.exec("python3", "/var/tmp/serve.py")
+    ready = "import socket, time\nwhile socket.socket().connect_ex(('127.0.0.1', 8000)): time.sleep(0.05)"
+    assert box.run(["python3", "-c", ready], timeout=60).exit_code == 0
+
+
+def read_until(process: Process[str], text: str) -> str:
+    """What a terminal shows until it has shown this."""
+    seen = ""
+    for piece in process.stdout:
+        seen += piece
+        if text in seen:
+            break
+    return seen
+
+
+def ask(box: Sandbox) -> int:
+    return int(box.run(["python3", "-c", ASK]).check().stdout)
+
+
+def test_a_computation_goes_on_after_a_pause_and_a_restart_of_the_server(server: Server) -> None:
+    with Sandbox.create("base") as box:
+        process = box.exec("python3", "-c", COMPUTE)
+        lines = iter(process.stdout)
+        first = [next(lines) for _ in range(20)]
+        codes: list[int | None] = []
+        waiting = threading.Thread(target=lambda: codes.append(process.wait(timeout=120)))
+        waiting.start()
+        box.pause()
+        assert box.info.state == "paused"
+        # Nothing of the host but files.
+        assert [trace for trace in leaks.of_sandboxes(Places(server.home)).get(box.id, []) if not trace.startswith("file ")] == []
+        server.kill()
+        server.start()
+        assert box.refresh().state == "paused"
+        box.resume()
+        assert "".join(first + list(lines)) == computed()
+        waiting.join(timeout=120)
+        assert codes == [0]
+
+
+def test_servers_terminals_timers_and_files_go_on(server: Server) -> None:
+    with Sandbox.create("base") as box:
+        serve(box)
+        assert [ask(box) for _ in range(3)] == [1, 2, 3]
+        terminal = box.exec("sh", pty=True)
+        terminal.stdin.write("cd /tmp; x=kept; echo $x > file; tty\n")
+        sleeper = box.exec("sh", "-c", "sleep 2; exit 7")
+        read_until(terminal, "/dev/pts")
+        box.pause()
+        # The next use resumes it.
+        assert ask(box) == 4
+        assert box.refresh().state in ("running", "frozen")
+        terminal.stdin.write("echo $x-$(cat file)-$PWD\n")
+        read_until(terminal, "kept-kept-/tmp")
+        assert sleeper.wait(timeout=60) == 7
+
+
+def test_looking_does_not_wake_it(server: Server) -> None:
+    with Sandbox.create("tiny") as box:
+        process = box.exec("sh", "-c", "echo one; read line; echo $line")
+        assert next(iter(process.stdout)) == "one\n"
+        box.pause()
+        assert [one.id for one in box.processes()] == [process.id]
+        assert box.refresh().state == "paused"
+        with pytest.raises(InvalidState, match="paused"):
+            box.metrics()
+        process.stdin.write("two\n")
+        assert process.wait(timeout=60) == 0
+        assert process.stdout.read() == "two\n"
+
+
+def test_a_paused_one_can_be_stopped_and_ended(server: Server) -> None:
+    places = Places(server.home)
+    with Sandbox.create("tiny") as box:
+        process = box.exec("sleep", "1000")
+        box.run("echo kept > /kept")
+        box.pause()
+        box.stop()
+        assert not (places.memory / box.id).exists()
+        with pytest.raises(SandboxEnded):
+            process.wait(timeout=60)
+        box.start()
+        assert box.run("cat /kept").stdout == "kept\n"
+        box.pause()
+    assert not (places.memory / box.id).exists()
+    assert list(places.paused.iterdir()) == []
+
+
+def test_what_cannot_be_saved_is_named_and_goes_on(server: Server) -> None:
+    with Sandbox.create("base") as box:
+        held = "import time; f = open('/var/tmp/held', 'w'); import os; os.unlink('/var/tmp/held'); print('held', flush=True); time.sleep(1000)"
+        process = box.exec("python3", "-c", held)
+        assert next(iter(process.stdout)) == "held\n"
+        try:
+            box.pause()
+        except Unsupported as error:
+            assert "python3" in error.message
+            assert "/var/tmp/held" in error.message
+            assert error.details["obstacles"][0]["process"] == "python3"
+            assert box.refresh().state in ("running", "frozen")
+            process.signal(9)
+            process.wait(timeout=60)
+            box.pause()
+        assert box.run("echo alive").stdout == "alive\n"
+
+
+def test_a_sandbox_whose_time_is_up_pauses_if_it_is_to(server: Server) -> None:
+    with Sandbox.create("tiny", idle_timeout=1, on_timeout="pause", timeout=None) as box:
+        box.run("echo kept > /tmp/in-memory")
+        paused = next(iter(box.events(kind="sandbox.paused", follow=True)))
+        assert paused.data["reason"] == "idle"
+        assert box.run("cat /tmp/in-memory").stdout == "kept\n"
