@@ -83,14 +83,14 @@ class Policies:
         """Of a sandbox, also of one that has ended a while ago."""
         living = self._ledger.find(project, id_or_name)
         record = living.record if living is not None else await self._ledger.ended(project, id_or_name)
-        return self._view(record)
+        return await self._view(record)
 
     async def set(self, actor: Actor, id_or_name: str, policy: EgressPolicy) -> EgressView:
         """From now on, for open connections too. The answer is given when it holds and is on the disk."""
         living = await self._ledger.use(actor.project, id_or_name)
         await self.check(policy)
         async with living.changing:
-            return self._view(await self._set(living, policy, actor))
+            return await self._view(await self._set(living, policy, actor))
 
     async def learn(self, actor: Actor, id_or_name: str) -> EgressView:
         """Let it reach what the default allows, which is at least the public internet, and write down what it needs. Rules that deny go on denying."""
@@ -100,11 +100,11 @@ class Policies:
             default = Preset.PUBLIC if policy.default is Preset.NONE else policy.default
             policy = policy.model_copy(update={"learn": True, "default": default})
             await self.check(policy)
-            return self._view(await self._set(living, policy, actor))
+            return await self._view(await self._set(living, policy, actor))
 
     async def flows(self, project: str, id_or_name: str, *, after: int, limit: int, denied: bool) -> Flows:
         living = await self._ledger.use(project, id_or_name)
-        return self._node.flows(living.record.id, after=after, limit=limit, denied=denied)
+        return await self._node.flows(living.record.id, after=after, limit=limit, denied=denied)
 
     def worth_telling(self, id: str, kind: str, data: Mapping[str, Any]) -> bool:
         """Whether what the node tells becomes an event."""
@@ -167,11 +167,12 @@ class Policies:
     def _answers(self, project: str) -> list[Rule]:
         return [kept.rule for kept in self._kept.get(project, ())]
 
-    def _view(self, record: Record) -> EgressView:
+    async def _view(self, record: Record) -> EgressView:
         if not self._node.running(record.id):
             return EgressView(policy=record.egress)
         sent, received = self._node.traffic(record.id)
-        return EgressView(policy=record.egress, sent=sent, received=received, proposal=self._node.proposal(record.id) if record.egress.learn else None)
+        proposal = await self._node.proposal(record.id) if record.egress.learn else None
+        return EgressView(policy=record.egress, sent=sent, received=received, proposal=proposal)
 
     # Questions
 

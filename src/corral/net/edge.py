@@ -126,6 +126,7 @@ class Edge:
                 kept = set(message["generations"])
                 self._drop(lambda occupant: occupant.tenant.generation not in kept)
             case "settled":
+                self._kernel.gather()
                 self._log.flush()
             case "seen":
                 self._log.seen(int(message["batch"]))
@@ -152,6 +153,7 @@ class Edge:
                 return {}
 
     def _set(self, tenant: Tenant) -> None:
+        self._kernel.watch(anybody=True)
         occupant = self._occupants.get(tenant.address)
         if occupant is None or occupant.sandbox != tenant.sandbox:
             if occupant is not None:
@@ -173,6 +175,7 @@ class Edge:
             if gone(occupant):
                 del self._occupants[address]
                 self._leave(occupant)
+        self._kernel.watch(anybody=bool(self._occupants))
 
     def _leave(self, occupant: Occupant) -> None:
         self._asking.forget(occupant)
@@ -184,11 +187,12 @@ class Edge:
         from corral.net.pins import Pins
 
         given = {name: socket.socket(fileno=fd) for name, fd in fds.items()}
-        self._pins = Pins(Tables(given["nft"], table)).open
+        tables = Tables(given["nft"], table)
+        self._pins = Pins(tables).open
         self._resolver.listen(given["dns"], given["dns_stream"])
         self._proxy.listen(given["proxy"])
         if "conntrack" in given and "nflog" in given:
-            self._kernel.listen(given["conntrack"], given["nflog"], log_group)
+            self._kernel.listen(given["conntrack"], given["nflog"], log_group, tables)
 
 
 def complain(what: str, error: BaseException | None) -> None:

@@ -133,7 +133,7 @@ class EgressClient:
         await self._call({"op": "retain", "generations": sorted(kept)})
 
     async def settled(self) -> None:
-        """Until everything told so far has been done."""
+        """Until everything told so far has been done, and the flows of all that is over have been told."""
         await self._call({"op": "settled"})
 
     async def decide(self, id: str, decision: Decision) -> bool:

@@ -14,6 +14,7 @@ from corral.net.conntrack import Ended
 from corral.net.flow_log import FlowLog
 from corral.net.netlink import RECEIVE, Netlink
 from corral.net.nflog import Logged
+from corral.net.nfnetlink import Tables
 from corral.net.occupant import Occupant
 from corral.net.policy import Action
 from corral.net.ranges import Protocol
@@ -22,6 +23,10 @@ from corral.schema.egress import Verdict
 QUIET = 5.0
 """Seconds in which the same denial is told once."""
 REMEMBERED = 10_000
+SELDOM = 20.0
+"""Seconds after which the kernel is asked for connections that are over, when nobody wants to know of them."""
+OFTEN = 0.1
+"""Seconds in which it is asked once, however many want to know."""
 _PROTOCOLS = frozenset(Protocol)
 
 
@@ -33,15 +38,39 @@ class KernelEvents:
         self._log = log
         self._told: dict[tuple[str, int, str, int], float] = {}
         self._endings: socket.socket | None = None
+        self._tables: Tables
+        self._asked = -OFTEN
+        self._timer: asyncio.TimerHandle | None = None
 
-    def listen(self, endings: socket.socket, denials: socket.socket, group: int) -> None:
+    def listen(self, endings: socket.socket, denials: socket.socket, group: int, tables: Tables) -> None:
         Netlink(denials).request(nflog.subscribe(group))
         loop = asyncio.get_running_loop()
         for connection, take in ((endings, self.take_endings), (denials, lambda: self._take_denials(denials))):
             connection.setsockopt(_SOL_NETLINK, _NO_ENOBUFS, 1)
             connection.settimeout(0)
             loop.add_reader(connection, take)
-        self._endings = endings
+        self._endings, self._tables = endings, tables
+
+    def watch(self, *, anybody: bool) -> None:
+        """Look after connections from time to time, as long as there is `anybody` who might have some."""
+        if not anybody and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        elif anybody and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SELDOM, self._seldom)
+
+    def _seldom(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(SELDOM, self._seldom)
+        self.gather()
+
+    def gather(self) -> None:
+        """Tell of every connection that is over by now."""
+        now = time.monotonic()
+        if self._endings is None or now - self._asked < OFTEN:
+            return
+        self._asked = now
+        self._tables.take_out_ended()
+        self.take_endings()
 
     def take_endings(self) -> None:
         """What has ended until now; also called before a sandbox is forgotten, whose last connections end with it."""

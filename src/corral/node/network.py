@@ -20,7 +20,7 @@ from pathlib import Path
 
 import structlog
 
-from corral.errors import InternalError, SetupError, Unsupported
+from corral.errors import InternalError, SetupError, Unavailable, Unsupported
 from corral.net import elements, nfnetlink, policy, rtnetlink
 from corral.net.elements import OF_POLICY, OF_SANDBOX, SLOT, Switchboard
 from corral.net.netlink import Netlink
@@ -55,7 +55,8 @@ _PARAMETERS = {
     # Bytes of connections are counted, and told soon after their end.
     "net/netfilter/nf_conntrack_acct": "1",
     "net/netfilter/nf_conntrack_timestamp": "1",
-    "net/netfilter/nf_conntrack_tcp_timeout_time_wait": "10",
+    "net/netfilter/nf_conntrack_tcp_timeout_time_wait": "3",
+    "net/netfilter/nf_conntrack_tcp_timeout_close": "3",
     "net/netfilter/nf_conntrack_tcp_timeout_established": "86400",
 }
 
@@ -255,6 +256,12 @@ class Network:
             for name in (elements.SENT, elements.RECEIVED)
         )
         return sent, received
+
+    async def told(self) -> None:
+        """Until the flows of all that is over by now have been told. Without the egress process they are when it is there again: nobody waits for that."""
+        if self.egress.client.connected:
+            with contextlib.suppress(Unavailable):
+                await self.egress.client.settled()
 
     # Finding again
 

@@ -408,15 +408,17 @@ class Node:
         """Bytes sent and received by a running sandbox."""
         return self._engine.traffic(id)
 
-    def flows(self, id: str, *, after: int, limit: int, denied: bool) -> Flows:
-        """What a sandbox, running or stopped, has reached, or only what it was denied."""
+    async def flows(self, id: str, *, after: int, limit: int, denied: bool) -> Flows:
+        """What a sandbox, running or stopped, has reached until now, or only what it was denied."""
+        await self._engine.network.told()
         return self._outward.flows(id, after=after, limit=limit, denied=denied)
 
-    def proposal(self, id: str) -> EgressPolicy | None:
+    async def proposal(self, id: str) -> EgressPolicy | None:
         """The smallest policy that would have allowed what was used under one that learns."""
         running = self._running.get(id)
         if running is None or not running.box.spec.egress.learn:
             return None
+        await self._engine.network.told()
         return self._outward.proposal(id, running.box.spec.egress)
 
     def approvals(self) -> list[Approval]:
