@@ -29,6 +29,7 @@ from corral.api.meter import Meter
 from corral.api.services import Services
 from corral.api.stream import Streams
 from corral.capacity import Machine, booted_at
+from corral.code.contexts import Contexts
 from corral.control.accounts import Accounts
 from corral.control.admission import Gate
 from corral.control.events import EventLog
@@ -103,6 +104,7 @@ class Application:
             secrets=secrets,
             volumes=volumes,
             snapshots=Snapshots(rows=self._store.snapshots, shelf=shelf, sandboxes=self._sandboxes, node=node, events=events),
+            code=Contexts(node.processes),
             accounts=accounts,
             events=events,
             replays=Replays(time.time),

@@ -23,6 +23,7 @@ class Meter:
             "corral_create_seconds", "Seconds of a sandbox's creation, by phase; `total` is all of it.", ["phase"], buckets=_SECONDS, registry=self._registry
         )
         self.processes = Counter("corral_processes_started", "Processes started through the API.", registry=self._registry)
+        self.executions = Counter("corral_code_executions", "Executions of code in contexts of the code interpreter.", registry=self._registry)
         self._bytes = Counter("corral_bytes", "Bytes of user data, by what they are and where they go.", ["what", "direction"], registry=self._registry)
         self._errors = Counter("corral_errors", "Requests answered with an error, by its code.", ["code"], registry=self._registry)
         self.stdin = self._bytes.labels("stdin", "in")

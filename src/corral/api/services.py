@@ -10,6 +10,7 @@ from corral.api.abandoned import Abandoned
 from corral.api.lifelines import LifeLines
 from corral.api.meter import Meter
 from corral.api.stream import Streams
+from corral.code.contexts import Contexts
 from corral.control.accounts import Accounts
 from corral.control.events import EventLog
 from corral.control.history import History
@@ -31,6 +32,7 @@ class Services:
     secrets: Secrets
     snapshots: Snapshots
     volumes: Volumes
+    code: Contexts
     accounts: Accounts
     events: EventLog
     replays: Replays

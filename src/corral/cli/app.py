@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from corral.cli import accounts, chaos, copy, egress, execute, life, look, machine, options, run, secret, serve, snapshot, volume
+from corral.cli import accounts, chaos, code, copy, egress, execute, life, look, machine, options, run, secret, serve, snapshot, volume
 from corral.version import __version__
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ app.command(context_settings=options.PASS_ON)(run.run)
 app.command()(life.create)
 app.command("exec", context_settings=options.PASS_ON)(execute.execute)
 app.command()(execute.shell)
+app.command()(code.code)
 app.command()(copy.cp)
 app.command()(look.ls)
 app.command()(look.ps)

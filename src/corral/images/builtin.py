@@ -10,14 +10,16 @@ from pathlib import Path
 
 from corral.errors import ImageNotFound
 from corral.ids import new_id
-from corral.images import base, tiny
+from corral.images import base, code_interpreter, tiny
 from corral.images.catalog import Catalog, StoredImage
 from corral.images.recipe import OnLine, Recipe
 from corral.images.workshop import new_layer, only_builder
 from corral.node.interface import ImageSpec
 from corral.places import Places
 
-RECIPES: dict[str, Recipe] = {"base": base, "tiny": tiny}
+RECIPES: dict[str, Recipe] = {"base": base, "code-interpreter": code_interpreter, "tiny": tiny}
+BENEATH: dict[str, str] = {"code-interpreter": code_interpreter.BENEATH}
+"""Images whose files lie on those of another one."""
 
 
 def ensure(places: Places, names: Sequence[str] = ("base", "tiny"), *, on_line: OnLine, host_mirrors: bool = False) -> list[StoredImage]:
@@ -45,11 +47,15 @@ def _ensure_one(places: Places, catalog: Catalog, name: str, *, on_line: OnLine,
     identity = new_id("im")
     cache = places.home / "cache"
     cache.mkdir(mode=0o755, exist_ok=True)
+    lower = _ensure_one(places, catalog, BENEATH[name], on_line=on_line, host_mirrors=host_mirrors).spec if name in BENEATH else None
     with new_layer(places, identity) as root:
         defaults = recipe.build(root, cache=cache, on_line=on_line, host_mirrors=host_mirrors)
     layer = places.layers / identity
     size = _size(layer)
-    spec = ImageSpec(identity, name, (layer,), env=defaults.env, user=defaults.user, workdir=defaults.workdir, command=defaults.command)
+    layers, env = (layer,), defaults.env
+    if lower is not None:
+        layers, env = (*lower.layers, layer), {**lower.env, **env, "PATH": env["PATH"] + lower.env["PATH"]}
+    spec = ImageSpec(identity, name, layers, env=env, user=defaults.user, workdir=defaults.workdir, command=defaults.command)
     image = StoredImage(spec, datetime.now(UTC), size, key)
     catalog.add(image)
     on_line(f"image {name}: ready, {size / 1e6:.0f} MB in {time.monotonic() - began:.0f} s")

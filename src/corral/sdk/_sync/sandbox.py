@@ -19,6 +19,7 @@ from corral.schema.snapshot import CheckpointCreate, Checkpoints, Diff, Rewind, 
 from corral.schema.snapshot import Snapshot as SnapshotInfo
 from corral.sdk import faults
 from corral.sdk._sync import event
+from corral.sdk._sync.code import Code
 from corral.sdk._sync.egress import SandboxEgress
 from corral.sdk._sync.files import Files
 from corral.sdk._sync.process import Process
@@ -49,6 +50,7 @@ class Sandbox:
         self._path = f"/v1/sandboxes/{info.id}"
         self._processes: WeakSet[Process[str] | Process[bytes]] = WeakSet()
         self.files = Files(self._transport, self._path)
+        self.code = Code(self._transport, self._path)
         self.egress = SandboxEgress(self._transport, self._path, info.id)
 
     @classmethod

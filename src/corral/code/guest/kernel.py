@@ -1,0 +1,96 @@
+"""The Python kernel's program, which the driver runs: ipykernel, with variables for one execution, tables and charts as data."""
+
+# pyright: basic, reportMissingImports=false
+
+import os
+import sys
+
+del sys.path[0]  # the directory of this file: the user's own is added by IPython
+
+from ipykernel.ipkernel import IPythonKernel  # noqa: E402
+from ipykernel.kernelapp import IPKernelApp  # noqa: E402
+from IPython.core.formatters import BaseFormatter, catch_format_error  # noqa: E402
+from traitlets import ObjectName  # noqa: E402
+
+CELLS = 100_000
+"""Cells of a table that are given as data."""
+
+
+class Kernel(IPythonKernel):
+    """Sets the variables of an execution around it."""
+
+    async def do_execute(self, code, silent, store_history=True, user_expressions=None, allow_stdin=False, *, cell_meta=None, cell_id=None):
+        env = (cell_meta or {}).get("env") or {}
+        before = {name: os.environ.get(name) for name in env}
+        os.environ.update(env)
+        try:
+            return await super().do_execute(code, silent, store_history, user_expressions, allow_stdin, cell_meta=cell_meta, cell_id=cell_id)
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+class Extra(BaseFormatter):
+    """One more form of what is shown, of values of one class, which is known by its name: importing it would take long.
+
+    Not registered by type as others are: those of figures are taken away when matplotlib is set up.
+    """
+
+    print_method = ObjectName("_repr_nothing_")
+    _return_type = dict
+
+    def __init__(self, format_type, places, form, **kwargs):
+        super().__init__(format_type=format_type, **kwargs)
+        self.places = places
+        self.form = form
+
+    @catch_format_error
+    def __call__(self, value):
+        if any((cls.__module__, cls.__name__) in self.places for cls in type(value).__mro__):
+            return self.form(value)
+        return None
+
+
+def table(frame):
+    """As an object of its columns."""
+    if frame.size > CELLS:
+        return None
+    return {str(name): [plain(value) for value in frame.iloc[:, at].tolist()] for at, name in enumerate(frame.columns)}
+
+
+def plain(value):
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if value - value == 0 else None  # JSON has neither infinity nor what is no number
+    if value != value:  # NaT, NA and their like
+        return None
+    iso = getattr(value, "isoformat", None)
+    return str(value) if iso is None else iso()
+
+
+def chart(figure):
+    """As E2B's `e2b-charts` finds it, where the image has that."""
+    try:
+        from e2b_charts import chart_figure_to_dict
+    except ImportError:
+        return None
+    import json
+
+    # Through JSON, since it holds enumerations and numbers of numpy.
+    return json.loads(json.dumps(chart_figure_to_dict(figure), default=str), parse_constant=lambda _: None) or None
+
+
+app = IPKernelApp.instance(kernel_class=Kernel)
+app.initialize()
+display = app.shell.display_formatter
+for extra in (
+    Extra("application/vnd.corral.data+json", {("pandas", "DataFrame"), ("pandas.core.frame", "DataFrame")}, table, parent=display),
+    Extra("application/vnd.corral.chart+json", {("matplotlib.figure", "Figure")}, chart, parent=display),
+):
+    display.formatters[extra.format_type] = extra
+    display.active_types = [*display.active_types, extra.format_type]
+app.start()
