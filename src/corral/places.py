@@ -123,5 +123,14 @@ class Places:
         return self.run / "egress.pid"
 
     @property
+    def preview_socket(self) -> Path:
+        return self.run / "preview.sock"
+
+    @property
+    def preview_pid(self) -> Path:
+        """The number of the preview process."""
+        return self.run / "preview.pid"
+
+    @property
     def holder_socket(self) -> Path:
         return self.run / "holder.sock"

@@ -1,7 +1,7 @@
 """The server of one machine: puts store, control, API and node together, and says in which order they open and close.
 
-open     lock → store → keys → listen → node (adopts what lives) → ready
-close    no new requests → streams end → requests end → watch ends → node → store → lock
+open     lock → store → keys → listen → node (adopts what lives) → preview process → ready
+close    no new requests → streams end → requests end → watch ends → preview process → node → store → lock
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
 import uvicorn
 import uvloop
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from corral import logs, pidfile
 from corral.api import app, errors
@@ -37,6 +37,7 @@ from corral.control.history import History
 from corral.control.housekeeping import Housekeeper
 from corral.control.idempotency import Replays
 from corral.control.ports import Node
+from corral.control.previews import Address, Previews
 from corral.control.record import Record
 from corral.control.sandboxes import Sandboxes
 from corral.control.secrets import Secrets
@@ -45,6 +46,9 @@ from corral.control.snapshots import Snapshots
 from corral.control.volumes import Volumes
 from corral.errors import CorralError, SetupError, Unavailable
 from corral.places import Places
+from corral.preview import secret
+from corral.preview.doors import DOORS, Door
+from corral.preview.keeper import Edge, Keeper
 from corral.settings import Settings
 from corral.store import Store
 from corral.store.keyring import FileKeyRing
@@ -97,12 +101,16 @@ class Application:
             volumes=volumes,
             booted_at=booted_at(),
         )
+        previews = Previews(sandboxes=self._sandboxes, accounts=accounts, node=node, rows=self._store.sandboxes)
+        self._keeper = Keeper(places, previews)
+        accounts.on_revoked = self._keeper.revoked
         streams = Streams()
         self.services = Services(
             sandboxes=self._sandboxes,
             policies=self._sandboxes.policies,
             secrets=secrets,
             volumes=volumes,
+            previews=previews,
             snapshots=Snapshots(rows=self._store.snapshots, shelf=shelf, sandboxes=self._sandboxes, node=node, events=events),
             code=Contexts(node.processes),
             accounts=accounts,
@@ -119,6 +127,8 @@ class Application:
         )
         self._housekeeper = Housekeeper(self._store, time.time)
         self._app = app.build(self.services)
+        self.doors: dict[str, ASGIApp] = {}
+        """What answers at the doors of `preview.doors` by these names; at others, the API does."""
         self._ready = asyncio.Event()
         self._problem: CorralError | None = None
         self.admin_key: str | None = None
@@ -144,8 +154,22 @@ class Application:
         self.services.history.start()
         self._ready.set()
 
+    async def open_edge(self, server: tuple[str, int], doors: Sequence[Door] = DOORS) -> None:
+        """Serve previews. `server`: where this application listens. Raises `SetupError` when the chosen port is taken."""
+        settings = self._settings
+        scheme, _, authority = (settings.edge_url or "").partition("://")
+        domains = dict.fromkeys([authority.rpartition(":")[0] or authority, settings.domain] if authority else [settings.domain])
+        # Where the API takes any free port, it is one server of several.
+        port = settings.edge_port if settings.port or settings.origin["edge_port"] != "default" else 0
+        fixed = settings.origin["edge_port"] != "default" and port != 0
+        edge = Edge(settings.host, port, fixed, tuple(domains), doors, server)
+        key = secret.kept(settings.places.keys / "previews.key")
+        await self._keeper.open(self._node.holder, edge)
+        address = Address(scheme, authority) if authority else Address("http", f"{settings.domain}:{self._keeper.port}")
+        self.services.previews.open(key, self._keeper, address)
+
     async def open(self) -> None:
-        """Everything in order."""
+        """Everything in order, but the edge."""
         await self.open_store()
         await self.open_node()
 
@@ -162,6 +186,7 @@ class Application:
         if terminate:
             await self._sandboxes.stop_all()
         await self._sandboxes.close()
+        await (self._keeper.shutdown() if terminate else self._keeper.close())
         if self._ready.is_set():
             await (self._node.shutdown() if terminate else self._node.close())
         await self._store.close()
@@ -176,7 +201,15 @@ class Application:
                 error = Unavailable("the server is still starting", hint="try again in a moment; /readyz tells when it is done")
                 await errors.answer(error)(scope, receive, send)
                 return
-        await self._app(scope, receive, send)
+        await self._door(scope)(scope, receive, send)
+
+    def _door(self, scope: Scope) -> ASGIApp:
+        """Who answers it: a facade when it came in by its door."""
+        if self.doors and scope["type"] in ("http", "websocket"):
+            for name, value in scope["headers"]:
+                if name == b"corral-door":
+                    return self.doors.get(value.decode("latin-1"), self._app)
+        return self._app
 
     def _living(self) -> list[Record]:
         return self._sandboxes.records()
@@ -247,6 +280,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[Started], None] | Non
         serving = loop.create_task(server.serve([listener]))
         try:
             await application.open_node()
+            await application.open_edge(_reachable(listener))
             lock.announce(url)
             log.info("server_ready", url=url, home=str(settings.home))
             if on_ready is not None:
@@ -282,6 +316,13 @@ def _listen(settings: Settings) -> socket.socket:
 def _url(listener: socket.socket) -> str:
     host, port, *_ = listener.getsockname()
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _reachable(listener: socket.socket) -> tuple[str, int]:
+    """Where processes of this machine reach it."""
+    name: tuple[str, int] = listener.getsockname()[:2]
+    host, port = name
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
 
 
 def _keep_key(places: Places, made: str | None) -> str | None:

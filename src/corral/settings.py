@@ -24,6 +24,15 @@ class Settings(BaseModel):
     home: Path = Field(default_factory=default_home, description="where everything that lasts is kept")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(7070, ge=0, le=65_535, description="0: any free one")
+    edge_port: int = Field(7080, ge=0, le=65_535, description="where previews are served; 0: any free one, as when the usual one is taken")
+    domain: str = Field(
+        "corral.localhost",
+        pattern=r"^[a-z0-9]([a-z0-9.-]{0,180}[a-z0-9])?$",
+        description="previews are at {port}-{sandbox}.{domain}",
+    )
+    edge_url: str | None = Field(
+        None, pattern=r"^https?://[^/?#@\s*]+$", description="how the domain is reached from outside, SCHEME://DOMAIN[:PORT], when a proxy with TLS is in front"
+    )
     listen_anywhere: bool = Field(default=False, description="allow an address that other machines can reach, without TLS")
     database: str | None = Field(None, description="URL of the database; default: SQLite in the home")
     terminate: bool = Field(default=False, description="end all sandboxes when the server ends")

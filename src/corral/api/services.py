@@ -17,6 +17,7 @@ from corral.control.history import History
 from corral.control.idempotency import Replays
 from corral.control.policies import Policies
 from corral.control.ports import Node, Store
+from corral.control.previews import Previews
 from corral.control.sandboxes import Sandboxes
 from corral.control.secrets import Secrets
 from corral.control.snapshots import Snapshots
@@ -33,6 +34,7 @@ class Services:
     snapshots: Snapshots
     volumes: Volumes
     code: Contexts
+    previews: Previews
     accounts: Accounts
     events: EventLog
     replays: Replays

@@ -28,6 +28,8 @@ class Accounts:
         self._projects: dict[str, Project] = {}
         self._keys: dict[str, Key] = {}
         self._digests: dict[str, str] = {}
+        self.on_revoked: Callable[[], None] = lambda: None
+        """Told that a key is no longer one."""
 
     async def open(self) -> str | None:
         """Load them. At the very first start the default project and an admin key are made: its value is returned this once."""
@@ -120,6 +122,7 @@ class Accounts:
         key = self._keys[digest]
         self._keep_an_admin([key])
         del self._keys[digest], self._digests[id]
+        self.on_revoked()
         await self._rows.revoke_key(id, moment(self._clock()))
 
     def _keep_an_admin(self, leaving: Collection[Key]) -> None:

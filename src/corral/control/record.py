@@ -15,6 +15,16 @@ from corral.schema.volume import VolumeMount
 
 
 @dataclass(frozen=True)
+class Exposure:
+    """Who may see the ports of a sandbox. `hosts`: what a port's server is told as Host. `generation` of its preview token, which is derived, not kept."""
+
+    public: tuple[int, ...] = ()
+    every: bool = False
+    hosts: Mapping[int, str] = field(default_factory=dict[int, str])
+    generation: int = 0
+
+
+@dataclass(frozen=True)
 class Record:
     """Times are seconds since 1970; memory and disk MiB; cpu cores."""
 
@@ -54,6 +64,7 @@ class Record:
     removed: bool = False
     """Of an ended one: the node has nothing of it any more."""
     egress: EgressPolicy = field(default_factory=EgressPolicy)
+    previews: Exposure = field(default_factory=Exposure)
     volumes: tuple[VolumeUse, ...] = ()
     secrets: tuple[SecretUse, ...] = ()
     """Those that are variables inside: which, not what they hold."""
@@ -108,6 +119,7 @@ class Record:
             timing=None if self.timing is None else dict(self.timing),
             egress=self.egress,
             secrets=list(self.secrets),
+            public_ports="all" if self.previews.every else list(self.previews.public),
         )
 
 

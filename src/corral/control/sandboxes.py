@@ -23,7 +23,7 @@ from corral.control.pauses import Pauses
 from corral.control.policies import Policies
 from corral.control.ports import Node, Store
 from corral.control.quota import Use
-from corral.control.record import Record
+from corral.control.record import Exposure, Record
 from corral.control.recovery import fate
 from corral.control.registry import Living
 from corral.control.roles import Actor
@@ -194,6 +194,7 @@ class Sandboxes:
             created_by=actor.key,
             egress=self.policies.default if wanted.egress is None else wanted.egress,
             secrets=tuple(wanted.secrets),
+            previews=Exposure(every=True) if wanted.public_ports == "all" else Exposure(tuple(sorted(set(wanted.public_ports)))),
         )
 
     async def _make(self, living: Living, launch: Launch, written: Awaitable[None]) -> Timing:

@@ -86,7 +86,7 @@ class RunscEngine:
         self._settings = settings
         self._disks = disks
         self._rootfs = rootfs
-        self._holder = HolderClient(on_lost=self._holder_lost)
+        self._holder = self.holder = HolderClient(on_lost=self._holder_lost)
         self.network = Network(places, self._holder, resolvers=settings.resolvers, watcher=watcher)
         self._boxes: dict[str, RunscBox] = {}
         self._claiming: set[str] = set()

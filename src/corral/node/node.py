@@ -33,6 +33,7 @@ from corral.node.differences import Differences
 from corral.node.disks import PoolDisks
 from corral.node.engine import EngineSettings, RunscEngine
 from corral.node.files import Files
+from corral.node.holder_client import HolderClient
 from corral.node.interface import BoxSpec, Ended, ImageSpec, Moment, OnEnd, Timing
 from corral.node.network import Watcher
 from corral.node.nft import GATEWAY
@@ -432,7 +433,26 @@ class Node:
 
     def last_activity(self, id: str) -> float:
         """On the clock of `time.monotonic`."""
-        return self._get(id).used_at
+        return self._get(id).last_activity
+
+    def relay(self, id: str) -> int | None:
+        """The descriptor of a running sandbox's relay link, to be lent to the preview process; None when it does not run (any more)."""
+        running = self._running.get(id)
+        return None if running is None or running.link.error is not None else running.box.relay.fileno()
+
+    def keep_awake(self, id: str, *, on: bool) -> None:
+        """Whether it is used by others than this node, so that it must not be frozen. Nothing happens when it does not run."""
+        if (running := self._running.get(id)) is not None:
+            running.keep_awake(on=on)
+
+    def hold(self, id: str, seconds: float) -> None:
+        """Keep it awake, as if it were used, for so long from now."""
+        self._get(id).hold(seconds)
+
+    @property
+    def holder(self) -> HolderClient:
+        """For processes that are to outlive this server."""
+        return self._engine.holder
 
     def _get(self, id: str) -> Running:
         if (running := self._running.get(id)) is None:

@@ -43,7 +43,8 @@ class Running:
     def __init__(self, spec: BoxSpec, box: RunscBox, spool: Path, *, freeze: bool, hooks: Hooks, book: ProcessBook | None = None) -> None:
         self.spec = spec
         self.box = box
-        self.used_at = time.monotonic()
+        self._used_at = self._held_until = time.monotonic()
+        self._in_use = False
         self.link = Link(box.control, lambda why: hooks.on_garbage(spec.id, why))
         self.guest = Guest(
             self.link,
@@ -64,6 +65,22 @@ class Running:
     def trust(self, policy: EgressPolicy) -> None:
         """What processes are told of the installation's authority from now on; that it is there is `trust.install`'s work."""
         self.guest.processes.environment = trust.environment(policy, {**self.spec.env, **self.spec.exposed})
+
+    @property
+    def last_activity(self) -> float:
+        """On the clock of `time.monotonic`; now while it is held or kept awake."""
+        now = time.monotonic()
+        return now if self._in_use else max(self._used_at, min(now, self._held_until))
+
+    def keep_awake(self, *, on: bool) -> None:
+        """Others use it: bytes to and from its ports do not pass here."""
+        self._in_use = on
+        self._touch()
+
+    def hold(self, seconds: float) -> None:
+        """It is used for so long from now, whatever happens in it."""
+        self._held_until = time.monotonic() + seconds
+        self._touch()
 
     @property
     def frozen(self) -> bool:
@@ -88,7 +105,7 @@ class Running:
             self._listen(on=False)
 
     def _touch(self) -> None:
-        self.used_at = time.monotonic()
+        self._used_at = time.monotonic()
         if self._idler is not None:
             self._idler.touch()
 
@@ -96,7 +113,7 @@ class Running:
         loop = asyncio.get_running_loop()
         return Idler(
             self.box,
-            busy=lambda: self.link.busy,
+            busy=lambda: self.link.busy or self._in_use or time.monotonic() < self._held_until,
             processes=lambda: self.guest.alive + self.guest.processes.running,
             clock=loop.time,
             call_later=loop.call_later,

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from corral.schema.egress import Egress, EgressPolicy
 from corral.schema.model import Answer, Request
+from corral.schema.preview import PublicPorts
 from corral.schema.secret import SecretUse
 from corral.schema.volume import VolumeMount, VolumeMounts
 
@@ -76,6 +77,7 @@ class SandboxCreate(Request):
     egress: Egress | None = Field(None, description="a policy, or the name of a preset; null: `public` where sandboxes have a network, else `none`")
     secrets: list[SecretUse] = Field(default_factory=list[SecretUse], max_length=64, description="those that become plain environment variables inside")
     sudo: bool = Field(True, description="the image's user may become root inside the sandbox")
+    public_ports: PublicPorts = Field(default_factory=list[int], description="ports that anybody may reach who has their URL, or `all`")
     wait: float = Field(0, ge=0, le=600, description="seconds to wait for room when the node is full")
 
     @model_validator(mode="after")
@@ -158,6 +160,7 @@ class Sandbox(Answer):
     node: NodeAccess | None = None
     egress: EgressPolicy = Field(default_factory=EgressPolicy)
     secrets: list[SecretUse] = Field(default_factory=list[SecretUse], description="those that are environment variables inside; never their values")
+    public_ports: PublicPorts = Field(default_factory=list[int], description="ports whose previews need no key")
 
 
 class SandboxPage(Answer):

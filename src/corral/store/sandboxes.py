@@ -13,7 +13,7 @@ from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, insert, 
 
 from corral.control.idempotency import Claim
 from corral.control.lifecycle import ENDED, LIVING
-from corral.control.record import Record
+from corral.control.record import Exposure, Record
 from corral.node.interface import VolumeUse
 from corral.schema.egress import EgressPolicy
 from corral.schema.observe import Event
@@ -76,6 +76,12 @@ class SandboxRows:
         rows = await self._database.read(lambda connection: connection.execute(query).mappings().all())
         return [_record(row) for row in rows]
 
+    async def find(self, id: str) -> Record | None:
+        """Of whatever project."""
+        query = select(sandboxes).where(sandboxes.c.id == id)
+        row = await self._database.read(lambda connection: connection.execute(query).mappings().one_or_none())
+        return None if row is None else _record(row)
+
     async def page(self, project: str, *, states: frozenset[State], tags: Mapping[str, str], before: tuple[float, str] | None, limit: int) -> list[Record]:
         """The newest first, from after `before` (creation time and id of the last of the page before)."""
         query = select(sandboxes).where(sandboxes.c.project == project, sandboxes.c.state.in_(states))
@@ -111,6 +117,8 @@ def _row(record: Record, names: Iterable[str] = _NAMES) -> dict[str, Any]:
         row[name] = None if row[name] is None else json.dumps(row[name], separators=(",", ":"))
     if "egress" in row:
         row["egress"] = record.egress.model_dump_json(exclude_defaults=True)
+    if "previews" in row:
+        row["previews"] = json.dumps(asdict(record.previews), separators=(",", ":"))
     if "volumes" in row:
         row["volumes"] = json.dumps([asdict(use) for use in record.volumes], separators=(",", ":"))
     if "secrets" in row:
@@ -129,6 +137,12 @@ def _record(row: RowMapping) -> Record:
         tags=json.loads(values["tags"]),
         timing=None if values["timing"] is None else json.loads(values["timing"]),
         egress=EgressPolicy.model_validate_json(values["egress"]),
+        previews=_exposure(json.loads(values["previews"])),
         volumes=tuple(VolumeUse(**use) for use in json.loads(values["volumes"])),
         secrets=_USES.validate_json(values["secrets"]),
     )
+
+
+def _exposure(values: dict[str, Any]) -> Exposure:
+    hosts = {int(port): host for port, host in values.pop("hosts", {}).items()}
+    return Exposure(public=tuple(values.pop("public", ())), hosts=hosts, **values)

@@ -43,6 +43,7 @@ sandboxes = Table(
     Column("timing", Text, comment="JSON object"),
     Column("removed", Boolean, nullable=False),
     Column("egress", Text, nullable=False, server_default="{}", comment="JSON object: the policy"),
+    Column("previews", Text, nullable=False, server_default="{}", comment="JSON object: who may see which port"),
     Column("secrets", Text, nullable=False, server_default="[]", comment="JSON list: which secrets are which variables; never their values"),
     Index("sandboxes_page", "project", "created_at", "id"),
     Index("sandboxes_name", "project", "name", unique=True, sqlite_where=_LIVING, postgresql_where=_LIVING),

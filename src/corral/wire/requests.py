@@ -189,6 +189,13 @@ class Watch(Request, frozen=True, kw_only=True, tag="watch"):
     window: int
 
 
+class Dial(Request, frozen=True, kw_only=True, tag="dial"):
+    channel: int
+    host: str
+    port: int
+    window: int
+
+
 class Ports(Request, frozen=True, kw_only=True, tag="ports"):
     pass
 

@@ -1,0 +1,207 @@
+"""What sandboxes show to whom, and what the preview process is told when it asks."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from corral.control import lifecycle
+from corral.control.accounts import Accounts
+from corral.control.ports import Node, SandboxRows
+from corral.control.record import Exposure, Record, moment
+from corral.control.registry import Living
+from corral.control.roles import Actor, Permission, acting_in
+from corral.control.sandboxes import Sandboxes
+from corral.errors import CorralError, InvalidArgument
+from corral.preview import access
+from corral.preview.access import Settings
+from corral.preview.keeper import Found, Refused
+from corral.schema.preview import Held, Link, LinkCreate, Preview, PreviewChange
+from corral.schema.sandbox import State
+
+PROGRAMS_WAIT = 30.0
+"""Seconds that programs wait for a sandbox that is being made or woken …"""
+PEOPLE_WAIT = 3.0
+"""… and people, before they see a page that asks again by itself."""
+HOSTS = 64
+"""Ports of a sandbox with a Host of their own, at most."""
+
+
+class Process(Protocol):
+    """The preview process, as far as it must be told."""
+
+    @property
+    def port(self) -> int: ...
+    def changed(self, sandbox: str, settings: Settings) -> None: ...
+
+
+@dataclass(frozen=True)
+class Address:
+    """How the edge is reached from outside: `{scheme}://{name}.{authority}`."""
+
+    scheme: str
+    authority: str
+
+    def of(self, sandbox: str, port: int) -> str:
+        return f"{self.scheme}://{port}-{sandbox}.{self.authority}"
+
+    def by_path(self, sandbox: str, port: int) -> str:
+        return f"{self.scheme}://{self.authority}/v1/sandboxes/{sandbox}/ports/{port}"
+
+
+class Previews:
+    """Implements `preview.keeper.Knowledge` as well. `secret` is what the tokens of all sandboxes are derived from, so that none is kept."""
+
+    def __init__(self, *, sandboxes: Sandboxes, accounts: Accounts, node: Node, rows: SandboxRows, clock: Callable[[], float] = time.time) -> None:
+        self._sandboxes = sandboxes
+        self._accounts = accounts
+        self._node = node
+        self._rows = rows
+        self._clock = clock
+        self._secret = b""
+        self._process: Process | None = None
+        self._address = Address("http", "")
+
+    def open(self, secret: bytes, process: Process, address: Address) -> None:
+        self._secret, self._process, self._address = secret, process, address
+
+    # What can be asked
+
+    async def get(self, project: str, sandbox: str, port: int) -> Preview:
+        record = (await self._sandboxes.ledger.use(project, sandbox)).record
+        return self._show(record, port)
+
+    async def change(self, actor: Actor, sandbox: str, port: int, wanted: PreviewChange) -> Preview:
+        """Make a port public or private, or say what its server is told as Host."""
+        living = await self._sandboxes.ledger.use(actor.project, sandbox)
+        exposure = living.record.previews
+        if wanted.public is not None:
+            if exposure.every and not wanted.public:
+                raise InvalidArgument(
+                    "all ports of this sandbox are public", hint="create it with the list of those that shall be", details={"field": "public"}
+                )
+            ports = {*exposure.public, port} if wanted.public else set(exposure.public) - {port}
+            exposure = replace(exposure, public=tuple(sorted(ports)))
+        if wanted.host is not None:
+            hosts = {**exposure.hosts, port: wanted.host} if wanted.host else {at: host for at, host in exposure.hosts.items() if at != port}
+            if len(hosts) > HOSTS:
+                raise InvalidArgument(f"host: only {HOSTS} ports can have one of their own", hint="take one away first", details={"field": "host"})
+            exposure = replace(exposure, hosts=hosts)
+        return self._show(await self._write(living, actor, exposure, "preview.changed", port=port), port)
+
+    async def link(self, actor: Actor, sandbox: str, port: int, wanted: LinkCreate) -> Link:
+        """A URL that opens a port, or a path of it, without a key for some time."""
+        record = (await self._sandboxes.ledger.use(actor.project, sandbox)).record
+        expires = int(self._clock() + wanted.expires) + 1
+        path, _, query = wanted.path.partition("?")
+        if access.beneath(path.encode(), path.encode()) is False:
+            hint = "without `..`, `//` and escaped slashes, which servers read differently"
+            raise InvalidArgument(f"path: {path[:80]} is not clear", hint=hint, details={"field": "path"})
+        signed = access.link_query(self._token(record), record.id, port, path, expires)
+        return Link(url=f"{self._address.of(record.id, port)}{path}?{query + '&' if query else ''}{signed}", expires_at=moment(expires))
+
+    async def token(self, project: str, sandbox: str) -> str:
+        return self._token((await self._sandboxes.ledger.use(project, sandbox)).record)
+
+    async def rotate(self, actor: Actor, sandbox: str) -> str:
+        """Another token: the old one, and every link and cookie made with it, open nothing any more."""
+        living = await self._sandboxes.ledger.use(actor.project, sandbox)
+        exposure = replace(living.record.previews, generation=living.record.previews.generation + 1)
+        return self._token(await self._write(living, actor, exposure, "preview.token_rotated"))
+
+    async def hold(self, actor: Actor, sandbox: str, seconds: float, reason: str) -> Held:
+        """Keep it awake, as if it were used, for so long from now."""
+        record = await self._sandboxes.use(actor.project, sandbox)
+        self._node.hold(record.id, seconds)
+        self._sandboxes.ledger.log.note("sandbox.held", record.project, sandbox=record.id, actor=actor.key, data={"seconds": seconds, "reason": reason})
+        return Held(until=moment(self._clock() + seconds) if seconds else None)
+
+    async def _write(self, living: Living, actor: Actor, exposure: Exposure, kind: str, **data: object) -> Record:
+        if exposure == living.record.previews:
+            return living.record
+        record = await self._sandboxes.ledger.decree(living, actor=actor.key, kind=kind, data=data, previews=exposure)
+        if self._process is not None:
+            self._process.changed(record.id, self._settings(record))
+        return record
+
+    def _show(self, record: Record, port: int) -> Preview:
+        exposure = record.previews
+        return Preview(
+            sandbox=record.id,
+            port=port,
+            url=self._address.of(record.id, port),
+            path_url=self._address.by_path(record.id, port),
+            public=exposure.every or port in exposure.public,
+            host=exposure.hosts.get(port),
+        )
+
+    def _token(self, record: Record) -> str:
+        about = f"preview token\n{record.id}\n{record.previews.generation}".encode()
+        return access.START + hmac.digest(self._secret, about, hashlib.sha256).hex()[:40]
+
+    def _settings(self, record: Record) -> Settings:
+        exposure = record.previews
+        return Settings(self._token(record), frozenset(exposure.public), exposure.hosts, every=exposure.every)
+
+    # What the process asks
+
+    def opens(self, key: str, project: str) -> bool:
+        try:
+            acting_in(self._accounts.authenticate(key), project).require(Permission.USE)
+        except CorralError:
+            return False
+        return True
+
+    def keep_awake(self, sandbox: str, *, on: bool) -> None:
+        self._node.keep_awake(sandbox, on=on)
+
+    async def find(self, sandbox: str, *, people: bool) -> Found | Refused:
+        living = self._sandboxes.ledger.registry.get(sandbox)
+        if living is None or living.reserved:
+            return await self._past(sandbox)
+        if living.record.state is State.CREATING:
+            await _turn(living, PEOPLE_WAIT if people else PROGRAMS_WAIT)
+        return self._present(living.record)
+
+    def _present(self, record: Record) -> Found | Refused:
+        match record.state:
+            case State.RUNNING | State.FROZEN:
+                relay = self._node.relay(record.id)
+                if relay is None:
+                    return Refused(503, "unavailable", f"the sandbox {record.id} has just ended", "look at its state", title="Just ended", retry=2)
+                return Found(record.project, self._settings(record), relay)
+            case State.CREATING:
+                return Refused(503, "starting", f"the sandbox {record.id} is still being created", "try again in a moment", title="Starting …", retry=1)
+            case State.PAUSED:
+                return Refused(409, "paused", f"the sandbox {record.id} is paused", "resume it first", title="This sandbox is paused")
+            case State.STOPPED:
+                why = f" ({record.reason})" if record.reason else ""
+                return Refused(409, "stopped", f"the sandbox {record.id} is stopped{why}", "start it first", title="This sandbox is stopped")
+            case State.TERMINATED | State.FAILED:
+                return _ended(record)
+
+    async def _past(self, sandbox: str) -> Refused:
+        record = await self._rows.find(sandbox)
+        if record is None or record.state not in lifecycle.ENDED:
+            return Refused(404, "not_found", f"there is no sandbox {sandbox[:63]}", "is the address complete?", title="There is no such sandbox")
+        return _ended(record)
+
+
+def _ended(record: Record) -> Refused:
+    why = f"{record.reason or record.state}" + (f": {record.detail}" if record.detail else "")
+    return Refused(410, "sandbox_ended", f"the sandbox {record.id} has ended ({why})", "create another one", title="This sandbox has ended")
+
+
+async def _turn(living: Living, seconds: float) -> None:
+    """Until whoever changes it now is done, at most so long."""
+    try:
+        async with asyncio.timeout(seconds):
+            async with living.changing:
+                pass
+    except TimeoutError:
+        pass

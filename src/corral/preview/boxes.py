@@ -1,0 +1,190 @@
+"""Sandboxes as the preview process knows them: asked for at the first request, kept while their relay link lives, kept awake while requests pass."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from corral.preview.access import Settings
+from corral.preview.answers import Refusal
+from corral.preview.desk import Desk
+from corral.preview.guest import Guest, PortClosed, Stream, Unreachable
+
+AWAKE_SECONDS = 2.0
+"""Seconds for which a sandbox is kept from being frozen after the last byte to or from a port of it."""
+CONNECTIONS = 2048
+"""Connections to ports of one sandbox at a time; its agent has room for twice as many."""
+
+
+class Tell(Protocol):
+    """Tells the server whether a sandbox is to be kept awake."""
+
+    def __call__(self, *, on: bool) -> None: ...
+
+
+class Box:
+    """One running sandbox."""
+
+    def __init__(self, id: str, project: str, settings: Settings, relay: socket.socket, *, tell: Tell, gone: Callable[[Box], None]) -> None:
+        self.id, self.project, self.settings = id, project, settings
+        self._guest = Guest(relay, self._lost)
+        self._tell = tell
+        self._gone = gone
+        self._loop = asyncio.get_running_loop()
+        self._connections = 0
+        self._waiting = 0
+        self._used_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self.alive = True
+
+    async def open(self) -> None:
+        self.used()
+        await self._guest.open()
+
+    @property
+    def awake(self) -> bool:
+        return self._timer is not None
+
+    async def dial(self, port: int) -> Stream:
+        """Raises `Refusal`."""
+        if self._connections >= CONNECTIONS:
+            raise Refusal(429, "too_many_connections", f"{CONNECTIONS} connections to this sandbox are open", "close some, or try again later", retry=5)
+        self.used()
+        self._connections += 1
+        try:
+            return await self._guest.dial(port)
+        except BaseException as error:
+            self._connections -= 1
+            match error:
+                case PortClosed():
+                    hint = f"start a server on 127.0.0.1:{port} or 0.0.0.0:{port} inside; `corral preview {self.id}` lists the ports that are open"
+                    message = f"nothing listens on port {port} of the sandbox {self.id}"
+                    raise Refusal(502, "port_closed", message, hint, title=f"Nothing on port {port} yet", retry=2) from None
+                case Unreachable():
+                    raise Refusal(502, "unreachable", f"the sandbox {self.id} can't be reached: {error}", "try again", retry=2) from None
+                case _:
+                    raise
+
+    def hung_up(self) -> None:
+        """A connection that `dial` made was closed."""
+        self._connections -= 1
+
+    # Awake
+
+    def used(self) -> None:
+        """Bytes pass. Cheap enough for every one of them."""
+        self._used_at = self._loop.time()
+        if self._timer is None and self.alive:
+            self._timer = self._loop.call_later(AWAKE_SECONDS, self._look)
+            self._tell(on=True)
+
+    def waiting(self, *, on: bool) -> None:
+        """An answer is awaited of it, or has come."""
+        self._waiting += 1 if on else -1
+        self.used()
+
+    def _look(self) -> None:
+        left = self._used_at + AWAKE_SECONDS - self._loop.time()
+        if self._waiting:
+            left = AWAKE_SECONDS
+        if left > 0 and self.alive:
+            self._timer = self._loop.call_later(left, self._look)
+        else:
+            self._timer = None
+            self._tell(on=False)
+
+    def _lost(self) -> None:
+        self.alive = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._gone(self)
+
+    def close(self) -> None:
+        self._lost()
+        self._guest.close()
+
+
+class Boxes:
+    """By id. Each is asked for once, however many requests wait for it."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._boxes: dict[str, Box] = {}
+        self._asking: dict[tuple[str, bool], asyncio.Task[Box]] = {}
+
+    async def find(self, id: str, *, people: bool) -> Box:
+        """Raises `Refusal`: not there, ended, not in time. `people`: they are shown a page that waits, instead of waiting themselves."""
+        if (box := self._boxes.get(id)) is not None and box.alive:
+            return box
+        key = (id, people)
+        if (asking := self._asking.get(key)) is None:
+            asking = self._asking[key] = asyncio.create_task(self._ask(id, people=people))
+            asking.add_done_callback(lambda done: self._asked(key, done))
+        return await asyncio.shield(asking)
+
+    def _asked(self, key: tuple[str, bool], done: asyncio.Task[Box]) -> None:
+        del self._asking[key]
+        if not done.cancelled():
+            done.exception()  # whoever waited was told; all of them may have left
+
+    async def _ask(self, id: str, *, people: bool) -> Box:
+        answer, fds = await self._desk.ask(ask="box", sandbox=id, people=people)
+        if "refuse" in answer or not fds:
+            for fd in fds:
+                os.close(fd)
+            raise refusal(answer["refuse"])
+        relay = socket.socket(fileno=fds[0])
+        if (other := self._boxes.get(id)) is not None:
+            # The one with people, the other without.
+            if other.alive:
+                relay.close()
+                return other
+            other.close()
+        box = Box(id, answer["project"], settings(answer), relay, tell=self._teller(id), gone=self._forget)
+        self._boxes[id] = box
+        try:
+            await box.open()
+        except Unreachable as error:
+            box.close()
+            raise Refusal(502, "unreachable", f"the sandbox {id} can't be reached: {error}", "try again", retry=2) from None
+        return box
+
+    def _teller(self, id: str) -> Tell:
+        def tell(*, on: bool) -> None:
+            self._desk.tell(awake=id, on=on)
+
+        return tell
+
+    def _forget(self, box: Box) -> None:
+        if self._boxes.get(box.id) is box:
+            del self._boxes[box.id]
+
+    def change(self, id: str, message: dict[str, Any]) -> None:
+        """Its settings are others now."""
+        if (box := self._boxes.get(id)) is not None:
+            box.settings = settings(message)
+
+    def retell(self) -> None:
+        """A new server does not know which are to be kept awake."""
+        for box in self._boxes.values():
+            if box.awake:
+                self._desk.tell(awake=box.id, on=True)
+
+    def ids(self) -> list[str]:
+        return list(self._boxes)
+
+    def drop(self, id: str) -> None:
+        if (box := self._boxes.get(id)) is not None:
+            box.close()
+
+
+def settings(message: dict[str, Any]) -> Settings:
+    return Settings(message["token"], frozenset(message["public"]), {int(port): host for port, host in message["hosts"].items()}, every=message["every"])
+
+
+def refusal(told: dict[str, Any]) -> Refusal:
+    return Refusal(told["status"], told["code"], told["message"], told.get("hint"), told.get("title"), told.get("retry"), told.get("details") or {})

@@ -1,0 +1,165 @@
+"""Ports inside sandboxes, reached through the guest agent's relay link: no network is needed, servers on 127.0.0.1 are reached. The guest is hostile; see docs/wire.md."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+
+from corral.errors import CorralError
+from corral.node.channel import Channel
+from corral.node.link import Link, RequestFailed
+from corral.node.notice import Notice
+from corral.preview.duplex import Broken
+from corral.wire import messages, requests
+from corral.wire.channel import Receiver, Sender
+from corral.wire.frame import MAX_CHANNEL, ProtocolError
+from corral.wire.messages import Event
+
+WINDOW = 512 << 10
+"""Bytes of one stream that are under way at most, in each direction."""
+DIAL_TIMEOUT = 15.0
+HELLO_TIMEOUT = 15.0
+_SMALL = 4096
+_JOINED = 64 << 10
+
+
+class PortClosed(Exception):
+    """Nothing listens on the port."""
+
+
+class Unreachable(Exception):
+    """The guest can't connect to its own port: its agent is overloaded, or gone."""
+
+
+class Guest:
+    """The relay link of one sandbox. `on_lost` is called once when it ends."""
+
+    def __init__(self, relay: socket.socket, on_lost: Callable[[], None]) -> None:
+        self._socket = relay
+        self._link = Link(relay)
+        self._link.on_end = lambda _error: self._end()
+        self._on_lost = on_lost
+        # Channels of an earlier process are closed by `open`; a random start makes meeting one of their late frames improbable.
+        self._channel = secrets.randbits(30)
+
+    async def open(self) -> None:
+        """Take the link. Raises `Unreachable`."""
+        try:
+            await self._link.hello(requests.Hello(epoch=time.time_ns() // 1_000_000, channels=()), self._greeted, timeout=HELLO_TIMEOUT)
+        except (CorralError, RequestFailed) as error:
+            raise Unreachable(str(error)) from error
+
+    def _greeted(self, greeting: messages.Greeting) -> None:
+        for channel in greeting.channels:
+            self._link.post(requests.Close(channel=channel.channel))
+
+    async def dial(self, port: int) -> Stream:
+        """Raises `PortClosed`, `Unreachable`."""
+        self._channel = self._channel % MAX_CHANNEL + 1
+        stream = Stream(self._link, self._channel)
+        try:
+            await self._link.request(requests.Dial(channel=self._channel, host="", port=port, window=WINDOW), messages.Done, timeout=DIAL_TIMEOUT)
+        except RequestFailed as error:
+            stream.close()
+            if error.problem.code == "ECONNREFUSED":
+                raise PortClosed from None
+            raise Unreachable(error.problem.message or error.problem.code) from error
+        except CorralError as error:
+            stream.close()
+            raise Unreachable(error.message) from error
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def close(self) -> None:
+        """Leave the link and its streams."""
+        self._link.close()
+        self._socket.close()
+
+    def _end(self) -> None:
+        self._link.settle()
+        self._on_lost()
+
+
+class Stream:
+    """A connection to a port inside, as a `Duplex`."""
+
+    def __init__(self, link: Link, number: int) -> None:
+        self._pieces: deque[bytes | bytearray] = deque()
+        self._taken = 0
+        self._open = True
+        self._broken: str | None = None
+        self._changed = Notice()
+        self._channel = Channel(link, number, self, receivers={1: Receiver(WINDOW)}, sender=Sender(WINDOW))
+
+    # From the link
+
+    def on_data(self, _stream: int, payload: memoryview, /) -> None:
+        last = self._pieces[-1] if self._pieces else None
+        # A guest that sends single bytes must not cost an object for each.
+        if isinstance(last, bytearray) and len(last) + len(payload) <= _JOINED:
+            last += payload
+        elif payload:
+            self._pieces.append(bytearray(payload) if len(payload) < _SMALL else bytes(payload))
+        self._changed.set()
+
+    def on_event(self, event: Event) -> None:
+        if not isinstance(event, messages.Closed):
+            raise ProtocolError(f"`{type(event).__name__}` about a relayed connection")
+        if event.error is not None:
+            self._fail(event.error.message or event.error.code)
+
+    def on_end(self, error: CorralError, /) -> None:
+        self._fail(error.message)
+
+    def _fail(self, why: str) -> None:
+        self._broken = self._broken or why
+        self._changed.set()
+
+    # For us
+
+    @property
+    def _ended(self) -> bool:
+        return self._channel.receivers[1].finished
+
+    @property
+    def spent(self) -> bool:
+        return not self._open or self._ended or self._broken is not None or bool(self._pieces)
+
+    async def read(self) -> bytes:
+        while not self._pieces:
+            if self._broken is not None and not self._ended:
+                raise Broken(self._broken)
+            if self._ended:
+                return b""
+            if not self._open:
+                raise Broken("the stream was closed")
+            await self._changed.wait()
+        piece = self._pieces.popleft()
+        self._taken += len(piece)
+        if self._open and self._broken is None:
+            self._channel.keep(1, self._taken)
+        return piece if isinstance(piece, bytes) else bytes(piece)
+
+    async def write(self, data: bytes) -> None:
+        if not self._open or self._broken is not None:
+            raise Broken(self._broken or "the stream was closed")
+        try:
+            await self._channel.send(data)
+        except CorralError as error:
+            raise Broken(error.message) from error
+
+    def finish(self) -> None:
+        if self._open and self._broken is None:
+            self._channel.finish()
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._channel.close()
+            self._pieces.clear()
+            self._fail("the stream was closed")

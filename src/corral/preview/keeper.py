@@ -1,0 +1,328 @@
+"""The preview process of an installation, as the server has it: started through the holder, so that it outlives the server; started again when it ends; asked questions by it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from corral.errors import CorralError, PlatformError, SetupError, Unavailable
+from corral.net.edge_link import Link
+from corral.node.holder_client import HolderClient, Spawn
+from corral.places import Places
+from corral.preview.access import Settings
+from corral.preview.doors import Door, as_message
+from corral.preview.process import VERSION
+
+PATIENCE = 20.0
+"""Seconds a fresh process may take to greet; it takes half a one, more on a busy machine."""
+RETRY = (0.1, 30.0)
+"""Seconds before it is started again: the first time, and at most."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A sandbox that runs, and the number of its relay link (still its owner's)."""
+
+    project: str
+    settings: Settings
+    relay: int
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why there is none, as the client is told."""
+
+    status: int
+    code: str
+    message: str
+    hint: str | None = None
+    title: str | None = None
+    retry: int | None = None
+
+
+class Knowledge(Protocol):
+    """What the server knows, and the process does not."""
+
+    async def find(self, sandbox: str, *, people: bool) -> Found | Refused:
+        """`people`: they see a page that asks again, so they are answered soon; programs wait."""
+        ...
+
+    def opens(self, key: str, project: str) -> bool:
+        """Whether this API key may use the project's sandboxes."""
+        ...
+
+    def keep_awake(self, sandbox: str, *, on: bool) -> None: ...
+
+
+@dataclass(frozen=True)
+class Edge:
+    """What the edge is. `fixed`: the port was chosen, and no other will do. `server`: where the API answers."""
+
+    host: str
+    port: int
+    fixed: bool
+    domains: tuple[str, ...]
+    doors: Sequence[Door]
+    server: tuple[str, int]
+
+
+class Keeper:
+    """The process and the connection to it. Lives on the event loop."""
+
+    def __init__(self, places: Places, knowledge: Knowledge) -> None:
+        self._places = places
+        self._knowledge = knowledge
+        self._holder: HolderClient | None = None
+        self._edge: Edge | None = None
+        self._link: Link | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._answering: set[asyncio.Task[None]] = set()
+        self._greeting: asyncio.Future[dict[str, Any]] | None = None
+        self._lost = asyncio.Event()
+        self._awake: set[str] = set()
+        self._known: set[str] = set()
+        self.pid = 0
+        self.port = 0
+        """Where the edge listens."""
+
+    async def open(self, holder: HolderClient, edge: Edge) -> None:
+        """Take over the process of an earlier server, or start one. Raises `SetupError` when its port is taken, `Unavailable` when it does not come."""
+        self._holder, self._edge = holder, edge
+        try:
+            if not (self._running() and await self._taken_over()):
+                await self._start()
+        except (OSError, TimeoutError) as error:
+            raise Unavailable(f"the preview process could not be started: {error or 'it takes too long'}", hint=f"see {self._log}") from None
+        self._task = asyncio.create_task(self._keep(), name="preview process")
+
+    async def close(self) -> None:
+        """Leave it to the next server; connections go on."""
+        for task in (*self._answering, *([self._task] if self._task else [])):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._task = None
+        self._disconnect()
+
+    async def shutdown(self) -> None:
+        """End it."""
+        await self.close()
+        await self._end(self._running())
+        for file in (self._places.preview_socket, self._places.preview_pid):
+            file.unlink(missing_ok=True)
+
+    # What it is told
+
+    def changed(self, sandbox: str, settings: Settings) -> None:
+        if sandbox in self._known:
+            self._send({"op": "settings", "sandbox": sandbox, **_settings(settings)})
+
+    def gone(self, sandbox: str) -> None:
+        """Its connections end."""
+        if sandbox in self._known:
+            self._known.discard(sandbox)
+            self._send({"op": "drop", "sandbox": sandbox})
+
+    def revoked(self) -> None:
+        """A key that may have been believed is no longer one."""
+        self._send({"op": "keys"})
+
+    def _send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        if self._link is not None and self._link.open:
+            with contextlib.suppress(ConnectionResetError):
+                self._link.send(message, fds)
+
+    # What it says
+
+    def _message(self, message: dict[str, Any], fds: list[int]) -> None:
+        for fd in fds:
+            os.close(fd)
+        if "preview" in message:
+            if self._greeting is not None and not self._greeting.done():
+                self._greeting.set_result(message)
+        elif "q" in message:
+            task = asyncio.get_running_loop().create_task(self._answer(message))
+            self._answering.add(task)
+            task.add_done_callback(self._answering.discard)
+        elif "awake" in message:
+            self._keep_awake(str(message["awake"]), on=bool(message["on"]))
+
+    def _keep_awake(self, sandbox: str, *, on: bool) -> None:
+        (self._awake.add if on else self._awake.discard)(sandbox)
+        self._knowledge.keep_awake(sandbox, on=on)
+
+    async def _answer(self, question: dict[str, Any]) -> None:
+        number = question["q"]
+        if question["ask"] == "key":
+            self._send({"a": number, "opens": self._knowledge.opens(question["key"], question["project"])})
+            return
+        sandbox = str(question["sandbox"])
+        match await self._knowledge.find(sandbox, people=bool(question["people"])):
+            case Found() as found:
+                self._known.add(sandbox)
+                self._send({"a": number, "project": found.project, **_settings(found.settings)}, [found.relay])
+            case Refused() as refused:
+                self._send({"a": number, "refuse": vars(refused)})
+
+    # The process
+
+    @property
+    def _log(self) -> Path:
+        return self._places.logs / "preview.log"
+
+    async def _keep(self) -> None:
+        delay = RETRY[0]
+        while True:
+            await self._lost.wait()
+            log.error("the preview process went away; starting another", pid=self.pid)
+            try:
+                await self._start()
+                delay = RETRY[0]
+            except (CorralError, OSError, TimeoutError) as error:
+                log.error("the preview process could not be started", error=str(error) or type(error).__name__, retry_in=delay)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, RETRY[1])
+
+    async def _taken_over(self) -> bool:
+        try:
+            await self._connect()
+        except SetupError:
+            raise
+        except (CorralError, OSError, TimeoutError) as error:
+            log.warning("the preview process of an earlier server is of no use", error=str(error))
+            return False
+        return True
+
+    async def _start(self) -> None:
+        """Its socket listens before the process is there, so that nobody has to ask when it is ready."""
+        assert self._holder is not None
+        self._disconnect()
+        await self._end(self._running())
+        path = self._places.preview_socket
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        written = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            listener.bind(str(path))
+            path.chmod(0o600)
+            listener.listen(8)
+            argv = [sys.executable, "-I", "-m", "corral.preview.process", "--listener", "3", str(path)]
+            fds = {0: null, 1: written, 2: written, 3: listener.fileno()}
+            env = {"PATH": os.environ.get("PATH", os.defpath), "PYTHONDONTWRITEBYTECODE": "1"}
+            pid = await self._holder.spawn(Spawn(argv, env=env, fds=fds, rlimits={"RLIMIT_CORE": 0}))
+            self._places.preview_pid.write_text(str(pid))
+        finally:
+            listener.close()
+            os.close(written)
+            os.close(null)
+        await self._connect()
+
+    async def _connect(self) -> None:
+        assert self._edge is not None
+        self._lost.clear()
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(0)
+        loop = asyncio.get_running_loop()
+        self._greeting = loop.create_future()
+        try:
+            await loop.sock_connect(connection, str(self._places.preview_socket))
+        except BaseException:
+            connection.close()
+            raise
+        self._link = Link(connection, self._message, self._gone)
+        async with asyncio.timeout(PATIENCE):
+            greeting = await self._greeting
+        if greeting["preview"] != VERSION:
+            raise Unavailable(f"the running preview process speaks version {greeting['preview']}, this server {VERSION}", hint="it is started again")
+        self.pid, self._known = int(greeting["pid"]), set(greeting["boxes"])
+        self._configure(self._edge, greeting["listens"])
+
+    def _configure(self, edge: Edge, listens: list[list[Any]]) -> None:
+        port = self.port or edge.port
+        there = next((at for host, at in listens if host == edge.host and port in (0, at)), None)
+        message = {"op": "config", "domains": edge.domains, "doors": as_message(edge.doors), "door": edge.server}
+        if there is not None:
+            self.port = int(there)
+            self._send(message)
+            return
+        listener = _listen(edge, port)
+        self.port = listener.getsockname()[1]
+        self._send(message, [listener.fileno()])
+        listener.close()
+
+    def _disconnect(self) -> None:
+        for sandbox in list(self._awake):
+            self._keep_awake(sandbox, on=False)
+        self._known.clear()
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    def _gone(self) -> None:
+        if self._greeting is not None and not self._greeting.done():
+            self._greeting.set_exception(ConnectionResetError("the preview process hung up"))
+        self._lost.set()
+
+    def _running(self) -> int:
+        """The number of the process that was started last, 0 when it is gone."""
+        try:
+            pid = int(self._places.preview_pid.read_text())
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError, ValueError):
+            return 0
+        return pid if os.fsencode(self._places.preview_socket) in command.split(b"\0") else 0
+
+    async def _end(self, pid: int) -> None:
+        """Kill the process and wait for its end; 0: there is none."""
+        if pid and self._holder is not None:
+            await self._holder.watch([pid])
+            with contextlib.suppress(PlatformError):
+                await self._holder.kill(pid, signal.SIGKILL)
+            await self._holder.exit_of(pid)
+            await self._holder.forget([pid])
+
+
+def _settings(settings: Settings) -> dict[str, Any]:
+    return {
+        "token": settings.token,
+        "public": sorted(settings.public),
+        "every": settings.every,
+        "hosts": {str(port): host for port, host in settings.hosts.items()},
+    }
+
+
+def _listen(edge: Edge, port: int) -> socket.socket:
+    try:
+        return _bound(edge.host, port)
+    except OSError as error:
+        if edge.fixed:
+            hint = "choose another one with --edge-port"
+            raise SetupError(f"can't listen on {edge.host}:{port} for previews: {error.strerror}", hint=hint) from None
+        listener = _bound(edge.host, 0)
+        log.warning("the usual port of previews is taken", port=port, instead=listener.getsockname()[1])
+        return listener
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    listener = socket.socket(family, kind)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
