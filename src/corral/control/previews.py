@@ -160,13 +160,35 @@ class Previews:
     def keep_awake(self, sandbox: str, *, on: bool) -> None:
         self._node.keep_awake(sandbox, on=on)
 
-    async def find(self, sandbox: str, *, people: bool) -> Found | Refused:
+    async def find(self, sandbox: str, *, people: bool, wake: bool) -> Found | Refused:
         living = self._sandboxes.ledger.registry.get(sandbox)
         if living is None or living.reserved:
             return await self._past(sandbox)
+        seconds = PEOPLE_WAIT if people else PROGRAMS_WAIT
         if living.record.state is State.CREATING:
-            await _turn(living, PEOPLE_WAIT if people else PROGRAMS_WAIT)
+            await _turn(living, seconds)
+        if living.pausing or living.record.state is State.PAUSED:
+            if not wake:
+                return Found(living.record.project, self._settings(living.record), None)
+            if (refused := await self._wake(living, seconds)) is not None:
+                return refused
         return self._present(living.record)
+
+    async def _wake(self, living: Living, seconds: float) -> Refused | None:
+        """Resume it; that goes on when it takes longer."""
+        waking = asyncio.ensure_future(self._sandboxes.pauses.wake(living))
+        self._sandboxes.later(asyncio.wait([waking]))
+        done, _ = await asyncio.wait([waking], timeout=seconds)
+        id = living.record.id
+        if not done:
+            return Refused(503, "starting", f"the sandbox {id} is being resumed", "try again in a moment", title="Waking …", retry=1)
+        match waking.exception():
+            case None:
+                return None
+            case CorralError() as error:
+                return Refused(error.status, error.code, f"the sandbox {id} can't be resumed: {error.message}", error.hint, title="It can't be woken")
+            case BaseException() as error:
+                raise error
 
     def _present(self, record: Record) -> Found | Refused:
         match record.state:
@@ -178,7 +200,8 @@ class Previews:
             case State.CREATING:
                 return Refused(503, "starting", f"the sandbox {record.id} is still being created", "try again in a moment", title="Starting …", retry=1)
             case State.PAUSED:
-                return Refused(409, "paused", f"the sandbox {record.id} is paused", "resume it first", title="This sandbox is paused")
+                # Somebody has paused it again just now.
+                return Refused(503, "paused", f"the sandbox {record.id} is paused", "try again", title="This sandbox is paused", retry=1)
             case State.STOPPED:
                 why = f" ({record.reason})" if record.reason else ""
                 return Refused(409, "stopped", f"the sandbox {record.id} is stopped{why}", "start it first", title="This sandbox is stopped")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from corral.preview.access import Settings
@@ -108,35 +108,54 @@ class Box:
         self._guest.close()
 
 
+@dataclass(frozen=True)
+class Asleep:
+    """A sandbox that would have to be woken; only for those who may see it."""
+
+    id: str
+    project: str
+    settings: Settings
+
+
 class Boxes:
     """By id. Each is asked for once, however many requests wait for it."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._boxes: dict[str, Box] = {}
-        self._asking: dict[tuple[str, bool], asyncio.Task[Box]] = {}
+        self._asking: dict[tuple[str, bool, bool], asyncio.Task[Box | Asleep]] = {}
 
-    async def find(self, id: str, *, people: bool) -> Box:
+    async def find(self, id: str, *, people: bool) -> Box | Asleep:
         """Raises `Refusal`: not there, ended, not in time. `people`: they are shown a page that waits, instead of waiting themselves."""
+        return await self._once(id, people=people, wake=False)
+
+    async def wake(self, id: str, *, people: bool) -> Box:
+        """As `find`; once this is answered it runs."""
+        box = await self._once(id, people=people, wake=True)
+        if isinstance(box, Asleep):
+            raise Refusal(503, "starting", f"the sandbox {id} is not awake yet", "try again in a moment", title="Waking …", retry=1)
+        return box
+
+    async def _once(self, id: str, *, people: bool, wake: bool) -> Box | Asleep:
         if (box := self._boxes.get(id)) is not None and box.alive:
             return box
-        key = (id, people)
+        key = (id, people, wake)
         if (asking := self._asking.get(key)) is None:
-            asking = self._asking[key] = asyncio.create_task(self._ask(id, people=people))
+            asking = self._asking[key] = asyncio.create_task(self._ask(id, people=people, wake=wake))
             asking.add_done_callback(lambda done: self._asked(key, done))
         return await asyncio.shield(asking)
 
-    def _asked(self, key: tuple[str, bool], done: asyncio.Task[Box]) -> None:
+    def _asked(self, key: tuple[str, bool, bool], done: asyncio.Task[Box | Asleep]) -> None:
         del self._asking[key]
         if not done.cancelled():
             done.exception()  # whoever waited was told; all of them may have left
 
-    async def _ask(self, id: str, *, people: bool) -> Box:
-        answer, fds = await self._desk.ask(ask="box", sandbox=id, people=people)
-        if "refuse" in answer or not fds:
-            for fd in fds:
-                os.close(fd)
+    async def _ask(self, id: str, *, people: bool, wake: bool) -> Box | Asleep:
+        answer, fds = await self._desk.ask(ask="box", sandbox=id, people=people, wake=wake)
+        if "refuse" in answer:
             raise refusal(answer["refuse"])
+        if not fds:
+            return Asleep(id, answer["project"], settings(answer))
         relay = socket.socket(fileno=fds[0])
         if (other := self._boxes.get(id)) is not None:
             # The one with people, the other without.

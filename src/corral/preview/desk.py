@@ -1,6 +1,6 @@
 """The preview process' connection to the server: what it asks, and what it is told. Without a server what is known goes on; what is not waits a while.
 
-process → server   {"q": n, "ask": "box", "sandbox", "people"} · {"q": n, "ask": "key", "key", "sandbox"} · {"awake": sandbox, "on": bool}
+process → server   {"q": n, "ask": "box", "sandbox", "people", "wake"} · {"q": n, "ask": "key", "key", "project"} · {"awake": sandbox, "on": bool}
 server → process   {"a": n, …} with the relay link of a box beside it · {"op": "config", …} with listeners · {"op": "settings", "sandbox", …} · {"op": "keys"} · {"op": "stop"}
 """
 

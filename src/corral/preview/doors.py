@@ -91,10 +91,10 @@ class Table:
         return self._port(found[1], found[3], By.PATH, base=found[0], tunnel=found[2] == TUNNELS)
 
     def _by_header(self, head: Request, sandbox: bytes, port: bytes) -> Target:
-        ids, ports = head.names[sandbox], head.names.get(port, ())
-        if len(ids) > 1 or len(ports) != 1:
+        given = [*head.names[sandbox], *head.names.get(port, ())]
+        if len(given) != 2 or port not in head.names:
             raise BadHead(400, f"the headers {sandbox.decode()} and {port.decode()} are needed, each once")
-        return self._port(ids[0], ports[0], By.HEADER)
+        return self._port(given[0], given[1], By.HEADER)
 
     def _by_host(self, head: Request) -> Target:
         found = _HOST.match(head.host.lower())

@@ -33,11 +33,11 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Found:
-    """A sandbox that runs, and the number of its relay link (still its owner's)."""
+    """A sandbox, and the number of its relay link (still its owner's); None when it would have to be woken."""
 
     project: str
     settings: Settings
-    relay: int
+    relay: int | None
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Refused:
 class Knowledge(Protocol):
     """What the server knows, and the process does not."""
 
-    async def find(self, sandbox: str, *, people: bool) -> Found | Refused:
-        """`people`: they see a page that asks again, so they are answered soon; programs wait."""
+    async def find(self, sandbox: str, *, people: bool, wake: bool) -> Found | Refused:
+        """`people`: they see a page that asks again, so they are answered soon; programs wait. `wake`: the request may see it, so it is woken."""
         ...
 
     def opens(self, key: str, project: str) -> bool:
@@ -169,10 +169,10 @@ class Keeper:
             self._send({"a": number, "opens": self._knowledge.opens(question["key"], question["project"])})
             return
         sandbox = str(question["sandbox"])
-        match await self._knowledge.find(sandbox, people=bool(question["people"])):
+        match await self._knowledge.find(sandbox, people=bool(question["people"]), wake=bool(question["wake"])):
             case Found() as found:
                 self._known.add(sandbox)
-                self._send({"a": number, "project": found.project, **_settings(found.settings)}, [found.relay])
+                self._send({"a": number, "project": found.project, **_settings(found.settings)}, [] if found.relay is None else [found.relay])
             case Refused() as refused:
                 self._send({"a": number, "refuse": vars(refused)})
 

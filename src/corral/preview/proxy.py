@@ -12,7 +12,7 @@ from corral.preview import access, answers, onward
 from corral.preview import head as heads
 from corral.preview.access import Verdict
 from corral.preview.answers import Refusal
-from corral.preview.boxes import Box, Boxes
+from corral.preview.boxes import Asleep, Box, Boxes
 from corral.preview.desk import Desk
 from corral.preview.doors import Table, Target
 from corral.preview.duplex import Broken, Connection
@@ -94,14 +94,18 @@ class Proxy:
 
     # What a client needs
 
-    async def target(self, asked: Request) -> tuple[Target, Box | None]:
-        target = self.table.find(asked)
-        if target.door is not None or target.sandbox is None:
-            return target, None
-        return target, await self._boxes.find(target.sandbox, people=_is_people(asked))
+    async def admitted(self, asked: Request, target: Target) -> tuple[Box | None, access.Signed | None]:
+        """The sandbox, for those who may see it: only for them one that sleeps is woken. None: it goes to Corral's own door. A link to be made a cookie is returned.
 
-    async def admit(self, asked: Request, target: Target, box: Box) -> access.Signed | None:
-        """Raises `Refusal`. A link to be made a cookie is returned."""
+        Raises `Refusal`.
+        """
+        if target.door is not None or target.sandbox is None:
+            return None, None
+        box = await self._boxes.find(target.sandbox, people=_is_people(asked))
+        link = await self._admit(asked, target, box)
+        return await self._boxes.wake(box.id, people=_is_people(asked)) if isinstance(box, Asleep) else box, link
+
+    async def _admit(self, asked: Request, target: Target, box: Box | Asleep) -> access.Signed | None:
         given = access.credentials(asked, self._tokens, target.by)
         verdict = access.decide(given, box.settings, target, asked, now=time.time())
         if verdict is Verdict.CHECK_KEY:
@@ -128,7 +132,7 @@ class Proxy:
             case Verdict.WRONG:
                 raise Refusal(403, "forbidden", "the token, link or cookie is not valid (any more)", "ask for a new one", title="This link is not valid")
 
-    async def _key_opens(self, key: str, box: Box) -> bool:
+    async def _key_opens(self, key: str, box: Box | Asleep) -> bool:
         known = (key, box.project)
         if (opens := self._keys.get(known)) is None:
             answer, _ = await self._desk.ask(ask="key", key=key, project=box.project)
@@ -204,8 +208,9 @@ class _Client:
         # Once its body is not read the connection can't be used further.
         close = not asked.persistent or asked.chunked or bool(asked.length)
         try:
-            target, box = await self._while_there(self._proxy.target(asked))
-            if box is not None and (link := await self._while_there(self._proxy.admit(asked, target, box))) is not None:
+            target = self._proxy.table.find(asked)
+            box, link = await self._while_there(self._proxy.admitted(asked, target))
+            if link is not None:
                 path = asked.path
                 query = access.without_link(asked.query)
                 cookie = access.cookie(link, secure=self._origin.secure, now=time.time())
