@@ -469,6 +469,24 @@ async def test_sandboxes_are_judged_each_by_its_own_policy(bench: Bench) -> None
     assert [(await guest.run(get, name))[0] for guest in (one, other) for name in ("api.example.com", "good.example.com")] == [200, 403, 403, 200]
 
 
+async def test_what_names_no_server_is_refused_where_some_names_are_denied(bench: Bench) -> None:
+    """The address of a denied name may be known by heart."""
+    guest, ca = bench.guests[0], bench.internet.authority.file
+    denied = {"to": ["evil.example.net"], "action": "deny"}
+    await bench.admit(guest, {"default": "public", "rules": [denied]})
+    with pytest.raises(ssl.SSLError, match=r"(?i)access denied"):
+        await guest.run(lambda: tls(ca, None, address=OTHER))
+    assert "names no server" in ((await bench.flow(kind="tls", address=OTHER)).reason or "")
+    status, body, _ = await guest.run(lambda: get(OTHER, address=OTHER))
+    assert status == 403
+    assert "names no server" in error(body)["message"]
+    assert (await guest.run(get, "api.example.com"))[0] == 200
+    assert not any(OTHER in seen for seen in bench.internet.seen.connections)
+    await bench.admit(guest, {"default": "public", "rules": [denied, {"to": [f"{OTHER}/32"]}]})
+    (await guest.run(lambda: tls(ca, None, address=OTHER))).close()
+    assert (await guest.run(lambda: get(OTHER, address=OTHER)))[0] == 200
+
+
 # Rules on content, secrets
 
 SECRET = "sk-live-0123456789/+abc"
@@ -585,25 +603,35 @@ async def test_fixed_answers_and_proxies_of_the_user(bench: Bench) -> None:
 
 async def test_websockets_are_relayed_without_secrets(bench: Bench) -> None:
     guest, ours = bench.guests[0], bench.authority.ensure()
-    await bench.admit(guest, {"rules": [{"to": ["api.example.com"], "inject": {"Authorization": "{{TOKEN}}"}}]}, {"TOKEN": SECRET})
+    rule = {"to": ["api.example.com"], "inject": {"Authorization": "{{TOKEN}}"}}
+    await bench.admit(guest, {"rules": [rule]}, {"TOKEN": SECRET})
 
-    def talk() -> bytes:
-        with tls(ours, "api.example.com") as connection:
-            connection.sendall(
-                b"GET /socket HTTP/1.1\r\nHost: api.example.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
-            )
-            answer = b""
-            while b"\r\n\r\n" not in answer:
-                answer += connection.recv(1000)
-            assert answer.startswith(b"HTTP/1.1 101")
-            connection.sendall(b"ping " + SECRET.encode() + b" pong")
-            answer = b""
-            while len(answer) < 10 + len(SECRET):
-                answer += connection.recv(1000)
-            return answer
+    def begin() -> ssl.SSLSocket:
+        connection = tls(ours, "api.example.com")
+        connection.sendall(
+            b"GET /socket HTTP/1.1\r\nHost: api.example.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
+        )
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            answer += connection.recv(1000)
+        assert answer.startswith(b"HTTP/1.1 101")
+        return connection
 
-    assert await guest.run(talk) == b"ping " + b"*" * len(SECRET) + b" pong"
-    assert b"deflate" not in bench.internet.seen.requests[-1]
+    def talk(said: bytes) -> bytes:
+        connection.sendall(said)
+        answer = b""
+        while len(answer) < len(said):
+            answer += connection.recv(1000)
+        return answer
+
+    with await guest.run(begin) as connection:
+        assert await asyncio.to_thread(talk, b"ping " + SECRET.encode() + b" pong") == b"ping " + b"*" * len(SECRET) + b" pong"
+        assert b"deflate" not in bench.internet.seen.requests[-1]
+        # With another value: both are masked from then on, in what is open already too.
+        await bench.admit(guest, {"rules": [rule]}, {"TOKEN": SECRET[::-1]})
+        await bench.client.settled()
+        both = f"{SECRET} and {SECRET[::-1]}.".encode()
+        assert await asyncio.to_thread(talk, both) == b"*" * len(SECRET) + b" and " + b"*" * len(SECRET) + b"."
 
 
 async def test_a_redirect_leads_nowhere_new(bench: Bench) -> None:
@@ -654,6 +682,21 @@ async def test_a_new_policy_answers_for_those_who_wait(bench: Bench) -> None:
     await bench.until(lambda: bool(bench.approvals))
     await bench.admit(guest, {"rules": [{"to": ["api.example.com"]}]})
     assert (await waiting)[0] == 200
+
+
+async def test_a_rule_about_addresses_asks_about_the_address_whatever_the_program_calls_it(bench: Bench) -> None:
+    guest, ca = bench.guests[0], bench.internet.authority.file
+    await bench.admit(guest, {"rules": [{"to": ["203.0.113.0/28"], "action": "ask"}]})
+    waiting = asyncio.create_task(guest.run(get_tls, ca, "friendly.example.com"))
+    approval = await bench.until(lambda: next(iter(bench.approvals), None))
+    assert (approval.name, approval.address) == (None, WEB)
+    await bench.client.decide(approval.id, Decision(decision="allow", scope="sandbox"))
+    assert (await waiting)[0] == 200
+    other = asyncio.create_task(guest.run(lambda: get_tls(ca, "friendly.example.com", address=OTHER)))
+    approval = await bench.until(lambda: next((a for a in bench.approvals if a.address == OTHER), None))
+    await bench.client.decide(approval.id, Decision(decision="deny"))
+    with pytest.raises(ssl.SSLError):
+        await other
 
 
 async def test_every_port_waits(bench: Bench) -> None:

@@ -174,6 +174,51 @@ async def test_connections_of_every_former_policy_end_with_the_tenancy(network: 
             line.recv(100)
 
 
+async def test_a_direct_connection_to_the_web_ends_when_names_begin_to_count(network: Network, internet: Internet) -> None:
+    slot = await open_slot(network, {"default": "public"})
+    as_guest(slot)
+
+    def connect(port: int) -> socket.socket:
+        return slot.namespace.run(lambda: socket.create_connection((WEB, port), timeout=10))
+
+    web, echo = await asyncio.to_thread(connect, 80), await asyncio.to_thread(connect, 7)
+    with web, echo:
+        policy = {"default": "public", "rules": [{"to": ["evil.example.net"], "action": "deny"}]}
+        await network.admit(slot, "sb-aaaaaaaaaaaaaaaa", EgressPolicy.model_validate(policy), {})
+        echo.sendall(b"x")
+        assert await asyncio.to_thread(echo.recv, 1) == b"x"
+        with pytest.raises(ConnectionResetError):
+            web.sendall(b"GET / HTTP/1.1\r\nHost: evil.example.net\r\n\r\n")
+            await asyncio.to_thread(web.recv, 1)
+
+
+async def test_a_later_server_ends_connections_of_policies_that_it_never_knew(network: Network, internet: Internet) -> None:
+    slot = await open_slot(network, {"default": "public"})
+    as_guest(slot)
+    with internet.namespace.run(lambda: socket.create_server((WEB, 0))) as listener:
+        port = listener.getsockname()[1]
+        line = await asyncio.to_thread(slot.namespace.run, lambda: socket.create_connection((WEB, port), timeout=5))
+        far, _ = listener.accept()
+    with line, far:
+        policy = EgressPolicy.model_validate({"default": "all"})
+        generation = await network.admit(slot, "sb-aaaaaaaaaaaaaaaa", policy, {})
+        kept = os.dup(slot.namespace.fd)
+        await network.close()
+        await network.open()
+        slot = network.adopt(slot.index, kept)
+        assert slot is not None
+        network.readmit(slot, "sb-aaaaaaaaaaaaaaaa", policy, generation)
+        await network.sweep()
+        await network.release(slot)
+        again = await network.slot()
+        assert again == slot
+        await network.admit(again, "sb-bbbbbbbbbbbbbbbb", EgressPolicy.model_validate({"default": "public"}), {})
+        far.sendall(b"for the one before")
+        line.settimeout(1)
+        with pytest.raises(TimeoutError):
+            line.recv(100)
+
+
 async def test_five_hundred_slots_leave_nothing(network: Network) -> None:
     slots = [
         await open_slot(network, {"default": "public", "rules": [{"to": ["10.0.0.0/8", "www.example.com"], "ports": ["80", "8000-8999"]}]}) for _ in range(500)

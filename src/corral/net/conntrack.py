@@ -40,8 +40,13 @@ class Ended:
 def decode(data: bytes) -> Iterator[Ended]:
     """Of one read from the socket. What makes no sense is passed over."""
     for kind, _, body in messages(data):
-        if kind == DESTROYED and (ended := _ended(dict(attributes(body[4:])))) is not None:
+        if kind == DESTROYED and (ended := connection(body)) is not None:
             yield ended
+
+
+def connection(body: bytes) -> Ended | None:
+    """Of one message, also of a list of those that go on; None for what makes no sense."""
+    return _ended(dict(attributes(body[4:])))
 
 
 def _ended(parts: dict[int, bytes]) -> Ended | None:

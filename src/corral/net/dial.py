@@ -16,6 +16,11 @@ ADDRESSES = 4
 """Of a name, tried one after the other."""
 
 
+DIALLED = 0xC0
+"""Mark of all packets of these connections: this machine's table keeps them away from the machine itself."""
+_SO_MARK = 36
+
+
 class RefusedError(Exception):
     """Where the name points to is not allowed. The text is the reason."""
 
@@ -66,6 +71,7 @@ async def to_address(address: str, port: int) -> socket.socket:
     connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         connection.settimeout(0)
+        connection.setsockopt(socket.SOL_SOCKET, _SO_MARK, DIALLED)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         async with asyncio.timeout(CONNECT):

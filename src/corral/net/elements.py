@@ -13,10 +13,10 @@ from corral.net.ranges import LAST_PORT, Box, Protocol
 from corral.schema.egress import Budget
 
 SLOT, GENERATION, LIVE, SENT, RECEIVED, BUDGET, CEILING = "slot", "gen", "live", "sent", "received", "budget", "ceiling"
-CAPTURED, MODE, ALLOW, DENY = "captured", "mode", "allow", "deny"
+CAPTURED, LED, MODE, ALLOW, DENY = "captured", "led", "mode", "allow", "deny"
 PIN, PIN_ANY, PIN_RANGE = "pin", "pin_any", "pin_range"
 HOST = "host"
-OF_POLICY = (GENERATION, LIVE, CAPTURED, MODE, ALLOW, DENY)
+OF_POLICY = (GENERATION, LIVE, CAPTURED, LED, MODE, ALLOW, DENY)
 """Sets with elements that change with a sandbox's policy."""
 OF_SANDBOX = (SENT, RECEIVED, BUDGET, CEILING)
 """Sets with elements that have a state, and keep it when the policy changes."""
@@ -43,8 +43,10 @@ class Switchboard:
             return []
         number, name = _native(generation), _name(interface)
         modes = {Mode.OPEN: "m_open", Mode.NAMES: "m_names"}
+        captured = list(self._captured(generation, kernel.nat))
         return [
-            Change(CAPTURED, list(self._captured(generation, kernel.nat))),
+            Change(CAPTURED, captured),
+            Change(LED, [Element(element.key, element.end) for element in captured]),
             Change(MODE, [Element(number, chain=modes[kernel.mode])] if kernel.mode in modes else []),
             Change(ALLOW, [self._box(generation, box) for box in kernel.allow]),
             Change(DENY, [self._box(generation, box) for box in kernel.deny]),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from corral.net import conntrack
 from corral.net.netlink import ACK, CREATE, Message, Netlink, attribute, attributes, nest, text
 
 NETLINK_NETFILTER = 12
@@ -130,6 +131,11 @@ class Tables:
     def end_connections(self, mark: int) -> None:
         """Forget every connection with this mark: whatever comes of them later is nobody's."""
         self._netlink.request([_message(_CONNTRACK << 8 | _CT_DELETE, socket.AF_INET, _marked(mark), flags=ACK)])
+
+    def marks(self) -> frozenset[tuple[str, int]]:
+        """The source and the mark of every connection. Some 3 µs for each that there is."""
+        bodies = self._netlink.dump(_message(_CONNTRACK << 8 | _CT_GET, socket.AF_INET, b""))
+        return frozenset((one.source, one.mark) for one in map(conntrack.connection, bodies) if one is not None)
 
     def take_out_ended(self) -> None:
         """Have the kernel tell of connections that are over, now: by itself it looks for them once a minute.

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from corral.net import policy
 from corral.net.policy import Compiled
 from corral.net.redact import Patterns
+from corral.net.splice import Purse
 from corral.net.tenant import Tenant
 
 CONNECTIONS = 1000
 """Open at once, unless the policy's budget says otherwise."""
+VALUES = 100
+"""Values of secrets that are looked for, former ones included."""
 NAMES = 4096
 """Addresses whose names are remembered."""
 NAMES_EACH = 64
@@ -59,6 +62,7 @@ class Occupant:
         self.compiled: Compiled = policy.compile(tenant.policy)
         self.connections: set[Held] = set()
         self.sent = self.received = 0
+        self.purse = Purse()
         self.queries = Bucket(200, 100)
         self.lookups = 0
         """DNS queries under way."""
@@ -67,7 +71,10 @@ class Occupant:
         self._take(tenant)
         self.logged: dict[tuple[str, int, str], float] = {}
         """DNS queries that need not be logged again soon."""
-        self._patterns: Patterns | None = None
+        self._values: dict[str, None] = {}
+        """Of its secrets, also those that have been replaced: what was sent with them may be answered yet. The latest last."""
+        self._patterns = Patterns([])
+        self._know(tenant)
         self._names: dict[int, dict[str, float]] = {}
 
     @property
@@ -76,9 +83,7 @@ class Occupant:
 
     @property
     def patterns(self) -> Patterns:
-        """The values of its secrets, to be taken out of answers."""
-        if self._patterns is None:
-            self._patterns = Patterns(self.tenant.secrets.values())
+        """The values of its secrets, also former ones, to be taken out of answers."""
         return self._patterns
 
     @property
@@ -96,13 +101,23 @@ class Occupant:
             self.compiled = policy.compile(tenant.policy)
         self.tenant = tenant
         self._take(tenant)
-        self._patterns = None
+        self._know(tenant)
         for held in list(self.connections):
             if not held.allowed(self.compiled):
                 held.cut()
 
     def _take(self, tenant: Tenant) -> None:
         self.decided |= {(to, port): allowed for to, port, allowed in tenant.decided}
+
+    def _know(self, tenant: Tenant) -> None:
+        before = list(self._values)
+        for value in tenant.secrets.values():
+            self._values.pop(value, None)
+            self._values[value] = None
+        while len(self._values) > max(VALUES, len(tenant.secrets)):
+            del self._values[next(iter(self._values))]
+        if set(before) != set(self._values):
+            self._patterns = Patterns(self._values)
 
     def leave(self) -> None:
         for held in list(self.connections):

@@ -193,7 +193,9 @@ class Compiled:
     _asked: tuple[Box, ...] = field(default=(), repr=False)
     """Ranges about which people are asked. A name that points there is resolved; the connection is made by its address only, so that they are asked about that."""
     guarded: bool = False
-    """Whether names are told apart although the internet is open."""
+    """Whether names are told apart although the internet is open, or noted down."""
+    apart: bool = False
+    """Whether some names are not reached although the internet is open, so that what names nothing is not let through to just any address of the web."""
 
     def brokers(self, name: str | None) -> bool:
         """Whether headers are set on requests to this name, so that its answers must not tell them."""
@@ -309,6 +311,8 @@ class Compiled:
         asked = name or (_text(address) if address is not None else "this")
         if request is not None and any(rule.rule.http for rule in self._rules if rule.matches(Protocol.TCP, request.port, request.address, request.name)):
             asked = f"{request.method} {request.path} of {asked}"
+        if request is not None and name is None and self.apart:
+            return Ruling(Action.DENY, reason=f"the request to {asked} names no server, and names are told apart")
         if self.policy.default is Preset.NONE:
             return Ruling(Action.DENY, reason=f"no rule of the egress policy allows {asked}")
         if name is not None:
@@ -338,7 +342,8 @@ def compile(policy: EgressPolicy) -> Compiled:
     pinned = any(rule.action is Action.ALLOW and rule.domains and not rule.rule.reads_content for rule in rules)
     mode = Mode.OPEN if open_by_default else Mode.NAMES if pinned else Mode.CLOSED
     asked = tuple(box for rule in rules if rule.action is Action.ASK for box in rule.boxes())
-    return Compiled(policy, Kernel(_nat(policy, rules), mode, disjoint(listed), disjoint(denied)), rules, tuple(allowed), asked, _guards_names(policy, rules))
+    kernel = Kernel(_nat(policy, rules), mode, disjoint(listed), disjoint(denied))
+    return Compiled(policy, kernel, rules, tuple(allowed), asked, guarded=_guards_names(policy, rules), apart=_tells_apart(policy, rules))
 
 
 def _nat(policy: EgressPolicy, rules: tuple[_Rule, ...]) -> Nat:
@@ -354,8 +359,15 @@ def _nat(policy: EgressPolicy, rules: tuple[_Rule, ...]) -> Nat:
 
 def _guards_names(policy: EgressPolicy, rules: tuple[_Rule, ...]) -> bool:
     """Whether names are told apart although the internet is open, so that resolvers of others would be a way around."""
-    open_to_all = policy.default is not Preset.NONE or any(rule.every and rule.action is Action.ALLOW for rule in rules)
-    return open_to_all and (policy.learn or any(rule.domains and rule.action is not Action.ALLOW for rule in rules))
+    return _tells_apart(policy, rules) or (policy.learn and _open_to_all(policy, rules))
+
+
+def _tells_apart(policy: EgressPolicy, rules: tuple[_Rule, ...]) -> bool:
+    return _open_to_all(policy, rules) and any(rule.domains and rule.action is not Action.ALLOW for rule in rules)
+
+
+def _open_to_all(policy: EgressPolicy, rules: tuple[_Rule, ...]) -> bool:
+    return policy.default is not Preset.NONE or any(rule.every and rule.action is Action.ALLOW for rule in rules)
 
 
 def _beyond_web(ports: Span) -> bool:

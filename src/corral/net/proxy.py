@@ -7,6 +7,7 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Callable
+from typing import Literal
 
 from corral.net import denial, dial
 from corral.net.clienthello import Hello
@@ -22,6 +23,7 @@ from corral.schema.egress import Verdict
 
 BURST = 64
 SO_ORIGINAL_DST = 80
+_NAMELESS = {"tcp": "this is neither HTTP nor TLS", "tls": "this TLS connection names no server (SNI)"}
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 20), (socket.TCP_KEEPCNT, 6))
 
 
@@ -119,6 +121,9 @@ class Proxy:
             # What is asked for is told by the requests.
             await Web(visit, scheme="https").serve(connection)
             return
+        if hello.name is None:
+            await self._unread(visit, connection, "tls", web=True)
+            return
         visit.stays(lambda compiled: (now := judge(compiled)).action is not Action.DENY and not now.content)
         ruling = await visit.settled(ruling)
         if ruling.action is Action.DENY:
@@ -130,39 +135,42 @@ class Proxy:
             return
         await self._pass(visit, connection, ruling, "tls")
 
-    async def _unread(self, visit: Visit, connection: socket.socket, *, web: bool = False) -> None:
+    async def _unread(self, visit: Visit, connection: socket.socket, kind: Literal["tcp", "tls"] = "tcp", *, web: bool = False) -> None:
         """A connection that tells no name: by its address, and the names under which the sandbox has found it. `web`: names are told on this port as a rule."""
         names = visit.occupant.names_of(visit.number)
 
-        def judge(compiled: Compiled) -> Ruling:
-            rulings = [compiled.connection(Protocol.TCP, visit.port, visit.number, name) for name in (*reversed(names), None)]
-            denied = next((ruling for ruling in rulings if ruling.action is Action.DENY and ruling.rule is not None), None)
-            return denied or next((ruling for ruling in rulings if ruling.action is not Action.DENY), rulings[0])
+        def judge(compiled: Compiled) -> tuple[Ruling, str | None]:
+            rulings = [(compiled.connection(Protocol.TCP, visit.port, visit.number, name), name) for name in (*reversed(names), None)]
+            denied = next((one for one in rulings if one[0].action is Action.DENY and one[0].rule is not None), None)
+            ruling, name = denied or next((one for one in rulings if one[0].action is not Action.DENY), rulings[0])
+            if ruling.content:
+                reason = f"{_NAMELESS[kind]}, and what the egress policy says of its destination is about HTTP"
+                return Ruling(Action.DENY, ruling.rule, reason=reason), name
+            if web and ruling.action is not Action.DENY and (ruling.by is By.NAME if ruling.rule is not None else compiled.apart):
+                # Servers may read more into it than we do: an empty line and then a Host of theirs, a greeting longer than ours may be.
+                by_address = compiled.connection(Protocol.TCP, visit.port, visit.number, None)
+                if by_address.rule is not None and by_address.action is not Action.DENY and not by_address.content:
+                    return by_address, name
+                return Ruling(Action.DENY, reason=f"{_NAMELESS[kind]}, and names are told apart on this port"), name
+            return ruling, name
 
-        visit.name = names[-1] if names else None
-        visit.stays(lambda compiled: judge(compiled).action is not Action.DENY)
-        ruling = judge(visit.occupant.compiled)
-        if ruling.content:
-            ruling = Ruling(Action.DENY, ruling.rule, reason="this is neither HTTP nor TLS, and what the egress policy says of its destination is about HTTP")
-        elif web and ruling.action is not Action.DENY and (ruling.by is By.NAME if ruling.rule is not None else visit.occupant.compiled.guarded):
-            # Servers may read more into it than we do: an empty line and then a Host of theirs, a greeting longer than ours may be.
-            by_address = visit.occupant.compiled.connection(Protocol.TCP, visit.port, visit.number, None)
-            if by_address.rule is not None and by_address.action is not Action.DENY and not by_address.content:
-                ruling = by_address
-            else:
-                ruling = Ruling(Action.DENY, reason="this is neither HTTP nor TLS, and names are told apart on this port")
+        refuse = denial.alert if kind == "tls" else denial.reset
+        visit.stays(lambda compiled: judge(compiled)[0].action is not Action.DENY)
+        ruling, visit.name = judge(visit.occupant.compiled)
+        if visit.name is None and names:
+            visit.name = names[-1]
         ruling = await visit.settled(ruling)
         if ruling.action is Action.DENY:
-            visit.told("tcp", Verdict.DENIED, ruling)
-            denial.reset(connection)
+            visit.told(kind, Verdict.DENIED, ruling)
+            refuse(connection)
             return
         # The address is one that we have told for the name, or that a rule opens.
         reachable = visit.occupant.compiled.reachable(visit.number, Protocol.TCP, visit.port) if ruling.by is By.NAME else None
         if reachable:
-            visit.told("tcp", Verdict.DENIED, Ruling(Action.DENY, ruling.rule, reason=reachable))
-            denial.reset(connection)
+            visit.told(kind, Verdict.DENIED, Ruling(Action.DENY, ruling.rule, reason=reachable))
+            refuse(connection)
             return
-        await self._pass(visit, connection, Ruling(Action.ALLOW, ruling.rule, By.ADDRESS), "tcp")
+        await self._pass(visit, connection, Ruling(Action.ALLOW, ruling.rule, By.ADDRESS), kind)
 
     async def _pass(self, visit: Visit, connection: socket.socket, ruling: Ruling, kind: str) -> None:
         try:
@@ -181,7 +189,7 @@ class Proxy:
         reason: str | None = None
         try:
             visit.reached = far.getpeername()[0]
-            await relay(connection, far, up=visit.up, down=visit.down)
+            await relay(connection, far, up=visit.up, down=visit.down, purse=visit.occupant.purse)
             if visit.occupant.spent:
                 reason = "cut: the sandbox's budget of bytes is spent"
         except asyncio.CancelledError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from urllib.parse import quote, quote_plus
 
 MASK = b"*"
@@ -56,23 +56,26 @@ class Patterns:
 class Redactor:
     """Of one message, or one direction of a connection."""
 
-    def __init__(self, patterns: Patterns) -> None:
+    def __init__(self, patterns: Callable[[], Patterns]) -> None:
+        """`patterns` is asked anew each time, since a secret may get another value while an answer comes."""
         self._patterns = patterns
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
         """What may go on; what could be the beginning of a value is held until more is there."""
-        if self._patterns.match is None:
-            return data
+        patterns = self._patterns()
+        if patterns.match is None:
+            rest, self._held = self._held, b""
+            return rest + data
         data, done, out = self._held + data, 0, bytearray()
-        hold = self._partial(data, 0)
-        for found in self._patterns.match.finditer(data):
+        hold = _partial(patterns, data, 0)
+        for found in patterns.match.finditer(data):
             if found.start() >= hold:
                 break
             out += data[done : found.start()] + MASK * (found.end() - found.start())
             done = found.end()
             if done > hold:
-                hold = self._partial(data, done)
+                hold = _partial(patterns, data, done)
         out += data[done:hold]
         self._held = data[max(hold, done) :]
         return bytes(out)
@@ -80,16 +83,17 @@ class Redactor:
     def end(self) -> bytes:
         """What was held, once there is no more."""
         rest, self._held = self._held, b""
-        return self._patterns.mask(rest)
+        return self._patterns().mask(rest)
 
-    def _partial(self, data: bytes, start: int) -> int:
-        """Where the first stretch begins, at or after `start`, that reaches the end and may be the beginning of a longer value."""
-        earliest = len(data)
-        for pattern in self._patterns.all:
-            at = max(start, len(data) - len(pattern) + 1)
-            while (at := data.find(pattern[:1], at)) >= 0 and at < earliest:
-                if pattern.startswith(data[at:]):
-                    earliest = at
-                    break
-                at += 1
-        return earliest
+
+def _partial(patterns: Patterns, data: bytes, start: int) -> int:
+    """Where the first stretch begins, at or after `start`, that reaches the end and may be the beginning of a longer value."""
+    earliest = len(data)
+    for pattern in patterns.all:
+        at = max(start, len(data) - len(pattern) + 1)
+        while (at := data.find(pattern[:1], at)) >= 0 and at < earliest:
+            if pattern.startswith(data[at:]):
+                earliest = at
+                break
+            at += 1
+    return earliest

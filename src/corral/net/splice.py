@@ -14,10 +14,25 @@ _MOVE_NONBLOCK = 3
 _F_SETPIPE_SZ = 1031
 SIZE = 1 << 20
 """Bytes at a time, and of a pipe, where the kernel grants it."""
+HELD = 32 << 20
+"""Bytes that may wait in the pipes of one sandbox; beyond it, its connections take little at a time."""
+LEAST = 16 << 10
 SPARE = 32
 """Pipes kept for the next to need one."""
 
 _spare: list[tuple[int, int]] = []
+
+
+class Purse:
+    """What waits in the pipes of one sandbox's connections, because whoever it is for does not read."""
+
+    def __init__(self) -> None:
+        self.held = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that may be taken in one step."""
+        return SIZE if self.held < HELD else LEAST
 
 
 def _borrow() -> tuple[int, int]:
@@ -46,10 +61,10 @@ class _State(Enum):
 class _Half:
     """One direction."""
 
-    def __init__(self, source: socket.socket, target: socket.socket, count: Callable[[int], bool], ended: Callable[[bool], None]) -> None:
-        self._source, self._target, self._count, self._ended = source, target, count, ended
+    def __init__(self, source: socket.socket, target: socket.socket, count: Callable[[int], bool], purse: Purse, ended: Callable[[bool], None]) -> None:
+        self._source, self._target, self._count, self._purse, self._ended = source, target, count, purse, ended
         self._pipe: tuple[int, int] | None = None
-        self._inside = 0
+        self._inside = self._charged = 0
         self._state = _State.READING
         asyncio.get_running_loop().add_reader(source, self._readable)
 
@@ -57,7 +72,7 @@ class _Half:
         try:
             if self._pipe is None:
                 self._pipe = _borrow()
-            moved = os.splice(self._source.fileno(), self._pipe[1], SIZE, flags=_MOVE_NONBLOCK)
+            moved = os.splice(self._source.fileno(), self._pipe[1], self._purse.size, flags=_MOVE_NONBLOCK)
         except BlockingIOError:
             self._release()
             return
@@ -85,6 +100,7 @@ class _Half:
             while self._inside:
                 self._inside -= os.splice(self._pipe[0], self._target.fileno(), self._inside, flags=_MOVE_NONBLOCK)
         except BlockingIOError:
+            self._charge(self._inside)
             if self._state is _State.READING:
                 self._state = _State.WRITING
                 loop.remove_reader(self._source)
@@ -99,7 +115,12 @@ class _Half:
             loop.remove_writer(self._target)
             loop.add_reader(self._source, self._readable)
 
+    def _charge(self, inside: int) -> None:
+        self._purse.held += inside - self._charged
+        self._charged = inside
+
     def _release(self) -> None:
+        self._charge(0)
         if self._pipe is not None:
             _give_back(self._pipe, empty=not self._inside)
             self._pipe, self._inside = None, 0
@@ -117,8 +138,11 @@ class _Half:
         self._ended(whole)
 
 
-async def relay(near: socket.socket, far: socket.socket, *, up: Callable[[int], bool], down: Callable[[int], bool]) -> None:
-    """Until both directions have ended, or one has failed. `up` and `down` are told of bytes as they pass; False ends it. The sockets stay open."""
+async def relay(near: socket.socket, far: socket.socket, *, up: Callable[[int], bool], down: Callable[[int], bool], purse: Purse) -> None:
+    """Until both directions have ended, or one has failed. `up` and `down` are told of bytes as they pass; False ends it. The sockets stay open.
+
+    `purse`: of the sandbox, for what waits.
+    """
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     halves: list[_Half] = []
     left = 2
@@ -130,7 +154,7 @@ async def relay(near: socket.socket, far: socket.socket, *, up: Callable[[int], 
             done.set_result(None)
 
     try:
-        halves += [_Half(near, far, up, ended), _Half(far, near, down, ended)]
+        halves += [_Half(near, far, up, purse, ended), _Half(far, near, down, purse, ended)]
         await done
     finally:
         for half in halves:

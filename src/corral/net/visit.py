@@ -13,7 +13,7 @@ from corral.net.asking import Asking
 from corral.net.authority import Authority
 from corral.net.flow_log import FlowLog
 from corral.net.occupant import Held, Occupant
-from corral.net.policy import Action, Compiled, Ruling
+from corral.net.policy import Action, By, Compiled, Ruling
 from corral.net.upstream import Upstream
 from corral.schema.egress import Verdict
 
@@ -91,9 +91,9 @@ class Visit:
         """The ruling, once nobody has to be asked any more."""
         if ruling.action is not Action.ASK:
             return ruling
-        approved = await self.services.asking.ask(
-            self.occupant, name=self.name, address=self.address, port=self.port, rule=ruling.title, method=method, path=path
-        )
+        # What a rule about addresses asks is about the address: the name is only what the program says.
+        name = self.name if ruling.by is By.NAME else None
+        approved = await self.services.asking.ask(self.occupant, name=name, address=self.address, port=self.port, rule=ruling.title, method=method, path=path)
         if approved:
             return Ruling(Action.ALLOW, ruling.rule, ruling.by, content=ruling.content)
-        return Ruling(Action.DENY, ruling.rule, reason=f"asked about {self.name or self.address}:{self.port}: it was not approved")
+        return Ruling(Action.DENY, ruling.rule, reason=f"asked about {name or self.address}:{self.port}: it was not approved")

@@ -44,6 +44,8 @@ class _Exchange:
     request: HttpRequest
     ruling: Ruling
     secrets: tuple[str, ...] = ()
+    brokered: bool = False
+    """Whether its answer must not tell secrets, whatever the policy says by then."""
     status: int | None = None
     reason: str | None = None
     verdict: Verdict = Verdict.ALLOWED
@@ -147,8 +149,8 @@ class Web:
         if ruling.rule is not None and ruling.rule.respond is not None:
             await self._fixed(ruling.rule.respond, exchange)
             return False
-        brokered = visit.occupant.compiled.brokers(visit.name)
-        sent_on = head.onward(event, ruling, secrets=visit.occupant.tenant.secrets, brokered=brokered, scheme=self._scheme)
+        exchange.brokered = visit.occupant.compiled.brokers(visit.name)
+        sent_on = head.onward(event, ruling, secrets=visit.occupant.tenant.secrets, brokered=exchange.brokered, scheme=self._scheme)
         exchange.secrets = sent_on.secrets
         server = await self._connected(ruling)
         headers, target = sent_on.headers, request.target.encode("latin-1")
@@ -222,8 +224,8 @@ class Web:
 
     async def _download(self, server: Far, exchange: _Exchange, sent_on: Onward) -> bool:
         """The answer, as it comes; whether the connection may be used again."""
-        compiled = self._visit.occupant.compiled
-        redactor = Redactor(self._visit.occupant.patterns) if compiled.brokers(self._visit.name) else None
+        occupant = self._visit.occupant
+        redactor = Redactor(lambda: occupant.patterns) if exchange.brokered or occupant.compiled.brokers(self._visit.name) else None
         while True:
             async with asyncio.timeout(ANSWER):
                 event = await self._next(server.protocol, server.reader, near=False)

@@ -303,6 +303,23 @@ class Network:
             surplus = [Element(*key) for key in found - ours.keys() if not switch.board.is_canary(key[0])]
             changes += [Change(name, surplus, add=False), Change(name, [ours[key] for key in ours.keys() - found])]
         switch.tables.apply(changes)
+        self._find_earlier(switch)
+
+    def _find_earlier(self, switch: Switch) -> None:
+        """Connections of former policies, of which an earlier server knew: they end with the tenancy, and those of nobody now."""
+        tenancies = {slot.address: tenancy for slot, tenancy in self._tenants.items()}
+        earlier: dict[str, set[int]] = {}
+        for source, mark in switch.tables.marks():
+            tenancy = tenancies.get(source)
+            if mark and source in tenancies and (tenancy is None or mark < tenancy.generation):
+                earlier.setdefault(source, set()).add(mark)
+        for source, marks in earlier.items():
+            tenancy = tenancies[source]
+            kept = () if tenancy is None else tuple(sorted(marks))[-EARLIER:]
+            for mark in marks.difference(kept):
+                switch.tables.end_connections(mark)
+            if tenancy is not None:
+                tenancy.earlier = kept
 
     # Parts
 

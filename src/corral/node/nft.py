@@ -8,6 +8,7 @@ judged again at its next packet, and one of an earlier sandbox is nobody's.
     gen       interface → generation      of the claim, or of the last change of its policy; without one nothing passes
     live      interface, generation       the same, for packets of connections that were let through
     captured  generation, protocol, port  what goes to our resolver or proxy instead of where it was sent
+    led       the same without where to   connections that an earlier policy let through directly, and this one would not
     allow, deny, mode, pin…               by generation; see `egress` below for their order
     budget, sent, received                by interface, each element with a state of its own: bytes
     ceiling                               interface → chain that refuses more than so many open connections; made when first asked for
@@ -23,6 +24,7 @@ from string import Template
 
 from corral import spawn
 from corral.errors import SetupError
+from corral.net.dial import DIALLED
 from corral.net.elements import CANARY, DNS_PORT
 from corral.net.netlink import is_missing
 from corral.net.nfnetlink import Tables
@@ -55,6 +57,7 @@ table inet $table {
   map gen      { typeof iifname : meta mark; }
   set live     { typeof iifname . ct mark; }
   map captured { typeof meta mark . meta l4proto . th dport : verdict; flags interval; }
+  set led      { typeof meta mark . meta l4proto . th dport; flags interval; }
   map mode     { typeof meta mark : verdict; }
   set allow    { typeof meta mark . meta l4proto . ip daddr . th dport; flags interval; elements = { $canary . tcp . 0.0.0.0 . 0 } }
   set deny     { typeof meta mark . meta l4proto . ip daddr . th dport; flags interval; }
@@ -125,6 +128,7 @@ table inet $table {
     iifname @budget goto denied
     ct state related goto passed
     ct state established iifname . ct mark @live goto passed
+    ct state established meta mark . meta l4proto . th dport @led goto denied
     ct state new iifname vmap @ceiling
     ct state new add @newrate { iifname limit rate over $new/second burst $burst packets } goto denied
     meta mark . meta l4proto . ip daddr . th dport @deny goto denied
@@ -179,6 +183,10 @@ table ip $table {
     fib daddr type { local, broadcast, multicast, anycast } meta l4proto tcp reject with tcp reset
     fib daddr type { local, broadcast, multicast, anycast } drop
   }
+  chain dialled {
+    type filter hook output priority raw; policy accept;
+    meta mark $mark fib daddr type { local, broadcast, multicast, anycast } meta l4proto tcp reject with tcp reset
+  }
   chain out {
     type nat hook postrouting priority srcnat; policy accept;
     ip saddr $address oifname != "$device" masquerade
@@ -230,8 +238,9 @@ def ready_ceiling(namespace: Namespace, tables: Tables, connections: int) -> Non
 
 
 def load_host(table: str, *, device: str, address: str) -> None:
-    """In this machine's own namespace: what comes from the switch goes out with our address, and reaches nothing of the machine itself."""
-    _load(f"table ip {table}\ndelete table ip {table}\n{_HOST.substitute(table=table, device=device, address=address)}")
+    """In this machine's own namespace: what comes from the switch goes out with our address, and reaches nothing of the machine itself; nor does what the proxy dials."""
+    text = _HOST.substitute(table=table, device=device, address=address, mark=DIALLED)
+    _load(f"table ip {table}\ndelete table ip {table}\n{text}")
 
 
 def remove_host(table: str) -> None:

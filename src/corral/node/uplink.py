@@ -1,7 +1,7 @@
 """The way out of a switch, for what the kernel forwards: a cable to this machine's own namespace, routes, and addresses translated at both of its ends.
 
 This machine sees one address for all sandboxes of an installation, so that installations beside each other may use the same addresses for theirs. Besides the device and its address it gets one
-nftables table, of the installation's name, and forwarding switched on.
+nftables table, of the installation's name, forwarding switched on, and where its own firewall drops what is forwarded, two rules in there (`corral.node.forwarding`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from corral.errors import SetupError
 from corral.net import rtnetlink
 from corral.net.netlink import Netlink, is_missing
 from corral.net.rtnetlink import End
-from corral.node import nft
+from corral.node import forwarding, nft
 from corral.node.netns import Namespace, sysctl
 from corral.node.nft import UPLINK, UPLINKS
 
@@ -45,20 +45,22 @@ class Uplink:
         finally:
             outside.close()
         try:
-            sysctl("net/ipv4/ip_forward", "1")
+            forwarding.switch_on()
         except OSError as error:
             return f"forwarding can't be switched on (net.ipv4.ip_forward): {error.strerror}"
-        return None
+        return forwarding.open_chains(self.tag)
 
     def remove(self) -> None:
         """Remove the device and the table; what is missing already is no error. Takes some 20 ms."""
         nft.remove_host(self.tag)
+        forwarding.close_chains(self.tag)
         outside = Netlink(rtnetlink.open_socket())
         try:
             for link in rtnetlink.links(outside):
                 if link.name == self.tag:
                     with contextlib.suppress(OSError):  # its other end went at this moment
                         outside.request([rtnetlink.delete(link.index)])
+            forwarding.put_back(lambda: not any(ipaddress.IPv4Address(address) in _POOL for address in rtnetlink.addresses(outside)))
         finally:
             outside.close()
 

@@ -19,7 +19,7 @@ _OPEN = EgressPolicy(default=Preset.PUBLIC)
 
 
 def probe_network(machine: Machine) -> Finding:
-    """Needs root. Leaves forwarding switched on, which the server would switch on too."""
+    """Needs root. Leaves nothing behind."""
     mend = "run as root with nftables and iproute2 installed, and load the kernel modules veth, nf_tables, nf_conntrack; without it sandboxes have no network"
     if not machine.root:
         return ill("only root can try the network of sandboxes", mend="run it with sudo")
