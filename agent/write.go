@@ -16,6 +16,7 @@ type writeArgs struct {
 	Parents   bool    `json:"parents"`
 	Append    bool    `json:"append"`
 	Exclusive bool    `json:"exclusive"`
+	InPlace   bool    `json:"in_place"`
 	Window    int     `json:"window"`
 }
 
@@ -54,7 +55,7 @@ type writing struct {
 	exclusive bool
 }
 
-// newWriting opens what the bytes go to: a temporary file beside the target, or the target itself for `append`, devices, and where there can't be
+// newWriting opens what the bytes go to: a temporary file beside the target, or the target itself for `append`, `in_place`, devices, and where there can't be
 // another file, as in /proc.
 func newWriting(at string, args *writeArgs) (*writing, error) {
 	owner, err := ownerOf(args.User)
@@ -85,7 +86,7 @@ func newWriting(at string, args *writeArgs) (*writing, error) {
 		return nil, failed(syscall.EINVAL, at)
 	}
 	w := &writing{at: at, mode: args.Mode, exclusive: args.Exclusive}
-	if args.Append || missing == nil && st.Mode&syscall.S_IFMT != syscall.S_IFREG {
+	if args.Append || args.InPlace || missing == nil && st.Mode&syscall.S_IFMT != syscall.S_IFREG {
 		return w, w.openInPlace(owner, args.Append)
 	}
 	staged := temporary(at)

@@ -45,6 +45,8 @@ from corral.control.shelf import Shelf
 from corral.control.snapshots import Snapshots
 from corral.control.volumes import Volumes
 from corral.errors import CorralError, SetupError, Unavailable
+from corral.facades.e2b.front import E2B
+from corral.facades.e2b.tokens import Tokens
 from corral.places import Places
 from corral.preview import secret
 from corral.preview.doors import DOORS, Door
@@ -126,9 +128,9 @@ class Application:
             readiness=self._readiness,
         )
         self._housekeeper = Housekeeper(self._store, time.time)
-        self._app = app.build(self.services)
         self.doors: dict[str, ASGIApp] = {}
         """What answers at the doors of `preview.doors` by these names; at others, the API does."""
+        self._app = E2B(app.build(self.services), self.services, Tokens(settings.places.keys / "sandboxes.key"))
         self._ready = asyncio.Event()
         self._problem: CorralError | None = None
         self.admin_key: str | None = None
@@ -182,6 +184,7 @@ class Application:
         """Leave. Sandboxes go on living, or with `terminate` are stopped; their disks are kept."""
         self.leave()
         self._housekeeper.stop()
+        self._app.close()
         self.services.history.stop()
         if terminate:
             await self._sandboxes.stop_all()

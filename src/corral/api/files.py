@@ -63,15 +63,19 @@ class Watched(Place):
 @may(Permission.LOOK)
 async def read(request: Request, services: Services, actor: Actor, sandbox: str, query: Annotated[Place, Query()]) -> Response:
     """A file's bytes. `Range` asks for a part."""
-    files = await _files(services, actor, sandbox)
+    return await send(request, services, await _files(services, actor, sandbox), query.at)
+
+
+async def send(request: Request, services: Services, files: Files, at: schema.At) -> Response:
+    """The answer to who asks for a file."""
     wanted = parse_range(request.headers.get("range"))
     if wanted is not None and wanted.last is not None and wanted.first is None:
         # Of the last bytes the beginning is known only with the size.
-        size = (await files.stat(query.at, follow=True)).size
+        size = (await files.stat(at, follow=True)).size
         wanted = Range(max(0, size - wanted.last), None)
     offset = 0 if wanted is None or wanted.first is None else wanted.first
     length = None if wanted is None or wanted.last is None else wanted.last - offset + 1
-    entry, download = await files.read(query.at, offset=offset, length=length)
+    entry, download = await files.read(at, offset=offset, length=length)
     size = entry.size
     if wanted is not None and size and offset >= size:
         await download.aclose()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from corral.node.interface import BoxSpec, ImageSpec, VolumeUse
 from corral.schema.egress import EgressPolicy
@@ -68,6 +68,8 @@ class Record:
     volumes: tuple[VolumeUse, ...] = ()
     secrets: tuple[SecretUse, ...] = ()
     """Those that are variables inside: which, not what they hold."""
+    facade: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What a client of another protocol asked for and Corral's own API has no word for, by that protocol's name. JSON."""
 
     def spec(self, image: ImageSpec, policy: EgressPolicy, exposed: Mapping[str, str]) -> BoxSpec:
         """What the node needs to start it. `policy`: its own with what was decided for the project; `exposed`: variables that hold secrets."""

@@ -135,8 +135,8 @@ class Sandboxes:
 
     # Making one
 
-    async def create(self, actor: Actor, wanted: SandboxCreate, *, claim: Claim | None = None) -> Record:
-        """A running sandbox.
+    async def create(self, actor: Actor, wanted: SandboxCreate, *, claim: Claim | None = None, facade: Mapping[str, Any] | None = None) -> Record:
+        """A running sandbox. `facade` is kept with it.
 
         Raises `ImageNotFound`, `InvalidArgument`, `Conflict` (the name is taken), `QuotaExceeded`, `Unavailable` (no room for `wait` seconds), or what
         the node met; then nothing is left of it but its row.
@@ -144,7 +144,7 @@ class Sandboxes:
         began = time.perf_counter()
         if wanted.egress is not None:
             await self.policies.check(wanted.egress)
-        record = self._plan(actor, wanted)
+        record = self._plan(actor, wanted, facade or {})
         image = self.node.image(record.image_id)
         living = self.ledger.registry.add(record, reserved=True)
         try:
@@ -163,7 +163,7 @@ class Sandboxes:
         self._watch(record)
         return record
 
-    def _plan(self, actor: Actor, wanted: SandboxCreate) -> Record:
+    def _plan(self, actor: Actor, wanted: SandboxCreate, facade: Mapping[str, Any]) -> Record:
         image = self.node.image(self._shelf.image(actor.project, wanted.image))
         self._gate.capacity().check(cpu=wanted.cpu, memory=wanted.memory, disk=wanted.disk)
         self.check_quota(actor.project, Use(1, wanted.cpu, wanted.memory, wanted.disk))
@@ -195,6 +195,7 @@ class Sandboxes:
             egress=self.policies.default if wanted.egress is None else wanted.egress,
             secrets=tuple(wanted.secrets),
             previews=Exposure(every=True) if wanted.public_ports == "all" else Exposure(tuple(sorted(set(wanted.public_ports)))),
+            facade=facade,
         )
 
     async def _make(self, living: Living, launch: Launch, written: Awaitable[None]) -> Timing:

@@ -138,8 +138,12 @@ class Files:
         parents: bool = True,
         append: bool = False,
         exclusive: bool = False,
+        in_place: bool = False,
     ) -> schema.Entry:
-        """Make these bytes the file, which appears whole or not at all (`append`: add them to it). When `chunks` raises, nothing is left behind."""
+        """Make these bytes the file, which appears whole or not at all (`append`: add them to it). When `chunks` raises, nothing is left behind.
+
+        `in_place`: the file itself is emptied and written, and half a file is left behind then.
+        """
         if mode is not None and not 0 <= mode <= _MODE:
             raise InvalidArgument(f"mode {mode:#o} is not between 0 and 0o7777")
         path = self._place(at)
@@ -154,6 +158,7 @@ class Files:
                 parents=parents,
                 append=append,
                 exclusive=exclusive,
+                in_place=in_place,
                 window=window,
             )
 

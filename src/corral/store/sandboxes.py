@@ -27,7 +27,7 @@ from corral.store.tables import sandbox_tags, sandboxes
 _INSERT = insert(sandboxes)
 _UPDATE = update(sandboxes).where(sandboxes.c.id == bindparam("of"))
 _NAMES = tuple(field.name for field in fields(Record))
-_JSON = frozenset({"env", "tags", "timing"})
+_JSON = frozenset({"env", "tags", "timing", "facade"})
 _USES = TypeAdapter(tuple[SecretUse, ...])
 _INSERT_TAG = insert(sandbox_tags)
 
@@ -140,6 +140,7 @@ def _record(row: RowMapping) -> Record:
         previews=_exposure(json.loads(values["previews"])),
         volumes=tuple(VolumeUse(**use) for use in json.loads(values["volumes"])),
         secrets=_USES.validate_json(values["secrets"]),
+        facade=json.loads(values["facade"]),
     )
 
 

@@ -45,6 +45,7 @@ sandboxes = Table(
     Column("egress", Text, nullable=False, server_default="{}", comment="JSON object: the policy"),
     Column("previews", Text, nullable=False, server_default="{}", comment="JSON object: who may see which port"),
     Column("secrets", Text, nullable=False, server_default="[]", comment="JSON list: which secrets are which variables; never their values"),
+    Column("facade", Text, nullable=False, server_default="{}", comment="JSON object"),
     Index("sandboxes_page", "project", "created_at", "id"),
     Index("sandboxes_name", "project", "name", unique=True, sqlite_where=_LIVING, postgresql_where=_LIVING),
     Index("sandboxes_ended", "ended_at"),

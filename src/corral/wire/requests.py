@@ -157,7 +157,8 @@ class Read(Request, frozen=True, kw_only=True, tag="read"):
     window: int
 
 
-class Write(Request, frozen=True, kw_only=True, tag="write"):
+class Write(Request, frozen=True, kw_only=True, tag="write", omit_defaults=True):
+    # Omitted: an agent of an older Corral that still runs refuses words it does not know.
     channel: int
     path: bytes
     mode: int | None
@@ -165,6 +166,7 @@ class Write(Request, frozen=True, kw_only=True, tag="write"):
     parents: bool
     append: bool
     exclusive: bool
+    in_place: bool = False
     window: int
 
 

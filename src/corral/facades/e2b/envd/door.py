@@ -1,0 +1,136 @@
+"""The door of a sandbox: who may come in, and which call is meant."""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections.abc import Awaitable, Callable, Mapping
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from corral.api.services import Services
+from corral.control.record import Record
+from corral.facades.e2b.envd import PORT, files, filesystem, process
+from corral.facades.e2b.envd.watch import Watchers, watch_dir
+from corral.facades.e2b.inside import Homes, Inside, named_user
+from corral.facades.e2b.refusal import JSON, Refused, body
+from corral.facades.e2b.tokens import Tokens, signature
+
+Call = Callable[[Request, Inside], Awaitable[Response]]
+
+_OPEN = frozenset({"/health"})
+_CORS = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "*"}
+_PREFLIGHT = {**_CORS, "Access-Control-Allow-Methods": "GET, POST, HEAD, OPTIONS", "Access-Control-Allow-Headers": "*", "Access-Control-Max-Age": "7200"}
+# Browsers send files to signed addresses; what is open to them is what the token or signature opens.
+
+
+class Door:
+    """Answers what a client asks of port 49983 of any sandbox."""
+
+    def __init__(self, services: Services, tokens: Tokens) -> None:
+        self._services = services
+        self._tokens = tokens
+        self._homes = Homes()
+        self._watchers = Watchers()
+        self._calls: Mapping[tuple[str, str], Call] = {
+            ("POST", "/process.Process/Start"): process.start,
+            ("POST", "/process.Process/Connect"): process.connect,
+            ("POST", "/process.Process/List"): process.listing,
+            ("POST", "/process.Process/Update"): process.update,
+            ("POST", "/process.Process/SendInput"): process.send_input,
+            ("POST", "/process.Process/StreamInput"): process.stream_input,
+            ("POST", "/process.Process/SendSignal"): process.send_signal,
+            ("POST", "/process.Process/CloseStdin"): process.close_stdin,
+            ("POST", "/filesystem.Filesystem/Stat"): filesystem.stat,
+            ("POST", "/filesystem.Filesystem/MakeDir"): filesystem.make_dir,
+            ("POST", "/filesystem.Filesystem/Move"): filesystem.move,
+            ("POST", "/filesystem.Filesystem/ListDir"): filesystem.list_dir,
+            ("POST", "/filesystem.Filesystem/Remove"): filesystem.remove,
+            ("POST", "/filesystem.Filesystem/WatchDir"): watch_dir,
+            ("POST", "/filesystem.Filesystem/CreateWatcher"): self._watchers.create,
+            ("POST", "/filesystem.Filesystem/GetWatcherEvents"): self._watchers.events,
+            ("POST", "/filesystem.Filesystem/RemoveWatcher"): self._watchers.remove,
+            ("GET", "/files"): files.download,
+            ("HEAD", "/files"): files.download,
+            ("POST", "/files"): files.upload,
+            ("GET", "/health"): _health,
+            ("GET", "/envs"): _envs,
+            ("GET", "/metrics"): _metrics,
+        }
+
+    async def answer(self, request: Request, record: Record) -> Response:
+        """The answer for a running sandbox. Raises `Refused`."""
+        path = request.url.path
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=_PREFLIGHT)
+        call = self._calls.get((request.method, path))
+        if call is None:
+            raise Refused(404, f"there is no {request.method} {path[:200]} at port {PORT} of a sandbox")
+        user = self._admit(request, record, path)
+        response = await call(request, Inside(self._services, self._homes, record, user))
+        if "origin" in request.headers:
+            response.headers.update(_CORS)
+        return response
+
+    def close(self) -> None:
+        self._watchers.close()
+
+    def _admit(self, request: Request, record: Record, path: str) -> str | None:
+        """The user that is named. Raises `Refused` without a token that opens this sandbox, or an address signed with it."""
+        if path == "/files" and (given := request.query_params.get("signature")) is not None:
+            if not self.signed(request, record.id, given):
+                raise Refused(401, "invalid signature")
+            files.check_expiry(request.query_params.get("signature_expiration"))
+            return request.query_params.get("username") or None
+        if path not in _OPEN and record.facade.get("secure", True) and not self._tokens.matches(request.headers.get("x-access-token"), "envd", record.id):
+            raise Refused(401, "unauthorized access: the sandbox's access token (X-Access-Token) is missing or wrong")
+        if path == "/files":
+            return request.query_params.get("username") or named_user(request.headers.get("authorization"))
+        return named_user(request.headers.get("authorization"))
+
+    def signed(self, request: Request, id: str, given: str) -> bool:
+        """Whether an address of a file was signed with the token of this sandbox."""
+        query = request.query_params
+        operation = "write" if request.method == "POST" else "read"
+        wanted = signature(self._tokens.of("envd", id), query.get("path", ""), operation, query.get("username", ""), query.get("signature_expiration"))
+        return hmac.compare_digest(given.encode(), wanted.encode())
+
+
+async def _health(_request: Request, _inside: Inside) -> Response:
+    return Response(status_code=204)
+
+
+async def _envs(_request: Request, inside: Inside) -> Response:
+    return Response(json.dumps(dict(inside.record.env)), media_type=JSON)
+
+
+async def _metrics(_request: Request, inside: Inside) -> Response:
+    sample = await inside.services.node.sample_now(inside.record.id)
+    cores = max(1, round(inside.record.cpu))
+    return Response(
+        json.dumps(
+            {
+                "ts": int(sample.at.timestamp()),
+                "cpu_count": cores,
+                "cpu_used_pct": round(100 * sample.cpu / cores, 2),
+                "mem_total": sample.memory_limit << 20,
+                "mem_used": int(sample.memory * (1 << 20)),
+                "mem_total_mib": sample.memory_limit,
+                "mem_used_mib": int(sample.memory),
+                "disk_used": int(sample.disk * (1 << 20)),
+                "disk_total": sample.disk_limit << 20,
+            }
+        ),
+        media_type=JSON,
+    )
+
+
+def not_found(id: str) -> Response:
+    """The answer when there is no such sandbox, or it does not run; the clients go by the words."""
+    return body(502, "The sandbox was not found", sandboxId=id)
+
+
+def port_closed(id: str, port: int) -> Response:
+    """The answer when nothing listens at the port."""
+    return body(502, "The sandbox is running but port is not open", sandboxId=id, port=port)

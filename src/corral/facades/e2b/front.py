@@ -1,0 +1,132 @@
+"""Which requests are of E2B's clients, and what becomes of them. Everything else goes on to Corral's own API.
+
+A sandbox is meant by the name of the host (`{port}-{sandbox}.anything`), by the headers E2b-Sandbox-Id and E2b-Sandbox-Port, or by the signature of a file's address.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match, Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from corral.api.services import Services
+from corral.control.record import Record
+from corral.control.roles import Actor
+from corral.errors import Unauthenticated
+from corral.facades.e2b import envd
+from corral.facades.e2b.envd.door import Door, not_found, port_closed
+from corral.facades.e2b.refusal import Refused, answer, body
+from corral.facades.e2b.rest.call import Call, Endpoint
+from corral.facades.e2b.rest.routes import ROUTES
+from corral.facades.e2b.tokens import Tokens
+from corral.schema.sandbox import State
+
+_HOST = re.compile(r"(\d{1,5})-(sb-[a-z2-7]{16})\.")
+_PATHS = ("/sandboxes", "/v2/", "/v3/", "/templates", "/snapshots", "/volumes", "/secrets", "/volumecontent/", "/events/", "/default-templates")
+_RUNNING = frozenset({State.RUNNING, State.FROZEN})
+
+PortHandler = Callable[[Request, Record], Awaitable[Response]]
+"""Answers what is asked of one port of a running sandbox, in place of the sandbox. Raises `Refused`."""
+
+
+class E2B:
+    """ASGI: E2B's protocol before `native`."""
+
+    def __init__(self, native: ASGIApp, services: Services, tokens: Tokens) -> None:
+        self._native = native
+        self._services = services
+        self._tokens = tokens
+        self._door = Door(services, tokens)
+        self.ports: dict[int, PortHandler] = {envd.PORT: self._door.answer}
+        """By port, what is answered outside the sandbox."""
+        self._router = Router(routes=[Route(path, self._endpoint(endpoint), methods=[method]) for method, path, endpoint in ROUTES], redirect_slashes=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._native(scope, receive, send)
+            return
+        if (aimed := self._aim(scope)) is not None:
+            request = Request(scope, receive)
+            await (await self._inside(request, *aimed))(scope, receive, send)
+        elif scope["path"] == "/health":
+            await Response(status_code=204)(scope, receive, send)
+        elif scope["path"].startswith(_PATHS):
+            await self._control(scope, receive, send)
+        else:
+            await self._native(scope, receive, send)
+
+    def close(self) -> None:
+        self._door.close()
+
+    # ── sandboxes ──
+
+    def _aim(self, scope: Scope) -> tuple[str, int] | None:
+        """The sandbox and port that a request is for, if for one."""
+        headers = Headers(scope=scope)
+        if (named := _HOST.match(headers.get("host", ""))) is not None:
+            return named[2], int(named[1])
+        if (id := headers.get("e2b-sandbox-id")) is not None:
+            port = headers.get("e2b-sandbox-port", "")
+            return id, int(port) if port.isdecimal() and len(port) < 6 else envd.PORT
+        if scope["path"] == "/files" and b"signature=" in scope["query_string"]:
+            return self._signed_for(Request(scope)), envd.PORT
+        return None
+
+    def _signed_for(self, request: Request) -> str:
+        """The sandbox whose token signed this address: where all have one address, it does not say."""
+        given = request.query_params.get("signature", "")
+        return next((record.id for record in self._services.sandboxes.records() if self._door.signed(request, record.id, given)), "")
+
+    async def _inside(self, request: Request, id: str, port: int) -> Response:
+        living = self._services.sandboxes.ledger.registry.get(id)
+        if living is None or living.reserved or living.record.state not in _RUNNING:
+            return not_found(id)
+        handler = self.ports.get(port)
+        if handler is None:
+            return port_closed(id, port)
+        try:
+            return await handler(request, living.record)
+        except Exception as error:
+            return answer(error, self._services.meter)
+
+    # ── control ──
+
+    async def _control(self, scope: Scope, receive: Receive, send: Send) -> None:
+        for route in self._router.routes:
+            match, child = route.matches(scope)
+            if match is Match.FULL:
+                scope.update(child)
+                await route.handle(scope, receive, send)
+                return
+        await body(404, f"there is no {scope['method']} {scope['path'][:200]} here; docs/from-e2b.md says what there is")(scope, receive, send)
+
+    def _endpoint(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+        async def handle(request: Request) -> Response:
+            try:
+                return await endpoint(Call(request, self._services, self._tokens, self._actor(request)))
+            except Exception as error:
+                return answer(error, self._services.meter)
+
+        return handle
+
+    def _actor(self, request: Request) -> Actor:
+        given = request.headers.get("x-api-key")
+        if given is None:
+            scheme, _, credential = request.headers.get("authorization", "").partition(" ")
+            given = credential.strip() if scheme.lower() == "bearer" else None
+        if not given:
+            raise Refused(401, "no API key was given: pass it as X-API-Key (E2B_API_KEY)")
+        try:
+            return self._services.accounts.authenticate(native_key(given))
+        except Unauthenticated:
+            raise Refused(401, "this API key is unknown or revoked; `e2b_` and the digits of a living key of this server make one") from None
+
+
+def native_key(given: str) -> str:
+    """E2B's clients want keys that begin with `e2b_`: that is another spelling of the same key."""
+    return "ck_" + given.removeprefix("e2b_") if given.startswith("e2b_") else given

@@ -1,0 +1,49 @@
+"""Errors as E2B's clients expect them: `{"code", "message"}`, where `code` is the status of the answer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from corral.api import errors
+from corral.api.meter import Meter
+from corral.errors import CorralError
+
+JSON = "application/json"
+
+
+class Refused(Exception):
+    """A request that is answered by this status and sentence. `more`: further fields of the body."""
+
+    def __init__(self, status: int, message: str, **more: Any) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.more = more
+
+
+def sentence(error: CorralError) -> str:
+    """What went wrong, and what to do."""
+    return f"{error.message}; {error.hint}" if error.hint else error.message
+
+
+def body(status: int, message: str, **more: Any) -> Response:
+    return Response(json.dumps({"code": status, "message": message, **more}), status, media_type=JSON)
+
+
+def answer(error: Exception, meter: Meter) -> Response:
+    """Any exception of an endpoint as E2B would have said it."""
+    match error:
+        case Refused():
+            return body(error.status, error.message, **error.more)
+        case ClientDisconnect():
+            return Response(status_code=499)
+        case _:
+            known = errors.translate(error)
+            meter.error(known.code)
+            # 410 and 422 are unknown to the clients: an ended sandbox is one that is not there, what is not supported is a wrong request.
+            status = {410: 404, 422: 400}.get(known.status, known.status)
+            return body(status, sentence(known))

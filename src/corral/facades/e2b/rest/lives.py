@@ -1,0 +1,121 @@
+"""/sandboxes/{id}/…: deadlines, pausing and going on."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from starlette.responses import Response
+
+from corral.control.record import Record
+from corral.control.roles import Permission
+from corral.facades.e2b.body import Body
+from corral.facades.e2b.network import Egress, policy
+from corral.facades.e2b.refusal import Refused
+from corral.facades.e2b.rest.call import Call, living, told
+from corral.facades.e2b.rest.sandboxes import LEAST
+from corral.facades.e2b.rest.shown import access, state
+from corral.schema.sandbox import SandboxUpdate
+
+_LEAST_RESUMED = 300
+
+
+class Timeout(Body):
+    timeout: int
+
+
+class Connect(Body):
+    timeout: int | None = None
+    memory: bool | None = None
+
+
+class Resume(Body):
+    timeout: int = 15
+    auto_pause: bool | None = None
+
+
+class Refresh(Body):
+    duration: int = 15
+
+
+class Pause(Body):
+    memory: bool | None = None
+
+
+class NetworkUpdate(Egress):
+    """PUT …/network: takes the place of all that was said before."""
+
+    allow_internet_access: bool | None = Field(default=None, alias="allow_internet_access")
+
+
+async def timeout(call: Call) -> Response:
+    """The deadline, counted from now."""
+    call.actor.require(Permission.USE)
+    wanted = await call.body(Timeout)
+    if wanted.timeout < 0:
+        raise Refused(400, "timeout: it can't be negative")
+    record = await call.sandbox()
+    await living(record.id, call.services.sandboxes.update(call.actor, record.id, _until(wanted.timeout)))
+    return Response(status_code=204)
+
+
+async def refresh(call: Call) -> Response:
+    """The deadline, never nearer than it was."""
+    call.actor.require(Permission.USE)
+    wanted = await call.body(Refresh)
+    record = await call.sandbox()
+    await living(record.id, call.services.sandboxes.extend(call.actor, record.id, max(LEAST, wanted.duration)))
+    return Response(status_code=204)
+
+
+async def connect(call: Call) -> Response:
+    """A sandbox that runs lives at least that much longer; one that is paused goes on."""
+    call.actor.require(Permission.USE)
+    wanted = await call.body(Connect)
+    seconds = max(LEAST, wanted.timeout if wanted.timeout is not None else _LEAST_RESUMED)
+    record = await call.sandbox()
+    if state(record) == "running":
+        if wanted.timeout is not None:
+            await living(record.id, call.services.sandboxes.extend(call.actor, record.id, seconds))
+        return told(access(record, call.tokens, call.domain))
+    return await _resumed(call, record, seconds)
+
+
+async def resume(call: Call) -> Response:
+    call.actor.require(Permission.USE)
+    wanted = await call.body(Resume)
+    record = await call.sandbox()
+    if state(record) == "running":
+        raise Refused(409, f"Sandbox {record.id} is already running")
+    return await _resumed(call, record, max(LEAST, wanted.timeout))
+
+
+async def _resumed(call: Call, record: Record, seconds: float) -> Response:
+    sandboxes = call.services.sandboxes
+    await living(record.id, sandboxes.start(call.actor, record.id))
+    record = await living(record.id, sandboxes.update(call.actor, record.id, _until(seconds)))
+    return told(access(record, call.tokens, call.domain), 201)
+
+
+async def pause(call: Call) -> Response:
+    call.actor.require(Permission.USE)
+    wanted = await call.body(Pause)
+    record = await call.sandbox()
+    if state(record) == "paused":
+        raise Refused(409, f"Sandbox {record.id} is already paused")
+    if wanted.memory is not False:
+        raise Refused(400, "memory can't be kept here; pause with the files only (memory: false)")
+    await living(record.id, call.services.sandboxes.stop(call.actor, record.id))
+    return Response(status_code=204)
+
+
+def _until(seconds: float) -> SandboxUpdate:
+    """Only the fields that are given are changed."""
+    return SandboxUpdate.model_validate({"timeout": max(LEAST, seconds)})
+
+
+async def network(call: Call) -> Response:
+    call.actor.require(Permission.USE)
+    wanted = await call.body(NetworkUpdate)
+    record = await call.sandbox()
+    fresh = policy(wanted, internet=wanted.allow_internet_access)
+    await living(record.id, call.services.policies.set(call.actor, record.id, fresh))
+    return Response(status_code=204)

@@ -1,0 +1,26 @@
+"""Every path of the control plane that there is."""
+
+from __future__ import annotations
+
+from corral.facades.e2b.rest import lives, look, sandboxes
+from corral.facades.e2b.rest.call import Endpoint
+
+ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
+    ("POST", "/sandboxes", sandboxes.create),
+    ("POST", "/v2/sandboxes", sandboxes.create_v2),
+    ("GET", "/sandboxes", sandboxes.listing),
+    ("GET", "/v2/sandboxes", sandboxes.listing_v2),
+    ("GET", "/sandboxes/metrics", look.metrics_of_many),
+    ("GET", "/sandboxes/{sandbox}", sandboxes.get),
+    ("DELETE", "/sandboxes/{sandbox}", sandboxes.kill),
+    ("POST", "/sandboxes/{sandbox}/timeout", lives.timeout),
+    ("POST", "/sandboxes/{sandbox}/refreshes", lives.refresh),
+    ("POST", "/sandboxes/{sandbox}/connect", lives.connect),
+    ("POST", "/v2/sandboxes/{sandbox}/connect", lives.connect),
+    ("POST", "/sandboxes/{sandbox}/pause", lives.pause),
+    ("POST", "/sandboxes/{sandbox}/resume", lives.resume),
+    ("PUT", "/sandboxes/{sandbox}/network", lives.network),
+    ("GET", "/sandboxes/{sandbox}/metrics", look.metrics),
+    ("GET", "/sandboxes/{sandbox}/logs", look.logs),
+    ("GET", "/v2/sandboxes/{sandbox}/logs", look.logs_v2),
+)

@@ -1,0 +1,208 @@
+"""/sandboxes of E2B: create, find, and end them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+from pydantic import Field
+from starlette.responses import Response
+
+from corral.api import pages
+from corral.api.idempotent import idempotent
+from corral.control.idempotency import Answer, Claim
+from corral.control.record import Record
+from corral.control.roles import Permission
+from corral.errors import ImageNotFound
+from corral.facades.e2b.body import Body
+from corral.facades.e2b.network import Network, policy
+from corral.facades.e2b.refusal import Refused
+from corral.facades.e2b.rest.call import Call, living, told
+from corral.facades.e2b.rest.shown import access, detail, listed, state
+from corral.schema.sandbox import SandboxCreate, State
+from corral.schema.volume import VolumeMount
+
+LEAST = 0.001
+"""Seconds that a sandbox lives whose timeout is 0."""
+_PAGE = 100
+
+
+class AutoResume(Body):
+    enabled: bool | str = False
+
+
+class Mount(Body):
+    name: str
+    path: str
+
+
+class NewSandbox(Body):
+    """POST /sandboxes and /v2/sandboxes."""
+
+    template_id: str
+    timeout: int | None = None
+    auto_pause: bool | None = None
+    auto_pause_memory: bool | None = None
+    auto_resume: AutoResume | None = None
+    secure: bool | None = None
+    allow_internet_access: bool | None = Field(default=None, alias="allow_internet_access")
+    network: Network | None = None
+    metadata: dict[str, str] | None = None
+    env_vars: dict[str, str] | None = None
+    mcp: dict[str, Any] | None = None
+    iam: dict[str, Any] | None = None
+    volume_mounts: list[Mount] | None = None
+
+    @property
+    def resumes(self) -> bool:
+        """Whether a request to it wakes it."""
+        return self.auto_resume is not None and self.auto_resume.enabled not in (False, "off")
+
+
+async def create(call: Call) -> Response:
+    return await _create(call, timeout=15, secure=False)
+
+
+async def create_v2(call: Call) -> Response:
+    return await _create(call, timeout=300, secure=True)
+
+
+async def _create(call: Call, *, timeout: int, secure: bool) -> Response:
+    call.actor.require(Permission.USE)
+    wanted = await call.body(NewSandbox)
+    native = _native(wanted, timeout)
+    facade = _facade(wanted, secure=secure)
+    services, actor = call.services, call.actor
+
+    async def make(claim: Claim | None) -> Answer:
+        record = await services.sandboxes.create(actor, native, claim=claim, facade=facade)
+        services.meter.created(record.timing or {})
+        return _kept(record)
+
+    async def again(id: str) -> Answer | None:
+        return _kept(await services.sandboxes.get(actor.project, id))
+
+    try:
+        answer = await services.abandoned.watch(call.request, actor, idempotent(call.request, services, actor, make, again=again))
+    except ImageNotFound:
+        raise Refused(404, f"template '{wanted.template_id[:200]}' not found") from None
+    record = await call.sandbox(json.loads(answer.body)["id"])
+    return told(access(record, call.tokens, call.domain), 201)
+
+
+def _kept(record: Record) -> Answer:
+    # In Corral's own words: `abandoned` must find the sandbox in it.
+    return Answer(201, record.show().model_dump_json().encode())
+
+
+def _native(wanted: NewSandbox, timeout: int) -> SandboxCreate:
+    if wanted.iam:
+        raise Refused(400, "iam: sandboxes have no workload identity here; put secrets into the headers of network rules instead")
+    given = timeout if wanted.timeout is None else wanted.timeout
+    closed = wanted.network is not None or wanted.allow_internet_access is not None
+    return SandboxCreate.model_validate(
+        {
+            "image": image(wanted.template_id),
+            "timeout": max(LEAST, given),
+            "on_timeout": on_timeout(wanted),
+            "env": wanted.env_vars or {},
+            "tags": wanted.metadata or {},
+            "volumes": {mount.path: VolumeMount(volume=mount.name) for mount in wanted.volume_mounts or []},
+            "egress": policy(wanted.network or Network(), internet=wanted.allow_internet_access) if closed else None,
+        }
+    )
+
+
+def on_timeout(wanted: NewSandbox) -> Any:
+    """What happens at its deadline. Raises `Refused`."""
+    if not wanted.auto_pause:
+        if wanted.resumes:
+            raise Refused(400, "autoResume: only a sandbox that is paused at its deadline can be resumed; set autoPause too")
+        return "terminate"
+    if wanted.auto_pause_memory is not False:
+        raise Refused(400, "autoPause: memory can't be kept here; pause with the files only (autoPauseMemory: false)")
+    if wanted.resumes:
+        raise Refused(400, "autoResume: a sandbox paused without its memory is not resumed by traffic; connect to it")
+    return "stop"
+
+
+def _facade(wanted: NewSandbox, *, secure: bool) -> Mapping[str, Any]:
+    kept: dict[str, Any] = {"secure": secure if wanted.secure is None else wanted.secure}
+    if wanted.allow_internet_access is not None:
+        kept["internet"] = wanted.allow_internet_access
+    if wanted.network is not None:
+        kept["network"] = wanted.network.model_dump(exclude_none=True, by_alias=True)
+    if wanted.volume_mounts:
+        kept["volumes"] = [mount.model_dump() for mount in wanted.volume_mounts]
+    if wanted.resumes:
+        kept["auto_resume"] = True
+    return kept
+
+
+def image(template: str) -> str:
+    """The image that a template's name or id means: `name:default` is `name`."""
+    return template.removesuffix(":default").removesuffix(":latest")
+
+
+async def get(call: Call) -> Response:
+    call.actor.require(Permission.LOOK)
+    return told(detail(await call.sandbox(), call.tokens, call.domain))
+
+
+async def kill(call: Call) -> Response:
+    call.actor.require(Permission.USE)
+    record = await call.sandbox()
+    await living(record.id, call.services.sandboxes.delete(call.actor, record.id))
+    return Response(status_code=204)
+
+
+async def listing(call: Call) -> Response:
+    """Version 1: those that run, all at once."""
+    call.actor.require(Permission.LOOK)
+    found = [record for record in _records(call) if state(record) == "running"]
+    return told([listed(record) for record in reversed(found)])
+
+
+async def listing_v2(call: Call) -> Response:
+    """In pages; `X-Next-Token` leads to the next one."""
+    call.actor.require(Permission.LOOK)
+    limit = call.number("limit", _PAGE, most=_PAGE) or _PAGE
+    descending = call.query("order") != "asc"
+    found = [record for record in _records(call) if _matches(call, record)]
+    if descending:
+        found.reverse()
+    if (before := pages.position(call.query("nextToken"))) is not None:
+        found = [record for record in found if ((record.created_at, record.id) < before if descending else (record.created_at, record.id) > before)]
+    headers = {"X-Total-Running": str(sum(state(record) == "running" for record in _records(call)))}
+    if len(found) > limit:
+        headers["X-Next-Token"] = pages.cursor(found[limit - 1].created_at, found[limit - 1].id)
+    return told([listed(record) for record in found[:limit]], headers=headers)
+
+
+def _records(call: Call) -> list[Record]:
+    """Those of the project that live, the oldest first."""
+    found = [record for record in call.services.sandboxes.ledger.registry.of(call.actor.project) if record.state is not State.CREATING]
+    return sorted(found, key=lambda record: (record.created_at, record.id))
+
+
+def _matches(call: Call, record: Record) -> bool:
+    # The clients encode names and values once before they encode the whole.
+    metadata = [(unquote(name), unquote(value)) for name, value in parse_qsl(call.query("metadata") or "", keep_blank_values=True)]
+    states = {word for text in call.request.query_params.getlist("state") for word in text.split(",") if word}
+    template, after = call.query("template"), call.query("startedAfter")
+    return (
+        all(record.tags.get(name) == value for name, value in metadata)
+        and (not states or state(record) in states)
+        and (template is None or image(template) in (record.image, record.image_id))
+        and (after is None or (record.started_at or record.created_at) > _moment(after))
+    )
+
+
+def _moment(text: str) -> float:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise Refused(400, f"startedAfter: {text[:60]!r} is no time") from None

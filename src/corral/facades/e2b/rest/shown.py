@@ -1,0 +1,84 @@
+"""A sandbox as E2B's control plane shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from corral.control.record import Record
+from corral.facades.e2b import envd
+from corral.facades.e2b.tokens import Tokens
+from corral.schema.sandbox import State
+
+_NEVER = 365 * 86_400
+_PAUSED = frozenset({State.PAUSED, State.STOPPED})
+CLIENT = "corral"
+"""E2B's word for the machine; clients keep it and do nothing with it."""
+
+
+def instant(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def state(record: Record) -> str:
+    return "paused" if record.state in _PAUSED else "running"
+
+
+def access(record: Record, tokens: Tokens, domain: str | None) -> dict[str, Any]:
+    """The answer to who creates or connects to one: where it is, and the token that opens it."""
+    shown: dict[str, Any] = {
+        "templateID": record.image_id,
+        "alias": record.image,
+        "sandboxID": record.id,
+        "clientID": CLIENT,
+        "envdVersion": envd.VERSION,
+        "domain": domain,
+    }
+    if record.facade.get("secure", True):
+        shown["envdAccessToken"] = tokens.of("envd", record.id)
+    if _closed(record):
+        shown["trafficAccessToken"] = tokens.of("traffic", record.id)
+    return shown
+
+
+def _closed(record: Record) -> bool:
+    """Whether its ports open only to who has the token."""
+    network: Mapping[str, Any] = record.facade.get("network", {})
+    return network.get("allowPublicTraffic") is False
+
+
+def listed(record: Record) -> dict[str, Any]:
+    """One line of a list."""
+    started = record.started_at or record.created_at
+    return {
+        "templateID": record.image_id,
+        "alias": record.image,
+        "sandboxID": record.id,
+        "clientID": CLIENT,
+        "startedAt": instant(started),
+        "endAt": instant(record.deadline if record.deadline is not None else started + _NEVER),
+        "envdVersion": envd.VERSION,
+        "cpuCount": max(1, round(record.cpu)),
+        "memoryMB": record.memory,
+        "diskSizeMB": record.disk,
+        "metadata": dict(record.tags),
+        "state": state(record),
+        "volumeMounts": record.facade.get("volumes", []),
+    }
+
+
+def detail(record: Record, tokens: Tokens, domain: str | None) -> dict[str, Any]:
+    """Everything."""
+    asked = record.facade
+    shown = {
+        **listed(record),
+        "domain": domain,
+        "allowInternetAccess": asked.get("internet"),
+        "lifecycle": {"autoResume": bool(asked.get("auto_resume")), "onTimeout": "kill" if record.on_timeout == "terminate" else "pause"},
+    }
+    if asked.get("network"):
+        shown["network"] = asked["network"]
+    if asked.get("secure", True):
+        shown["envdAccessToken"] = tokens.of("envd", record.id)
+    return shown

@@ -1,0 +1,207 @@
+"""E2B's own Python client, unchanged, against a real server: what a program written for it sees."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import e2b
+import httpx
+import pytest
+from e2b import (
+    E2B,
+    CommandExitException,
+    FilesystemEventType,
+    FileType,
+    InvalidArgumentException,
+    PtySize,
+    Sandbox,
+    SandboxQuery,
+    SandboxState,
+    TimeoutException,
+)
+
+from harness.server import Server
+
+GIVE_UP = 60
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> E2B:
+    return E2B(api_key="e2b_" + server.key.removeprefix("ck_"), api_url=server.url, sandbox_url=server.url, request_timeout=GIVE_UP)
+
+
+@pytest.fixture(scope="module")
+def box(client: E2B) -> Iterator[Sandbox]:
+    """A sandbox that several tests use, each in a directory of its own."""
+    made = client.Sandbox.create("base", timeout=600)
+    yield made
+    made.kill()
+
+
+def test_a_sandbox_is_created_found_kept_and_killed(client: E2B) -> None:
+    box = client.Sandbox.create("base", timeout=120, metadata={"run": "seven & a half"}, envs={"FLAVOR": "sour"})
+    other = client.Sandbox.create("base", timeout=120, metadata={"run": "seven & a half"})
+    assert box.is_running()
+    assert box.commands.run("echo $FLAVOR").stdout == "sour\n"
+    found = box.get_info()
+    assert (found.sandbox_id, found.name, found.metadata, found.state) == (box.sandbox_id, "base", {"run": "seven & a half"}, SandboxState.RUNNING)
+    assert 60 < (found.end_at - found.started_at).total_seconds() < 180
+
+    pages = client.Sandbox.list(query=SandboxQuery(metadata={"run": "seven & a half"}), limit=1)
+    listed = [pages.next_items()[0].sandbox_id, pages.next_items()[0].sandbox_id]
+    assert listed == [other.sandbox_id, box.sandbox_id]
+    assert not pages.has_next
+
+    box.set_timeout(1000)
+    assert (box.get_info().end_at - found.started_at).total_seconds() > 900
+    assert client.Sandbox.connect(box.sandbox_id, timeout=60).commands.run("hostname").stdout.strip() == box.sandbox_id
+    assert (box.get_info().end_at - found.started_at).total_seconds() > 900, "connecting never brings the end nearer"
+    assert box.get_metrics()[-1].mem_used > 0
+
+    assert other.kill()
+    assert box.kill()
+    assert not box.kill()
+    assert not box.is_running()
+    with pytest.raises(TimeoutException):
+        box.commands.run("true")
+    with pytest.raises(e2b.SandboxNotFoundException):
+        client.Sandbox.connect(box.sandbox_id)
+
+
+def test_commands_run_and_can_be_talked_to(box: Sandbox) -> None:
+    out: list[str] = []
+    result = box.commands.run("echo one; echo two >&2; pwd; id -un", on_stdout=out.append)
+    assert (result.stdout, result.stderr, result.exit_code) == ("one\n/home/user\nuser\n", "two\n", 0)
+    assert "".join(out) == result.stdout
+    assert box.commands.run("pwd; id -un; echo $COLOR", cwd="/tmp", user="root", envs={"COLOR": "red"}).stdout == "/tmp\nroot\nred\n"
+    with pytest.raises(CommandExitException) as failed:
+        box.commands.run("echo bad >&2; exit 7")
+    assert (failed.value.exit_code, failed.value.stderr) == (7, "bad\n")
+    with pytest.raises(InvalidArgumentException, match="does not exist"):
+        box.commands.run("true", cwd="/no/such/place")
+    with pytest.raises(e2b.AuthenticationException, match="invalid username"):
+        box.commands.run("true", user="nobody-at-all")
+    with pytest.raises(TimeoutException):
+        box.commands.run("sleep 100", timeout=1)
+
+    echo = box.commands.run("cat; echo end", background=True, stdin=True)
+    assert echo.pid in [each.pid for each in box.commands.list()]
+    box.commands.send_stdin(echo.pid, "hello\n")
+    box.commands.close_stdin(echo.pid)
+    assert echo.wait().stdout == "hello\nend\n"
+
+    lasting = box.commands.run("echo begun; sleep 1000", background=True)
+    late = box.commands.connect(lasting.pid)
+    assert next(iter(late))[0] == "begun\n", "who comes late gets the output from its beginning"
+    assert box.commands.kill(lasting.pid)
+    with pytest.raises(CommandExitException) as killed:
+        lasting.wait()
+    assert killed.value.exit_code == -1
+    assert not box.commands.kill(lasting.pid)
+
+
+def test_many_commands_run_at_once(box: Sandbox, client: E2B) -> None:
+    async def all_of_them() -> list[str]:
+        same = await client.AsyncSandbox.connect(box.sandbox_id)
+        results = await asyncio.gather(*(same.commands.run(f"echo {number}") for number in range(60)))
+        return [result.stdout for result in results]
+
+    assert asyncio.run(all_of_them()) == [f"{number}\n" for number in range(60)]
+
+
+def test_files_are_written_read_listed_and_watched(box: Sandbox) -> None:
+    files: Any = box.files  # its types are not complete
+    assert files.make_dir("work")
+    assert not files.make_dir("work")
+    watch = files.watch_dir("work", recursive=True)
+    assert files.write("work/a.txt", "grüße").path == "/home/user/work/a.txt"
+    assert files.read("work/a.txt") == "grüße"
+    big = bytes(range(256)) * 20_000
+    files.write("work/deep/big.bin", big, gzip=True)
+    assert files.read("work/deep/big.bin", format="bytes") == big
+    assert b"".join(files.read("work/deep/big.bin", format="stream")) == big
+    assert [(each.name, each.type) for each in files.list("work", depth=2)] == [("a.txt", FileType.FILE), ("deep", FileType.DIR), ("big.bin", FileType.FILE)]
+    info = files.get_info("work/a.txt")
+    assert (info.size, info.permissions, info.owner, info.mode) == (7, "-rw-r--r--", "user", 0o644)
+    files.rename("work/a.txt", "work/b.txt")
+    assert not files.exists("work/a.txt")
+    files.remove("work/b.txt")
+    with pytest.raises(e2b.FileNotFoundException):
+        files.read("work/b.txt")
+    with pytest.raises(InvalidArgumentException):
+        files.list("work/deep/big.bin")
+
+    wanted = [("a.txt", kind) for kind in (FilesystemEventType.CREATE, FilesystemEventType.CHMOD, FilesystemEventType.WRITE)]
+    wanted += [("a.txt", FilesystemEventType.RENAME), ("b.txt", FilesystemEventType.CREATE), ("b.txt", FilesystemEventType.REMOVE)]
+    seen: list[tuple[str, FilesystemEventType]] = []
+    while ("b.txt", FilesystemEventType.REMOVE) not in seen:
+        seen += [(event.name, event.type) for event in watch.get_new_events()]
+    watch.stop()
+    assert [event for event in seen if event[0] in ("a.txt", "b.txt")] == wanted
+
+
+def test_addresses_of_files_are_signed(box: Sandbox) -> None:
+    files: Any = box.files  # its types are not complete
+    files.write("signed.txt", "for all who have the address")
+    address = box.download_url("signed.txt", use_signature_expiration=60)
+    assert httpx.get(address).text == "for all who have the address"
+    assert httpx.get(address, headers={"Range": "bytes=0-6"}).text == "for all"
+    assert httpx.get(address.replace("signed.txt", "other.txt")).status_code != 200
+    late = httpx.get(box.download_url("signed.txt", use_signature_expiration=-10))
+    assert (late.status_code, late.json()["message"]) == (401, "signature is already expired")
+    up = box.upload_url("sent.txt")
+    assert httpx.post(up, files={"file": ("x", b"sent")}).status_code == 200
+    assert box.files.read("sent.txt") == "sent"
+    packed = httpx.post(up, content=gzip.compress(b"packed"), headers={"Content-Type": "application/octet-stream", "Content-Encoding": "gzip"})
+    assert packed.status_code == 200
+    assert box.files.read("sent.txt") == "packed"
+
+
+def test_a_terminal_is_opened_typed_into_and_resized(box: Sandbox) -> None:
+    terminal = box.pty.create(PtySize(rows=24, cols=80), envs={"PS1": ""})
+    box.pty.resize(terminal.pid, PtySize(rows=33, cols=99))
+    box.pty.send_stdin(terminal.pid, b"stty size; echo $TERM; exit 3\n")
+    seen: list[bytes] = []
+    with pytest.raises(CommandExitException) as end:
+        terminal.wait(on_pty=seen.append)
+    assert end.value.exit_code == 3
+    assert b"33 99" in b"".join(seen)
+    assert b"xterm-256color" in b"".join(seen)
+
+
+def test_nobody_comes_in_without_the_key_or_token(client: E2B, box: Sandbox, server: Server) -> None:
+    stranger = E2B(api_key="e2b_" + "0" * 40, api_url=server.url, sandbox_url=server.url)
+    with pytest.raises(e2b.AuthenticationException):
+        stranger.Sandbox.create("base")
+    inside = {"E2b-Sandbox-Id": box.sandbox_id, "E2b-Sandbox-Port": "49983"}
+    refused = httpx.post(server.url + "/process.Process/List", json={}, headers=inside)
+    assert refused.status_code == 401
+    assert httpx.get(server.url + "/files", params={"path": "/etc/passwd"}, headers=inside).status_code == 401
+    assert httpx.get(server.url + "/health", headers=inside).status_code == 204
+    gone = httpx.get(server.url + "/health", headers={**inside, "E2b-Sandbox-Id": "sb-aaaaaaaaaaaaaaaa"})
+    assert (gone.status_code, gone.json()["message"]) == (502, "The sandbox was not found")
+    named = httpx.get(server.url + "/health", headers={"Host": f"49983-{box.sandbox_id}.anything.test"})
+    assert named.status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"templateID": "no-such-template"}, "not found"),
+        ({"templateID": "base", "iam": {"tokens": {}}}, "no such field|iam"),
+        ({"templateID": "base", "network": {"egressProxy": {"address": "socks5://1.2.3.4"}}}, "SOCKS"),
+        ({"templateID": "base", "network": {"denyOut": ["example.com"]}}, "neither an address"),
+        ({"templateID": "base", "network": {"allowOut": ["example.com"]}}, "denyOut"),
+        ({"templateID": "base", "autoResume": {"enabled": True}}, "autoPause"),
+        ({"templateID": "base", "brandNew": True}, "no such field"),
+    ],
+)
+def test_what_is_not_supported_is_refused_with_the_reason(server: Server, options: dict[str, object], reason: str) -> None:
+    answer = httpx.post(server.url + "/v2/sandboxes", json=options, headers={"X-API-Key": server.key})
+    assert answer.status_code in (400, 404)
+    assert answer.json()["code"] == answer.status_code
+    assert re.search(reason, answer.json()["message"])
