@@ -14,6 +14,7 @@ from corral.api.idempotent import idempotent
 from corral.api.route import JSON, Actor, Services, may, router
 from corral.control.idempotency import Answer, Claim
 from corral.control.lifecycle import LIVING
+from corral.control.record import Record
 from corral.control.roles import Permission
 from corral.errors import InvalidArgument
 from corral.schema.sandbox import Sandbox, SandboxCreate, SandboxDelete, SandboxExtend, SandboxPage, SandboxUpdate, State
@@ -57,11 +58,13 @@ async def create(request: Request, services: Services, actor: Actor, wanted: San
 async def listing(services: Services, actor: Actor, query: Annotated[Listing, Query()]) -> SandboxPage:
     """Sandboxes of the project, newest first."""
     tags = dict(_tag(text) for text in query.tag)
+    if State.FROZEN in query.state:
+        raise InvalidArgument("state: a frozen sandbox is running", hint="ask for running, and look at `frozen` of each", details={"field": "state"})
     states = frozenset(query.state) or LIVING
     records = await services.sandboxes.page(actor.project, states=states, tags=tags, before=pages.position(query.cursor), limit=query.limit + 1)
     more = len(records) > query.limit
     records = records[: query.limit]
-    return SandboxPage(sandboxes=[record.show() for record in records], next=pages.cursor(records[-1].created_at, records[-1].id) if more else None)
+    return SandboxPage(sandboxes=[_shown(services, record) for record in records], next=pages.cursor(records[-1].created_at, records[-1].id) if more else None)
 
 
 @routes.post("/v1/sandboxes/delete", response_model=SandboxPage)
@@ -76,13 +79,13 @@ async def delete_many(services: Services, actor: Actor, wanted: SandboxDelete) -
 @may(Permission.LOOK)
 async def get(services: Services, actor: Actor, sandbox: str) -> Sandbox:
     """One sandbox, by its id or name; one that has ended, by its id, for an hour."""
-    return (await services.sandboxes.get(actor.project, sandbox)).show()
+    return _shown(services, await services.sandboxes.get(actor.project, sandbox))
 
 
 @routes.patch("/v1/sandboxes/{sandbox}", response_model=Sandbox)
 async def update(services: Services, actor: Actor, sandbox: str, wanted: SandboxUpdate) -> Sandbox:
     """Change what is given. A timeout counts from now; null takes a name or a time away."""
-    return (await services.sandboxes.update(actor, sandbox, wanted)).show()
+    return _shown(services, await services.sandboxes.update(actor, sandbox, wanted))
 
 
 @routes.delete("/v1/sandboxes/{sandbox}", response_model=Sandbox)
@@ -94,7 +97,7 @@ async def delete(services: Services, actor: Actor, sandbox: str) -> Sandbox:
 @routes.post("/v1/sandboxes/{sandbox}/extend", response_model=Sandbox)
 async def extend(services: Services, actor: Actor, sandbox: str, wanted: SandboxExtend) -> Sandbox:
     """Move its deadline to at least so many seconds from now."""
-    return (await services.sandboxes.extend(actor, sandbox, wanted.seconds)).show()
+    return _shown(services, await services.sandboxes.extend(actor, sandbox, wanted.seconds))
 
 
 @routes.post("/v1/sandboxes/{sandbox}/stop", response_model=Sandbox)
@@ -106,7 +109,11 @@ async def stop(services: Services, actor: Actor, sandbox: str) -> Sandbox:
 @routes.post("/v1/sandboxes/{sandbox}/start", response_model=Sandbox)
 async def start(services: Services, actor: Actor, sandbox: str) -> Sandbox:
     """Start a stopped one again with its disk."""
-    return (await services.sandboxes.start(actor, sandbox)).show()
+    return _shown(services, await services.sandboxes.start(actor, sandbox))
+
+
+def _shown(services: Services, record: Record) -> Sandbox:
+    return record.show(frozen=record.state is State.RUNNING and services.node.frozen(record.id))
 
 
 @routes.post("/v1/sandboxes/{sandbox}/pause", response_model=Sandbox)

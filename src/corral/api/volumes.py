@@ -21,7 +21,7 @@ async def create(request: Request, services: Services, actor: Actor, wanted: Vol
     """Make an empty volume. `Idempotency-Key` makes it safe to repeat."""
 
     async def make(claim: Claim | None) -> Answer:
-        services.sandboxes.check_quota(actor.project, Use(disk=wanted.size))
+        services.sandboxes.quotas.check(actor.project, Use(disk=wanted.size))
         record = await services.volumes.create(actor, wanted, claim=claim)
         return Answer(201, services.volumes.show(record).model_dump_json().encode())
 

@@ -13,7 +13,7 @@ from corral.control.ledger import Ledger
 from corral.control.lifecycle import Action
 from corral.control.policies import Policies
 from corral.control.ports import Node
-from corral.control.quota import Use
+from corral.control.quota import Quotas, Use
 from corral.control.record import Record
 from corral.control.registry import Living
 from corral.control.roles import Actor
@@ -21,7 +21,7 @@ from corral.schema.sandbox import Reason, State
 
 
 class Pauses:
-    """Of the ledger's sandboxes. `freed` is told of one that has left the machine, `watch` of one that runs again; `check_quota` raises; `later` waits for work when the server leaves."""
+    """Of the ledger's sandboxes. `freed` is told of one that has left the machine, `watch` of one that runs again; `later` waits for work when the server leaves."""
 
     def __init__(
         self,
@@ -30,16 +30,16 @@ class Pauses:
         ledger: Ledger,
         policies: Policies,
         gate: Gate,
-        check_quota: Callable[[str, Use], None],
+        quotas: Quotas,
         freed: Callable[[Record], None],
-        watch: Callable[[Record], None],
+        watch: Callable[[Living], None],
         later: Callable[[Awaitable[object]], None],
     ) -> None:
         self._node = node
         self._ledger = ledger
         self._policies = policies
         self._gate = gate
-        self._check_quota = check_quota
+        self._quotas = quotas
         self._freed = freed
         self._watch = watch
         self._later = later
@@ -110,11 +110,12 @@ class Pauses:
         if record.state in (State.RUNNING, State.FROZEN):
             return record
         lifecycle.after(record.state, Action.RESUME)
-        self._check_quota(record.project, Use(cpu=record.cpu, memory=record.memory))
-        launch = await self._policies.launch(record, self._node.image(record.image_id))
-        async with self._gate.turn(record.project, wait=0):
-            queued = time.perf_counter() - began
-            timing = {"queue": queued, **await launch.resume(), "total": time.perf_counter() - began}
-        record = self._ledger.move(living, Action.RESUME, actor=actor, timing=timing)
-        self._watch(record)
-        return record
+        with self._quotas.room(record.project, Use(cpu=record.cpu, memory=record.memory)):
+            launch = await self._policies.launch(record, self._node.image(record.image_id))
+            async with self._gate.turn(record.project, wait=0):
+                queued = time.perf_counter() - began
+                living.overtaken = None
+                timing = {"queue": queued, **await launch.resume(), "total": time.perf_counter() - began}
+            self._ledger.move(living, Action.RESUME, actor=actor, timing=timing)
+            self._watch(living)
+        return living.record

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 from corral.control.lifecycle import ACTIVE, LIVING
@@ -67,3 +69,36 @@ def check(limits: Limits, used: Use, wanted: Use) -> None:
             hint="delete or stop other sandboxes of the project, or have its limit raised",
             details={"quota": field.name, "limit": limit, "used": have, "wanted": want},
         )
+
+
+class Quotas:
+    """Of all projects. `limits` and `used` are asked for a project's; what is promised and in no record yet is counted beside that."""
+
+    def __init__(self, limits: Callable[[str], Limits], used: Callable[[str], Use]) -> None:
+        self._limits = limits
+        self._used = used
+        self._promised: dict[str, list[Use]] = defaultdict(list)
+
+    def check(self, project: str, wanted: Use) -> None:
+        """Raises `QuotaExceeded` when this does not fit beside what the project has."""
+        limits = self._limits(project)
+        if not limits.unlimited:
+            check(limits, sum(self._promised.get(project, ()), self._used(project)), wanted)
+
+    @contextmanager
+    def room(self, project: str, wanted: Use) -> Generator[None]:
+        """As `check`; and it is counted until the end of the block, by which the records must say so themselves."""
+        self.check(project, wanted)
+        with self.keep(project, wanted):
+            yield
+
+    @contextmanager
+    def keep(self, project: str, wanted: Use) -> Generator[None]:
+        """Count it until the end of the block, without asking whether there is room."""
+        self._promised[project].append(wanted)
+        try:
+            yield
+        finally:
+            self._promised[project].remove(wanted)
+            if not self._promised[project]:
+                del self._promised[project]

@@ -90,14 +90,15 @@ class Record:
             exposed=exposed,
         )
 
-    def show(self) -> Sandbox:
-        """As the API shows it."""
+    def show(self, *, frozen: bool = False) -> Sandbox:
+        """As the API shows it. Whether it is frozen just now is known to the node alone."""
         return Sandbox(
             id=self.id,
             name=self.name,
             project=self.project,
             image=self.image,
             state=self.state,
+            frozen=frozen,
             reason=self.reason,
             detail=self.detail,
             ended_by=self.ended_by,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from corral.control.lifecycle import ENDED
 from corral.control.record import Record
 from corral.errors import Conflict
+from corral.node.interface import Ended
 
 
 @dataclass
@@ -23,6 +24,12 @@ class Living:
     """Its memory is being saved: who wants to use it waits for that, and resumes it."""
     exits: int = 0
     """Processes of it that have ended while this server watched."""
+    overtaken: Ended | None = None
+    """It ended while it was being made or started: the answer that it runs came later."""
+    checkpoint_due: bool = False
+    """An automatic checkpoint waits for its turn."""
+    numbers: dict[str, int] = field(default_factory=dict[str, int])
+    """The last number given to a checkpoint, by the stem of its name."""
 
 
 class Registry:

@@ -22,7 +22,7 @@ from corral.control.lifecycle import Action
 from corral.control.pauses import Pauses
 from corral.control.policies import Policies
 from corral.control.ports import Node, Store
-from corral.control.quota import Use
+from corral.control.quota import Quotas, Use
 from corral.control.record import Exposure, Record
 from corral.control.recovery import fate
 from corral.control.registry import Living
@@ -62,20 +62,20 @@ class Sandboxes:
         self.ledger = Ledger(store.sandboxes, events, clock)
         self.policies = Policies(node, self.ledger, secrets, store.rules, clock)
         self._rows = store.sandboxes
-        self._accounts = accounts
         self._gate = gate
         self._shelf = shelf
         self._volumes = volumes
         self._clock = clock
         self._booted_at = booted_at
+        self.quotas = Quotas(accounts.limits, self._used)
         self.pauses = Pauses(
             node=node,
             ledger=self.ledger,
             policies=self.policies,
             gate=gate,
-            check_quota=self.check_quota,
+            quotas=self.quotas,
             freed=self._freed,
-            watch=self._watch,
+            watch=self._go_on,
             later=self.later,
         )
         self._alarm = Alarm(clock, self._ring)
@@ -155,18 +155,16 @@ class Sandboxes:
                 written = self.ledger.enter(living, claim)
                 timing = await self._make(living, launch, written)
                 timing = {"queue": queued, **timing, "total": time.perf_counter() - began}
-                record = self.ledger.move(living, Action.RUN, actor=actor.key, timing=timing)
+                return self._runs(living, actor=actor.key, timing=timing)
         except BaseException:
             if living.reserved:
                 self.ledger.registry.drop(record.id)
             raise
-        self._watch(record)
-        return record
 
     def _plan(self, actor: Actor, wanted: SandboxCreate, facade: Mapping[str, Any]) -> Record:
         image = self.node.image(self._shelf.image(actor.project, wanted.image))
         self._gate.capacity().check(cpu=wanted.cpu, memory=wanted.memory, disk=wanted.disk)
-        self.check_quota(actor.project, Use(1, wanted.cpu, wanted.memory, wanted.disk))
+        self.quotas.check(actor.project, Use(1, wanted.cpu, wanted.memory, wanted.disk))
         id = new_id("sb")
         return Record(
             id=id,
@@ -216,15 +214,21 @@ class Sandboxes:
             self.ledger.removed(self.ledger.move(living, Action.FAIL, reason=reason, detail=detail))
             raise
 
-    def check_quota(self, project: str, wanted: Use) -> None:
-        """Raises `QuotaExceeded` when this does not fit beside what the project has."""
-        limits = self._accounts.limits(project)
-        if not limits.unlimited:
-            quota.check(limits, quota.use(self.ledger.registry.of(project)) + Use(disk=self._shelf.mib(project) + self._volumes.mib(project)), wanted)
+    def _runs(self, living: Living, **how: Any) -> Record:
+        """The node's answer was that it runs."""
+        self.ledger.move(living, Action.RUN, **how)
+        self._go_on(living)
+        return living.record
 
-    def check_room(self, record: Record) -> None:
-        """For a snapshot of this sandbox: it counts for what its disk has now. Raises `QuotaExceeded`."""
-        self.check_quota(record.project, Use(disk=max(1, self.node.disk_used(record.id) >> 20)))
+    def _go_on(self, living: Living) -> None:
+        """It runs from now on; or it has ended before the answer came that it does."""
+        self._watch(living.record)
+        if (ended := living.overtaken) is not None:
+            living.overtaken = None
+            self._end(living, ended)
+
+    def _used(self, project: str) -> Use:
+        return quota.use(self.ledger.registry.of(project)) + Use(disk=self._shelf.mib(project) + self._volumes.mib(project))
 
     # Looking
 
@@ -312,14 +316,13 @@ class Sandboxes:
             if record.state in (State.RUNNING, State.FROZEN):
                 return record
             lifecycle.after(record.state, Action.RUN)
-            self.check_quota(record.project, Use(cpu=record.cpu, memory=record.memory))
-            launch = await self.policies.launch(record, self.node.image(record.image_id))
-            async with self._gate.turn(record.project, wait=0):
-                queued = time.perf_counter() - began
-                timing = {"queue": queued, **await launch.start(), "total": time.perf_counter() - began}
-            record = self.ledger.move(living, Action.RUN, actor=actor.key, timing=timing)
-        self._watch(record)
-        return record
+            with self.quotas.room(record.project, Use(cpu=record.cpu, memory=record.memory)):
+                launch = await self.policies.launch(record, self.node.image(record.image_id))
+                async with self._gate.turn(record.project, wait=0):
+                    queued = time.perf_counter() - began
+                    living.overtaken = None
+                    timing = {"queue": queued, **await launch.start(), "total": time.perf_counter() - began}
+                return self._runs(living, actor=actor.key, timing=timing)
 
     @asynccontextmanager
     async def hold(self, project: str, id_or_name: str) -> AsyncGenerator[Living]:
@@ -334,14 +337,16 @@ class Sandboxes:
         if record.state is State.STOPPED:
             await meanwhile()
             return record
-        await self._stop(living, Reason.REQUESTED, actor.key, detail=why)
-        try:
-            await meanwhile()
-        finally:
-            launch = await self.policies.launch(record, self.node.image(record.image_id))
-            timing = await launch.start()
-            record = self.ledger.move(living, Action.RUN, actor=actor.key, timing=timing, deadline=record.deadline)
-            self._watch(record)
+        # What it gives up by stopping is kept for it.
+        with self.quotas.keep(record.project, Use(cpu=record.cpu, memory=record.memory)):
+            await self._stop(living, Reason.REQUESTED, actor.key, detail=why)
+            try:
+                await meanwhile()
+            finally:
+                launch = await self.policies.launch(record, self.node.image(record.image_id))
+                living.overtaken = None
+                timing = await launch.start()
+                record = self._runs(living, actor=actor.key, timing=timing, deadline=record.deadline)
         return record
 
     async def delete(self, actor: Actor, id_or_name: str) -> Record:
@@ -404,9 +409,15 @@ class Sandboxes:
 
     async def _on_end(self, ended: Ended) -> None:
         """The node tells that one ended by itself. Nothing is awaited here: whoever changes it now may be waiting for the node."""
-        living = self.ledger.registry.get(ended.id)
-        if living is None or (action := lifecycle.on_own_end(living.record.state, disk_kept=ended.disk_kept)) is None or action is Action.FAIL:
-            return  # not running, or being made: then the node's answer tells
+        if (living := self.ledger.registry.get(ended.id)) is not None:
+            self._end(living, ended)
+
+    def _end(self, living: Living, ended: Ended) -> None:
+        action = lifecycle.on_own_end(living.record.state, disk_kept=ended.disk_kept)
+        if action is None or action is Action.FAIL:
+            # Not running, or being made or started: then the node's answer tells, or comes late.
+            living.overtaken = ended
+            return
         record = self.ledger.move(living, action, reason=ended.reason, detail=ended.detail)
         log.info("sandbox_ended", sandbox=record.id, reason=record.reason, detail=record.detail)
         self._freed(record)

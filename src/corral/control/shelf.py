@@ -6,7 +6,9 @@ A snapshot is gone for everybody as soon as it is deleted; its disk stays while 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 import structlog
@@ -76,6 +78,7 @@ class Shelf:
         self._standing = standing
         self._records: dict[str, SnapshotRecord] = {}
         self._names: dict[tuple[str, str, str], str] = {}
+        self._kept = Counter[str]()
         self._collecting = asyncio.Lock()
 
     async def open(self) -> None:
@@ -154,11 +157,21 @@ class Shelf:
             self.release(record.project, record.scope, record.name, record.id)
         return self._rows.hide(record.id, [] if event is None else [event])
 
+    @asynccontextmanager
+    async def kept(self, *ids: str) -> AsyncGenerator[None]:
+        """Somebody looks at these: what of them is deleted meanwhile is removed afterwards."""
+        self._kept.update(ids)
+        try:
+            yield
+        finally:
+            self._kept.subtract(ids)
+            await self.collect()
+
     async def collect(self) -> None:
         """Remove the deleted ones on which nothing stands any more."""
         async with self._collecting:
             while doomed := [record for record in self._records.values() if record.removed and not self.on(record.id)]:
-                standing = set(self._standing())
+                standing = {*self._standing(), *+self._kept}
                 free = [record for record in doomed if record.id not in standing]
                 if not free:
                     return

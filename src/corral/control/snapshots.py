@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,11 +11,12 @@ from corral.control import lifecycle
 from corral.control.events import EventLog
 from corral.control.idempotency import Claim
 from corral.control.ports import Node, SnapshotRows
+from corral.control.quota import Use
 from corral.control.record import Record
 from corral.control.registry import Living
 from corral.control.roles import Actor
 from corral.control.sandboxes import Sandboxes
-from corral.control.shelf import Shelf, SnapshotRecord
+from corral.control.shelf import MIB, Shelf, SnapshotRecord
 from corral.errors import Conflict, ImageNotFound, InvalidState
 from corral.ids import new_id
 from corral.node.interface import Moment
@@ -89,28 +91,29 @@ class Snapshots:
         box, began = living.record, time.perf_counter()
         if box.state not in _HAVE_DISK:
             raise InvalidState(f"a sandbox that is {box.state} has no disk to keep", hint="wait until it is running", details={"state": box.state})
-        self._sandboxes.check_room(box)
         id, scope = new_id("sn"), box.id if checkpoint else ""
         if name is not None:
             self._shelf.reserve(box.project, scope, name, id)
         try:
             image = self._node.image(box.image_id)
-            stored = await self._node.snapshots.make(id, box.id, image, disk=box.disk, user=box.user, workdir=box.workdir)
-            record = SnapshotRecord(
-                id=id,
-                project=box.project,
-                name=name,
-                sandbox=box.id,
-                image=box.image,
-                parent=stored.parent,
-                checkpoint=checkpoint,
-                automatic=automatic,
-                disk=stored.disk,
-                size=stored.size,
-                created_at=self._clock(),
-                created_by=actor,
-            )
-            self._shelf.put(record)
+            # It counts for what the disk has now.
+            with self._sandboxes.quotas.room(box.project, Use(disk=-(-self._node.snapshots.estimate(box.id) // MIB))):
+                stored = await self._node.snapshots.make(id, box.id, image, disk=box.disk, user=box.user, workdir=box.workdir)
+                record = SnapshotRecord(
+                    id=id,
+                    project=box.project,
+                    name=name,
+                    sandbox=box.id,
+                    image=box.image,
+                    parent=stored.parent,
+                    checkpoint=checkpoint,
+                    automatic=automatic,
+                    disk=stored.disk,
+                    size=stored.size,
+                    created_at=self._clock(),
+                    created_by=actor,
+                )
+                self._shelf.put(record)
             kind = "checkpoint.created" if checkpoint else "snapshot.created"
             event = self._event(kind, record, actor)
             written = self._rows.create(record, [event], claim)
@@ -180,7 +183,7 @@ class Snapshots:
         async with self._sandboxes.hold(actor.project, sandbox) as living:
             box = living.record
             target = self._shelf.get(actor.project, ref, sandbox=box.id)
-            before, _ = await self._make(living, self._free_name(box, "before-rewind"), actor=actor.key, checkpoint=True, automatic=True)
+            before, _ = await self._make(living, self._next_name(living, "before-rewind"), actor=actor.key, checkpoint=True, automatic=True)
             record = await self._sandboxes.restart(
                 living, lambda: self._node.rewind(box.id, target.id), why=f"rewound to {target.name or target.id}", actor=actor
             )
@@ -188,20 +191,23 @@ class Snapshots:
             self._events.note("sandbox.rewound", box.project, sandbox=box.id, actor=actor.key, data=data)
             return record
 
-    def _free_name(self, box: Record, stem: str) -> str:
-        number = 1
-        while self._shelf.find(box.project, f"{stem}-{number}", sandbox=box.id) is not None:
-            number += 1
-        return f"{stem}-{number}"
+    def _next_name(self, living: Living, stem: str) -> str:
+        """Numbers grow: a name that was another checkpoint's a while ago would lead astray."""
+        box = living.record
+        names = (record.name or "" for record in self._shelf.of(box.project) if record.checkpoint and record.sandbox == box.id)
+        numbers = (int(name.removeprefix(f"{stem}-")) for name in names if re.fullmatch(rf"{stem}-[0-9]{{1,15}}", name))
+        living.numbers[stem] = max(living.numbers.get(stem, 0), *numbers, 0) + 1
+        return f"{stem}-{living.numbers[stem]}"
 
     async def diff(self, project: str, sandbox: str, before: str | None, after: str | None, *, text: bool, limit: int) -> Diff:
         """What changed between two checkpoints or snapshots. Without `before`: since its image; without `after`: until now."""
-        async with self._sandboxes.hold(project, sandbox) as living:
-            box = living.record
-            if box.state not in _HAVE_DISK:
-                raise InvalidState(f"a sandbox that is {box.state} has no disk to compare", hint="wait until it is running", details={"state": box.state})
-            first = Moment(image=True) if before is None else Moment(self._moment(box, before))
-            second = Moment() if after is None else Moment(self._moment(box, after))
+        box = (await self._sandboxes.ledger.use(project, sandbox)).record
+        if box.state not in _HAVE_DISK:
+            raise InvalidState(f"a sandbox that is {box.state} has no disk to compare", hint="wait until it is running", details={"state": box.state})
+        first = Moment(image=True) if before is None else Moment(self._moment(box, before))
+        second = Moment() if after is None else Moment(self._moment(box, after))
+        # It may take a minute, in which the sandbox can be stopped or deleted, and the snapshots too.
+        async with self._shelf.kept(box.image_id, *(moment.snapshot for moment in (first, second) if moment.snapshot is not None)):
             return await self._node.diff(box.id, box.image_id, first, second, text=text, limit=limit)
 
     def _moment(self, box: Record, ref: str) -> str:
@@ -213,15 +219,18 @@ class Snapshots:
 
     def _process_exited(self, living: Living, count: int) -> None:
         every = living.record.checkpoint_every
-        if every is not None and count % every == 0:
+        if every is not None and count % every == 0 and not living.checkpoint_due:
+            living.checkpoint_due = True
             self._sandboxes.later(self._take_automatic(living))
 
     async def _take_automatic(self, living: Living) -> None:
         async with living.changing:
+            # Whatever ends from now on may not be in this one.
+            living.checkpoint_due = False
             if living.record.state not in (State.RUNNING, State.FROZEN):
                 return
             box = living.record
-            await self._make(living, self._free_name(box, "auto"), actor="node", checkpoint=True, automatic=True)
+            await self._make(living, self._next_name(living, "auto"), actor="node", checkpoint=True, automatic=True)
         taken = [record for record in self._shelf.of(box.project) if record.sandbox == box.id and record.automatic and record.checkpoint]
         for old in taken[:-AUTOMATIC]:
             self._hide(old, "node")

@@ -11,16 +11,14 @@ import errno
 import os
 import stat
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from corral import spawn
-from corral.errors import Unsupported
-from corral.node import syscalls
+from corral.node.tree import Side, Tree
 from corral.schema.snapshot import Change, Diff
 
 LONGEST = 60.0
@@ -29,107 +27,101 @@ TEXT = 256 << 10
 """Bytes of the largest file whose lines are compared …"""
 TEXTS = 4 << 20
 """… and of all differences of lines together."""
+PENDING = 64 << 20
+"""Bytes that the names still to be looked at may take; a directory for which there is no room any more is not looked into."""
+_NAME = 200
+"""Bytes that a pending name takes besides its own: two objects, a tuple, its places in a set and in a list."""
 _READ = 1 << 20
 _DIFF_TIMEOUT = 10.0
-_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV)
 Kind = Literal["file", "directory", "symlink", "fifo", "socket", "device"]
 _KINDS: dict[int, Kind] = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket"}
 
 
-@dataclass(frozen=True)
-class Side:
-    """One of the two: where it is mounted, and its layers' directories, from the lowest up."""
-
-    root: Path
-    layers: Sequence[Path]
-
-
-def compare(before: Side, after: Side, *, settled: float, text: bool, limit: int) -> Diff:
-    """Blocks. `settled`: a file that both have from copies of one disk is the same if it was last changed before this moment (seconds since 1970) and at the same time."""
+def compare(before: Side, after: Side, *, settled: float, text: bool, limit: int, given_up: threading.Event) -> Diff:
+    """Blocks, until `given_up` is set. `settled`: a file that both have from copies of one disk is the same if it was last changed before this moment (seconds since 1970) and at the same time."""
     shared = 0
     while shared < min(len(before.layers), len(after.layers)) and before.layers[shared] == after.layers[shared]:
         shared += 1
     with ExitStack() as stack:
-        one = _Tree(before.root, before.layers[shared:], stack)
-        two = _Tree(after.root, after.layers[shared:], stack)
-        return _Comparison(one, two, settled=settled, text=text, limit=limit).run()
+        one = Tree(before, before.layers[shared:], stack)
+        two = Tree(after, after.layers[shared:], stack)
+        return _Comparison(one, two, settled=settled, text=text, limit=limit, given_up=given_up).run()
 
 
-class _Tree:
-    """A mounted side, by descriptors."""
-
-    def __init__(self, root: Path, own: Sequence[Path], stack: ExitStack) -> None:
-        self.root = _open_root(root, stack)
-        self._own = [_open_root(layer, stack) for layer in reversed(own)]
-
-    def stat(self, path: bytes) -> os.stat_result | None:
-        return _stat(self.root, path)
-
-    def own(self, path: bytes) -> os.stat_result | None:
-        """What the layers that only this side has say of a path, deletions included; None: nothing."""
-        return next((found for layer in self._own if (found := _stat(layer, path)) is not None), None)
-
-    def names(self, path: bytes) -> set[bytes]:
-        descriptor = syscalls.open_beneath(self.root, path or b".", os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            return {os.fsencode(name) for name in os.listdir(descriptor)}  # noqa: PTH208  a descriptor has no path
-        finally:
-            os.close(descriptor)
-
-    def link(self, path: bytes) -> bytes:
-        descriptor = syscalls.open_beneath(self.root, path, os.O_PATH | os.O_NOFOLLOW)
-        try:
-            return os.readlink(b"", dir_fd=descriptor)
-        finally:
-            os.close(descriptor)
-
-    def pieces(self, path: bytes) -> Iterator[bytes]:
-        """The content of a regular file."""
-        descriptor = syscalls.open_beneath(self.root, path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
-            while piece := file.read(_READ):
-                yield piece
+class _Enough(Exception):
+    """There are as many changes as were asked for, or the time is over."""
 
 
 class _Comparison:
-    def __init__(self, before: _Tree, after: _Tree, *, settled: float, text: bool, limit: int) -> None:
+    def __init__(self, before: Tree, after: Tree, *, settled: float, text: bool, limit: int, given_up: threading.Event) -> None:
         self._before = before
         self._after = after
         self._settled = settled
         self._text = text
         self._text_left = TEXTS
         self._limit = limit
+        self._given_up = given_up
         self._deadline = time.monotonic() + LONGEST
         self._changes: list[Change] = []
         self._incomplete = False
+        # What is to be looked at; the flag: both have it, so that it may be the same unseen.
+        self._todo: list[tuple[bytes, bool]] = [(b"", False)]
+        self._pending = _NAME
 
     def run(self) -> Diff:
-        # What is to be looked at; the flag: both have it, so that it may be the same unseen.
-        todo: list[tuple[bytes, bool]] = [(b"", False)]
-        while todo:
-            if len(self._changes) >= self._limit or time.monotonic() > self._deadline:
-                self._incomplete = True
-                break
-            path, both = todo.pop()
-            try:
-                todo += self._look(path, both=both)
-            except OSError as error:
-                if error.errno != errno.ENAMETOOLONG:
-                    raise
-                self._incomplete = True
+        try:
+            while self._todo:
+                if len(self._changes) >= self._limit:
+                    raise _Enough
+                self._check_time()
+                path, both = self._todo.pop()
+                self._pending -= len(path) + _NAME
+                try:
+                    self._look(path, both=both)
+                except OSError as error:
+                    if error.errno != errno.ENAMETOOLONG:
+                        raise
+                    self._incomplete = True
+        except _Enough:
+            self._incomplete = True
         return Diff(changes=self._changes, incomplete=self._incomplete)
 
-    def _look(self, path: bytes, *, both: bool) -> list[tuple[bytes, bool]]:
-        """Note what differs at a path; returns what is below it, the last first."""
+    def _check_time(self) -> None:
+        if self._given_up.is_set() or time.monotonic() > self._deadline:
+            raise _Enough
+
+    def _look(self, path: bytes, *, both: bool) -> None:
+        """Note what differs at a path, and what is below it as yet to be looked at, the last first."""
         if both and self._before.own(path) is None and self._after.own(path) is None:
-            return []
+            return
         before, after = self._before.stat(path), self._after.stat(path)
         if self._differ(path, before, after):
             self._note(path, before, after)
-        one = self._before.names(path) if before is not None and stat.S_ISDIR(before.st_mode) else set[bytes]()
-        two = self._after.names(path) if after is not None and stat.S_ISDIR(after.st_mode) else set[bytes]()
+        one = self._names(self._before, path, before)
+        two = None if one is None else self._names(self._after, path, after, beside=len(one))
+        if one is None or two is None:
+            self._incomplete = True
+            return
         # What only one has may be hidden in the other by a directory that was made anew, of which no layer says anything at that path.
-        return [(path + b"/" + name if path else name, name in one and name in two) for name in sorted(one | two, reverse=True)]
+        for name in sorted(one | two, reverse=True):
+            below = path + b"/" + name if path else name
+            self._todo.append((below, name in one and name in two))
+            self._pending += len(below) + _NAME
+
+    def _names(self, tree: Tree, path: bytes, found: os.stat_result | None, *, beside: int = 0) -> set[bytes] | None:
+        """What is in a directory; nothing in anything else. None when that is more than there is room for; `beside` names of the other side have taken some."""
+        names = set[bytes]()
+        if found is None or not stat.S_ISDIR(found.st_mode):
+            return names
+        room = PENDING - self._pending - beside * _NAME
+        for number, name in enumerate(tree.names(path)):
+            if number % 1024 == 0:
+                self._check_time()
+            room -= len(path) + len(name) + _NAME
+            if room < 0:
+                return None
+            names.add(name)
+        return names
 
     def _differ(self, path: bytes, before: os.stat_result | None, after: os.stat_result | None) -> bool:
         if before is None or after is None:
@@ -157,7 +149,22 @@ class _Comparison:
         )
 
     def _same_content(self, path: bytes) -> bool:
-        return all(one == two for one, two in zip(self._before.pieces(path), self._after.pieces(path), strict=True))
+        """Of two files of one size. What is a hole in both is not read."""
+        with ExitStack() as stack:
+            files: list[int] = []
+            for tree in (self._before, self._after):
+                files.append(tree.open(path))
+                stack.callback(os.close, files[-1])
+            position = 0
+            while (start := min((data for file in files if (data := _data_from(file, position)) is not None), default=None)) is not None:
+                self._check_time()
+                one, two = (os.pread(file, _READ, start) for file in files)
+                if one != two:
+                    return False
+                if not one:
+                    break
+                position = start + len(one)
+        return True
 
     def _note(self, path: bytes, before: os.stat_result | None, after: os.stat_result | None) -> None:
         what = after or before
@@ -187,7 +194,7 @@ class _Comparison:
             elif not stat.S_ISREG(found.st_mode) or found.st_size > TEXT:
                 return None
             else:
-                contents.append(b"".join(tree.pieces(path)))
+                contents.append(_content(tree, path))
         if contents[0] == contents[1] or any(not _is_text(content) for content in contents):
             return None
         if self._text_left <= 0:
@@ -206,25 +213,19 @@ class _Comparison:
         return done.stdout.decode(errors="replace")
 
 
-def _open_root(path: Path, stack: ExitStack) -> int:
-    descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    stack.callback(os.close, descriptor)
-    return descriptor
-
-
-def _stat(root: int, path: bytes) -> os.stat_result | None:
+def _data_from(file: int, position: int) -> int | None:
+    """Where a file has data from a position on; None: nowhere."""
     try:
-        descriptor = syscalls.open_beneath(root, path or b".", os.O_PATH | os.O_NOFOLLOW)
+        return os.lseek(file, position, os.SEEK_DATA)
     except OSError as error:
-        if error.errno in _ABSENT:
-            return None
-        if error.errno == errno.ENOSYS:
-            raise Unsupported("this kernel can't open paths safely (openat2)", hint="Linux 5.6 or newer is needed to compare disks") from error
-        raise
-    try:
-        return os.fstat(descriptor)
-    finally:
-        os.close(descriptor)
+        if error.errno != errno.ENXIO:
+            raise
+        return None
+
+
+def _content(tree: Tree, path: bytes) -> bytes:
+    with os.fdopen(tree.open(path), "rb") as file:
+        return file.read(TEXT)
 
 
 def _size(found: os.stat_result | None) -> int | None:

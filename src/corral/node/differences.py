@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import secrets
+import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from corral.node import compare, ext4, mounts, rootfs, syscalls
@@ -15,22 +18,26 @@ from corral.node.compare import Side
 from corral.node.disks import PoolDisks
 from corral.node.interface import ImageSpec, Moment
 from corral.node.snapshots import Snapshots
+from corral.node.turns import Turns
 from corral.places import Places
 from corral.schema.snapshot import Diff
 
 SETTLED = 2.0
 """Seconds between the last change of a file and a copy of its disk in which the kernel's clock can't tell another change."""
+_AT_ONCE = 4
+"""Comparisons that read at the same time; each may take a minute and 64 MiB."""
 
 
 class Differences:
-    """One comparison at a time reads; others wait."""
+    """A sandbox has one comparison at a time; others of it wait. The caller sees to it that the snapshots stay."""
 
     def __init__(self, places: Places, disks: PoolDisks, snapshots: Snapshots) -> None:
         self._views = places.run / "views"
         self._present = places.snapshots
         self._disks = disks
         self._snapshots = snapshots
-        self._turn = asyncio.Lock()
+        self._turns = Turns()
+        self._reading = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="compare")
 
     def sweep(self) -> None:
         """Take down what a killed server left. Blocks."""
@@ -42,11 +49,20 @@ class Differences:
 
     async def compare(self, sandbox: str, image: ImageSpec, before: Moment, after: Moment, *, text: bool, limit: int) -> Diff:
         """What has to be done to the one to make it the other. Raises `ImageNotFound` for a snapshot that is gone."""
-        async with self._turn:
+        async with self._turns.alone(sandbox):
             view = self._views / secrets.token_hex(6)
             async with self._layers(view, sandbox, image, before) as one, self._layers(view, sandbox, image, after) as two:
                 settled = min(self._taken(before), self._taken(after)) - SETTLED
-                return await asyncio.to_thread(_compare, view, one, two, settled, text=text, limit=limit)
+                given_up = threading.Event()
+                work = partial(_compare, view, one, two, settled, text=text, limit=limit, given_up=given_up)
+                done = asyncio.get_running_loop().run_in_executor(self._reading, work)
+                try:
+                    return await asyncio.shield(done)
+                except asyncio.CancelledError:
+                    # It reads what is taken down next.
+                    given_up.set()
+                    await asyncio.wait([done])
+                    raise
 
     def _taken(self, moment: Moment) -> float:
         return time.time() if moment.snapshot is None else self._snapshots.get(moment.snapshot).created
@@ -79,14 +95,14 @@ def _remove(image: Path, target: Path) -> None:
     image.unlink(missing_ok=True)
 
 
-def _compare(view: Path, before: Sequence[Path], after: Sequence[Path], settled: float, *, text: bool, limit: int) -> Diff:
+def _compare(view: Path, before: Sequence[Path], after: Sequence[Path], settled: float, *, text: bool, limit: int, given_up: threading.Event) -> Diff:
     sides: list[Side] = []
     try:
         for name, layers in (("before", before), ("after", after)):
             root = view / name
             root.mkdir(mode=0o700, parents=True)
             sides.append(Side(root, rootfs.mount_view(root, layers)))
-        return compare.compare(sides[0], sides[1], settled=settled, text=text, limit=limit)
+        return compare.compare(sides[0], sides[1], settled=settled, text=text, limit=limit, given_up=given_up)
     finally:
         for name in ("before", "after"):
             _unmount(view / name)

@@ -94,16 +94,17 @@ class PoolDisks:
 
         From the stock it takes well under a millisecond, else some. A disk found keeps its size. Raises `Unavailable` when the pool is full.
         """
-        if id in self._attached:
+        async with self._turns.alone(id):
+            if id in self._attached:
+                return self._mounted_at(id)
+            if mib == self._default_mib and seed is None and self._stock and not self._image(id).exists():
+                waiting = self._stock.popleft()
+                await self._in(self._quick, lambda: self._give(waiting, id))
+            else:
+                await self._in(self._slow, lambda: self._attach(id, mib, seed))
+            self._attached.add(id)
+            self._wanted.set()
             return self._mounted_at(id)
-        if mib == self._default_mib and seed is None and self._stock and not self._image(id).exists():
-            waiting = self._stock.popleft()
-            await self._in(self._quick, lambda: self._give(waiting, id))
-        else:
-            await self._in(self._slow, lambda: self._attach(id, mib, seed))
-        self._attached.add(id)
-        self._wanted.set()
-        return self._mounted_at(id)
 
     async def detach(self, id: str) -> None:
         """Unmount a disk, written out, and keep it. Nothing happens if it isn't mounted."""
@@ -147,6 +148,11 @@ class PoolDisks:
             return ext4.used(self._mounted_at(id)) if id in self._attached else self._image(id).stat().st_blocks * 512
         except FileNotFoundError:
             raise NotFound(f"there is no disk of {id}") from None
+
+    def held(self, id: str) -> int:
+        """Bytes that a copy of a disk would refer to, as far as it is known before: what its image has, or will have once all is written out. Raises `NotFound`."""
+        used = self.used(id)
+        return max(used, self._image(id).stat().st_blocks * 512)
 
     def _image(self, name: str) -> Path:
         return self._images / f"{name}.img"

@@ -213,8 +213,8 @@ class Node:
         claimed = time.perf_counter()
         if (book := self._books.pop(spec.id, None)) is not None:
             book.close()
-        running = self._enter(spec, box)
         try:
+            running = self._enter(spec, box)
             names = await self.volumes.attach(spec.id, spec.volumes, box.volumes)
             claim = running.guest.claim(
                 hostname=spec.hostname,

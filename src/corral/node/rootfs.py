@@ -130,10 +130,11 @@ def _directory(layer: Path) -> Path:
     """Where a layer's files are. An image is mounted by its first user, read-only, and then shared; what counts is what its sandbox wrote."""
     if layer.is_dir():
         return layer
-    if not layer.exists():
-        raise PlatformError(f"the image's layer {layer} is missing", hint="`corral setup` builds missing images again")
     target = layer.parent / _MOUNTED / layer.name
     with _mounting_layer:
+        # Under the lock: what is deleted is unmounted after it is gone, so that no mount outlives it.
+        if not layer.exists():
+            raise PlatformError(f"the image's layer {layer} is missing", hint="`corral setup` builds missing images again")
         if not target.is_mount():
             target.mkdir(mode=0o700, parents=True, exist_ok=True)
             ext4.mount(layer, target, read_only=True)

@@ -123,6 +123,10 @@ class Snapshots:
         if images:
             await asyncio.to_thread(rootfs.mount_layers, images)
 
+    def estimate(self, sandbox: str) -> int:
+        """Bytes that a snapshot of this sandbox would refer to if it wrote nothing more. Raises `NotFound`."""
+        return self._disks.held(sandbox)
+
     def unshared(self, id: str) -> int:
         """Bytes that would be free without it, as far as the pool tells. Raises `NotFound`."""
         try:
@@ -138,8 +142,8 @@ class Snapshots:
         for path in (*self._directory.glob(".new-*"), *self._directory.glob("sn-*.img")):
             if path.stem not in found:
                 log.info("removing a snapshot that is half made", file=path.name)
-                rootfs.unmount_layer(path)
                 path.unlink()
+                rootfs.unmount_layer(path)
         whole = {id: stored for id, stored in found.items() if self.image_of(id).exists()}
         for id in found.keys() - whole.keys():
             log.error("a snapshot has lost its disk", snapshot=id)
@@ -169,9 +173,10 @@ class Snapshots:
     def _delete(self, id: str) -> None:
         image = self.image_of(id)
         image.with_suffix(".json").unlink(missing_ok=True)
-        rootfs.unmount_layer(image)
+        # The image before its mount: whoever is about to mount it finds it gone, and leaves none behind.
         for path in (image, image.with_name(f".new-{image.name}"), image.with_name(f".new-{id}.json")):
             path.unlink(missing_ok=True)
+        rootfs.unmount_layer(image)
 
 
 def _encode(stored: StoredSnapshot) -> dict[str, Any]:

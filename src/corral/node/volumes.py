@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from corral.errors import InvalidState, NotFound
+from corral.errors import NotFound
 from corral.node import ext4, mounts, syscalls
 from corral.node.disk_pool import DiskPool
 from corral.node.interface import VolumeUse
@@ -50,11 +50,11 @@ class Volumes:
             await asyncio.to_thread(self._create, id, mib)
 
     async def remove(self, id: str) -> None:
-        """Delete it with everything in it. Nothing happens if there is none. Raises `InvalidState` while a sandbox has it."""
+        """Delete it with everything in it. Nothing happens if there is none. A sandbox that is just ending may have it still: then it goes with that."""
         async with self._turns.alone(id):
-            if self._users.get(id):
-                raise InvalidState(f"the volume {id} is in use", details={"sandboxes": sorted(self._users[id])})
-            await asyncio.to_thread(self._remove, id)
+            await asyncio.to_thread(self._image(id).unlink, missing_ok=True)
+            if not self._users.get(id):
+                await asyncio.to_thread(self._unmount, id)
 
     async def attach(self, sandbox: str, uses: Sequence[VolumeUse], place: Path) -> list[str]:
         """Show volumes below `place`, a directory that a sandbox has as /vol; returns their names in it, in the order of `uses`. Raises `NotFound`."""
@@ -73,13 +73,14 @@ class Volumes:
 
     async def release(self, sandbox: str) -> None:
         """A sandbox has ended: what nobody else has is unmounted, and so written out."""
-        for id in [id for id, users in self._users.items() if sandbox in users]:
+        had = [id for id, users in self._users.items() if sandbox in users]
+        # All at once: while the first is written out the sandbox may be started again, and have them anew.
+        for id in had:
+            self._users[id].discard(sandbox)
+        for id in had:
             async with self._turns.alone(id):
-                if (users := self._users.get(id)) is None:
-                    continue  # two ends of the same sandbox met
-                users.discard(sandbox)
-                if not users:
-                    del self._users[id]
+                if not self._users.get(id):
+                    self._users.pop(id, None)
                     await asyncio.to_thread(self._unmount, id)
 
     async def settle(self) -> None:
@@ -112,10 +113,6 @@ class Volumes:
 
     def _create(self, id: str, mib: int) -> None:
         self._pool.new_image(self._image(id), mib, volume=True)
-
-    def _remove(self, id: str) -> None:
-        self._image(id).unlink(missing_ok=True)
-        self._unmount(id)
 
     def _attach(self, use: VolumeUse, target: Path) -> None:
         mounted = self._mounted_at(use.id)

@@ -133,6 +133,7 @@ class Sandbox(Answer):
     project: str
     image: str
     state: State
+    frozen: bool = Field(False, description="it is running and nobody uses it, so that it takes no processor time; any use wakes it in about a millisecond")
     reason: Reason | None = Field(None, description="why it left the running state")
     detail: str | None = Field(None, description="one sentence more on the reason")
     ended_by: str | None = Field(None, description="who asked: a key's id, `timeout`, `idle`, `guest` or `node`")
