@@ -40,6 +40,9 @@ COMMANDS = [
     "egress",
     "approvals",
     "approve",
+    "preview",
+    "port-forward",
+    "hold",
 ]
 
 

@@ -22,6 +22,7 @@ def create(
     on_timeout: options.OnTimeout = "terminate",
     checkpoint_every: options.CheckpointEvery = None,
     volume: options.Volume = None,
+    public_port: options.PublicPort = None,
     env: options.Env = None,
     tag: options.Tag = None,
     user: options.User = None,
@@ -38,6 +39,7 @@ def create(
         "on_timeout": on_timeout,
         "checkpoint_every": checkpoint_every,
         "volumes": options.volumes(volume),
+        "public_ports": options.public_ports(public_port),
         "env": options.pairs(env, environment=True),
         "tags": options.pairs(tag),
     }

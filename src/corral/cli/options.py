@@ -25,6 +25,9 @@ IdleTimeout = Annotated[float | None, typer.Option(metavar="SECONDS", help="End 
 OnTimeout = Annotated[str, typer.Option(metavar="terminate|stop|pause", help="What happens then.")]
 Volume = Annotated[list[str] | None, typer.Option("--volume", metavar="NAME:PATH[:ro]", help="A volume, and where it appears; may be given again.")]
 CheckpointEvery = Annotated[int | None, typer.Option(metavar="N", help="A checkpoint after every N commands.")]
+PublicPort = Annotated[
+    list[str] | None, typer.Option("--public-port", metavar="PORT|all", help="A port that anybody with its URL may see; may be given again.")
+]
 Env = Annotated[list[str] | None, typer.Option("--env", "-e", metavar="KEY=VALUE", help="Environment of its commands; KEY alone takes yours.")]
 Tag = Annotated[list[str] | None, typer.Option("--tag", metavar="KEY=VALUE", help="May be given again.")]
 User = Annotated[str | None, typer.Option("--user", "-u", help="Who runs its commands.")]
@@ -59,6 +62,16 @@ def pairs(words: list[str] | None, *, environment: bool = False) -> dict[str, st
         elif key in os.environ:
             found[key] = os.environ[key]
     return found
+
+
+def public_ports(words: list[str] | None) -> list[int] | str:
+    """Numbers, or `all`."""
+    if words == ["all"]:
+        return "all"
+    for word in words or ():
+        if not word.isdecimal():
+            raise WrongUse(f"{word!r} is neither a port nor, alone, `all`")
+    return [int(word) for word in words or ()]
 
 
 def egress(words: str | None) -> dict[str, Any] | str | None:

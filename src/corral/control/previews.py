@@ -53,6 +53,9 @@ class Address:
     def by_path(self, sandbox: str, port: int) -> str:
         return f"{self.scheme}://{self.authority}/v1/sandboxes/{sandbox}/ports/{port}"
 
+    def tunnel(self, sandbox: str, port: int) -> str:
+        return f"{'wss' if self.scheme == 'https' else 'ws'}://{self.authority}/v1/sandboxes/{sandbox}/tunnels/{port}"
+
 
 class Previews:
     """Implements `preview.keeper.Knowledge` as well. `secret` is what the tokens of all sandboxes are derived from, so that none is kept."""
@@ -136,6 +139,7 @@ class Previews:
             port=port,
             url=self._address.of(record.id, port),
             path_url=self._address.by_path(record.id, port),
+            tunnel_url=self._address.tunnel(record.id, port),
             public=exposure.every or port in exposure.public,
             host=exposure.hosts.get(port),
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TypeVar
 
-from corral.preview import access, answers, onward
+from corral.preview import access, answers, onward, tunnel
 from corral.preview import head as heads
 from corral.preview.access import Verdict
 from corral.preview.answers import Refusal
@@ -217,6 +217,9 @@ class _Client:
                 location = (b"/" + path.lstrip(b"/")) + (b"" if query is None else b"?" + query)
                 await self._side.write(answers.redirect(location, [(b"Set-Cookie", cookie)], close=close))
                 return not close
+            if box is not None and target.tunnel:
+                await tunnel.serve(asked, self._side, box, target.port)
+                return False
             return await self._pass(asked, target, box)
         except BadHead as error:
             await self._side.write(answers.encode(answers.of_bad_head(error), asked, close=close))

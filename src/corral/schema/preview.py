@@ -21,6 +21,7 @@ class Preview(Answer):
     port: int
     url: str = Field(description="by host name")
     path_url: str = Field(description="the same by path, where names below the domain don't resolve; its pages can't keep cookies")
+    tunnel_url: str = Field(description="a websocket for any TCP connection to the port: see docs/previews.md")
     public: bool = Field(description="whether anybody who has the URL may use it")
     host: str | None = Field(None, description="what the server inside is told as Host instead of the URL's")
 

@@ -40,5 +40,6 @@ class CreateOptions(TypedDict, total=False):
     hostname: str | None
     egress: Egress | EgressPolicy | Mapping[str, Any] | str | None
     secrets: Sequence[NamedSecret]
+    public_ports: Sequence[int] | Literal["all"]
     sudo: bool
     wait: float

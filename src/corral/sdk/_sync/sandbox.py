@@ -10,7 +10,9 @@ from weakref import WeakSet
 
 from corral.errors import Conflict, CorralError
 from corral.schema.egress import EgressPolicy
-from corral.schema.observe import Event, LogLine, Logs, Metrics, Sample
+from corral.schema.observe import Event, LogLine, Logs, Metrics, Port, Ports, Sample
+from corral.schema.preview import Hold, PreviewToken
+from corral.schema.preview import Preview as PreviewInfo
 from corral.schema.process import Process as ProcessInfo
 from corral.schema.process import Processes
 from corral.schema.sandbox import Reason, SandboxCreate, SandboxExtend, SandboxPage, SandboxUpdate, State
@@ -22,6 +24,7 @@ from corral.sdk._sync import event
 from corral.sdk._sync.code import Code
 from corral.sdk._sync.egress import SandboxEgress
 from corral.sdk._sync.files import Files
+from corral.sdk._sync.preview import Preview, Tunnel
 from corral.sdk._sync.process import Process
 from corral.sdk._sync.run import Callback, Run, start_request
 from corral.sdk._sync.snapshot import Snapshot
@@ -75,6 +78,7 @@ class Sandbox:
         hostname: str | None = None,
         egress: Egress | EgressPolicy | Mapping[str, Any] | str | None = None,
         secrets: Sequence[NamedSecret] = (),
+        public_ports: Sequence[int] | Literal["all"] = (),
         sudo: bool = True,
         wait: float = 0,
         client: Client | None = None,
@@ -84,6 +88,7 @@ class Sandbox:
         `image` is a name or id of an image, or a snapshot. `cpu` in cores, `memory` and `disk` in MiB, times in seconds; `timeout=None` never ends it;
         `checkpoint_every`: a checkpoint after every so many commands; `volumes` by the path at which each appears; `wait` is for room on a full node.
         `egress` is what it may reach: `Egress.allow("api.example.com")`, or "none", "public", "all"; None: the server's default.
+        `public_ports`: those whose previews need no key, or "all".
         `secrets` become environment variables inside: `Secret.named("TOKEN", expose=True)`.
         Raises `ImageNotFound`, `InvalidArgument`, `QuotaExceeded`, `Unavailable` (no server, or no room), `Unsupported`.
         """
@@ -107,6 +112,7 @@ class Sandbox:
             timeout=timeout,
             idle_timeout=idle_timeout,
             on_timeout=on_timeout,
+            public_ports=public_ports if public_ports == "all" else list(public_ports),
             sudo=sudo,
             wait=wait,
             **({"secrets": uses(secrets)} if secrets else {}),
@@ -355,6 +361,27 @@ class Sandbox:
         self.info = faults.decode(SandboxInfo, self._transport.call("DELETE", self._path))
 
     terminate = delete
+
+    def preview(self, port: int) -> Preview:
+        """A port as it is seen from outside: `.url`, and `.signed()` for a link that needs no key. Nothing need listen on it yet."""
+        return Preview(self._transport, self._path, faults.decode(PreviewInfo, self._transport.call("GET", f"{self._path}/previews/{port}")))
+
+    def tunnel(self, port: int, *, local_port: int = 0, host: str = "127.0.0.1") -> Tunnel:
+        """A context manager: while it is open, connections to its local `.address` end at this port inside. `local_port` 0: any free one."""
+        return Tunnel(self._transport, self._path, port, host=host, local_port=local_port)
+
+    def ports(self) -> list[Port]:
+        """TCP ports that something inside listens on."""
+        return faults.decode(Ports, self._transport.call("GET", self._path + "/ports")).ports
+
+    def preview_token(self, *, rotate: bool = False) -> str:
+        """What opens every port, as the header `Corral-Token`. `rotate`: another one; links and cookies made with the old one end."""
+        method, path = ("POST", "/preview-token/rotate") if rotate else ("GET", "/preview-token")
+        return faults.decode(PreviewToken, self._transport.call(method, self._path + path)).token
+
+    def hold(self, seconds: float, reason: str = "") -> None:
+        """Keep it awake for so long from now, as if it were used; 0 ends an earlier hold."""
+        self._transport.call("POST", self._path + "/hold", body=faults.encode(faults.build(Hold, seconds=seconds, reason=reason)), safe=True)
 
     def metrics(self) -> list[Sample]:
         """Its use of cpu, memory, disk and processes: a short history, the last one taken now."""

@@ -1,0 +1,114 @@
+"""Ports of a sandbox as they are seen from outside: URLs, links, tunnels."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Self
+from urllib.parse import urlsplit
+
+from corral.errors import CorralError
+from corral.schema.preview import Link, LinkCreate, PreviewChange
+from corral.schema.preview import Preview as PreviewInfo
+from corral.sdk import faults
+from corral.sdk._async.transport import Transport
+from corral.sdk.forward import Forward
+
+
+class Preview:
+    """One port. It is private unless it is made public: see docs/previews.md."""
+
+    def __init__(self, transport: Transport, sandbox: str, info: PreviewInfo) -> None:
+        """`sandbox` is its path."""
+        self._transport = transport
+        self._path = f"{sandbox}/previews/{info.port}"
+        self.info = info
+        """What the server said last."""
+
+    def __repr__(self) -> str:
+        return f"<Preview {self.url}{' public' if self.public else ''}>"
+
+    @property
+    def port(self) -> int:
+        return self.info.port
+
+    @property
+    def url(self) -> str:
+        """Where it is, for those who may see it."""
+        return self.info.url
+
+    @property
+    def public(self) -> bool:
+        return self.info.public
+
+    async def signed(self, *, expires: float = 3600, path: str = "/") -> str:
+        """A URL that needs no key for `expires` seconds: for `path` and what is below it."""
+        request = faults.encode(faults.build(LinkCreate, expires=expires, path=path))
+        return faults.decode(Link, await self._transport.call("POST", self._path + "/links", body=request, safe=True)).url
+
+    async def set(self, *, public: bool | None = None, host: str | None = None) -> Self:
+        """Make it public or private; have its server told another Host (empty: the URL's again). What is not given stays."""
+        given = {name: value for name, value in {"public": public, "host": host}.items() if value is not None}
+        request = faults.encode(faults.build(PreviewChange, **given))
+        self.info = faults.decode(PreviewInfo, await self._transport.call("PUT", self._path, body=request, safe=True))
+        return self
+
+
+class Tunnel:
+    """A local TCP address of a port inside, as a context manager. Each connection to it is one to that port; each direction ends for itself."""
+
+    def __init__(self, transport: Transport, sandbox: str, port: int, *, host: str, local_port: int) -> None:
+        """`sandbox` is its path."""
+        self._transport = transport
+        self._path = f"{sandbox}/previews/{port}"
+        self._local = host, local_port
+        self._forward: Forward | None = None
+        self.remote_port = port
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def open(self) -> Self:
+        """Begin to listen. Raises `OSError` when the local port is taken."""
+        info = faults.decode(PreviewInfo, await self._transport.call("GET", self._path))
+        connection = self._transport.connection
+        headers = {"Authorization": f"Bearer {connection.key}"} if connection.key else {}
+        host = urlsplit(info.tunnel_url).hostname or ""
+        # Names below localhost don't resolve everywhere; the edge is where the server is.
+        dial = urlsplit(connection.url).hostname if host.endswith("localhost") else None
+        forward = Forward(info.tunnel_url, headers, host=self._local[0], port=self._local[1], dial=dial)
+        self._forward = await asyncio.to_thread(forward.start)
+        return self
+
+    async def aclose(self) -> None:
+        """End it and its connections."""
+        if self._forward is not None:
+            await asyncio.to_thread(self._forward.stop)
+            self._forward = None
+
+    @property
+    def host(self) -> str:
+        return self._listening.address[0]
+
+    @property
+    def port(self) -> int:
+        """The local one."""
+        return self._listening.address[1]
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT."""
+        return f"{self.host}:{self.port}"
+
+    @property
+    def failure(self) -> CorralError | None:
+        """Why the last connection could not be made or broke; such connections are reset."""
+        return self._listening.failure
+
+    @property
+    def _listening(self) -> Forward:
+        if self._forward is None:
+            raise ValueError("the tunnel is not open")
+        return self._forward
