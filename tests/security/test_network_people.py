@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Iterator
@@ -11,9 +12,9 @@ import pytest
 from corral import Client, Egress, Sandbox, Secret
 from corral.errors import Conflict, InvalidArgument, NotFound
 from corral.schema.egress import Approval
-from harness.internet import Internet
+from harness.internet import OTHER, WEB, Internet
 from harness.server import Server
-from security.test_network import box, python
+from security.test_network import box, python, reached
 
 VALUE = f"t0k3n-{uuid.uuid4().hex}"
 ASK = "import urllib.request as r; print(r.urlopen('http://{host}/{path}', timeout=60).status)"
@@ -117,6 +118,44 @@ def test_what_is_learnt_is_enough_and_no_more(net: Server) -> None:
         assert python(sandbox, ASK.format(host="www.example.com", path="x")) == "200"
         assert sandbox.run(["python3", "-c", ASK.format(host="api.example.com", path="x")], timeout=60).exit_code == 1
         assert [flow.name for flow in sandbox.egress.flows() if flow.kind == "http" or flow.kind == "tcp"]
+
+
+def test_flows_can_be_followed_until_the_sandbox_is_deleted(net: Server) -> None:
+    with box(Egress.allow("www.example.com").allow(f"{WEB}/32", ports=7)) as sandbox:
+        flows = sandbox.egress.flows(follow=True)
+        for path in ("one", "two"):
+            assert python(sandbox, ASK.format(host="www.example.com", path=path)) == "200"
+            found = next(flow for flow in flows if flow.kind == "http")
+            assert (found.name, found.path) == ("www.example.com", f"/{path}")
+        # A connection that the kernel let through is told when it is over, though nobody asks for it again.
+        assert reached(sandbox, (WEB, 7)) == [(WEB, 7)]
+        found = next(flow for flow in flows if flow.kind == "tcp" and flow.port == 7)
+        assert found.received > 0
+        sandbox.delete()
+        assert [flow for flow in flows if flow.seq <= found.seq] == []
+
+
+def test_why_it_was_denied_can_be_read_inside(net: Server) -> None:
+    with box(Egress.allow("www.example.com")) as sandbox:
+        assert reached(sandbox, ("db.example.com", 80), (OTHER, 7)) == []
+        deadline = time.monotonic() + 30
+        while True:
+            lines = sandbox.files.read("/run/corral/denials").splitlines() if sandbox.files.exists("/run/corral/denials") else []
+            told = [json.loads(line) for line in lines]
+            if {"db.example.com", OTHER} <= {one.get("name") or one.get("address") for one in told}:
+                break
+            assert time.monotonic() < deadline, told
+            time.sleep(0.05)
+        assert all(one["reason"] and one["at"] for one in told)
+        # However much is denied, it stays small.
+        script = f"""
+import socket
+for port in range(1000, 1200):
+    try: socket.create_connection(("{OTHER}", port), timeout=1)
+    except OSError: pass
+"""
+        python(sandbox, script)
+        assert len(sandbox.files.read("/run/corral/denials").splitlines()) <= 50
 
 
 def test_flows_come_in_pages_and_denials_are_events_once(net: Server) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import pytest
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 
 @contextlib.contextmanager
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+def pair() -> Generator[tuple[socket.socket, socket.socket]]:
     one, other = socket.socketpair()
     with one, other:
         for each in (one, other):

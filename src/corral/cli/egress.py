@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 egress = typer.Typer(help="What sandboxes may reach, and did reach.", no_args_is_help=True, rich_markup_mode=None)
 
+Follow = Annotated[bool, typer.Option("-f", "--follow", help="Go on with those to come, until the sandbox is deleted.")]
+Lines = Annotated[bool, typer.Option("--json", help="Print JSON, one flow a line.")]
 After = Annotated[int, typer.Option(metavar="SEQ", help="Only those with a greater number.")]
 
 
@@ -49,21 +51,21 @@ def set_policy(
 
 
 @egress.command("flows")
-def flows(sandbox: options.Box, *, after: After = 0, json: Annotated[bool, typer.Option("--json", help="Print JSON, one flow a line.")] = False) -> None:
+def flows(sandbox: options.Box, *, after: After = 0, follow: Follow = False, json: Lines = False) -> None:
     """What a sandbox reached and tried to reach."""
     from corral import Client
 
     with Client() as client:
-        _print_flows(client.sandboxes.get(sandbox).egress.flows(after=after), json=json)
+        _print_flows(client.sandboxes.get(sandbox).egress.flows(after=after, follow=follow), json=json)
 
 
 @egress.command("denials")
-def denials(sandbox: options.Box, *, after: After = 0, json: Annotated[bool, typer.Option("--json", help="Print JSON, one flow a line.")] = False) -> None:
+def denials(sandbox: options.Box, *, after: After = 0, follow: Follow = False, json: Lines = False) -> None:
     """What a sandbox was denied, and why."""
     from corral import Client
 
     with Client() as client:
-        _print_flows(client.sandboxes.get(sandbox).egress.denials(after=after), json=json)
+        _print_flows(client.sandboxes.get(sandbox).egress.denials(after=after, follow=follow), json=json)
 
 
 @egress.command("learn")
@@ -162,7 +164,7 @@ def _print_flows(found: Iterable[Flow], *, json: bool) -> None:
 
     for one in found:
         if json:
-            print(codec.dumps(show.plain(one), ensure_ascii=False))
+            print(codec.dumps(show.plain(one), ensure_ascii=False), flush=True)
             continue
         port = "" if one.port is None else f":{one.port}"
         request = f" {one.method} {one.path} {one.status or ''}".rstrip() if one.method else ""

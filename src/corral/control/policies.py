@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import structlog
@@ -21,7 +21,7 @@ from corral.control.secrets import Secrets
 from corral.errors import Conflict, InvalidArgument, InvalidState, NotFound, QuotaExceeded, SandboxEnded
 from corral.net import policy as kernel
 from corral.node.interface import ImageSpec
-from corral.schema.egress import Approval, Decision, EgressPolicy, EgressView, Flows, KeptRule, Preset, Rule
+from corral.schema.egress import Approval, Decision, EgressPolicy, EgressView, Flow, Flows, KeptRule, Preset, Rule
 from corral.schema.sandbox import State
 from corral.schema.secret import Secret, SecretCreate
 
@@ -105,6 +105,11 @@ class Policies:
     async def flows(self, project: str, id_or_name: str, *, after: int, limit: int, denied: bool) -> Flows:
         living = await self._ledger.use(project, id_or_name)
         return await self._node.flows(living.record.id, after=after, limit=limit, denied=denied)
+
+    async def follow(self, project: str, id_or_name: str, *, after: int, denied: bool) -> AsyncGenerator[Flow, None]:
+        """The same, and then what comes, until the sandbox is removed."""
+        living = await self._ledger.use(project, id_or_name)
+        return self._node.follow_flows(living.record.id, after=after, denied=denied)
 
     def worth_telling(self, id: str, kind: str, data: Mapping[str, Any]) -> bool:
         """Whether what the node tells becomes an event."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,7 +13,7 @@ from corral.node.holder_client import HolderClient
 from corral.node.interface import BoxSpec, ImageSpec, Moment, OnEnd, Timing
 from corral.schema import file
 from corral.schema.account import Key, Project
-from corral.schema.egress import Approval, Decision, EgressPolicy, Flows, KeptRule, Rule
+from corral.schema.egress import Approval, Decision, EgressPolicy, Flow, Flows, KeptRule, Rule
 from corral.schema.observe import Event, LogLine, Sample
 from corral.schema.process import Output, Process, ProcessStart, Signal, Stream, Terminal
 from corral.schema.sandbox import State
@@ -218,6 +218,7 @@ class Node(Protocol):
     def networked(self) -> bool: ...
     async def set_egress(self, id: str, policy: EgressPolicy, secrets: Mapping[str, str]) -> None: ...
     async def flows(self, id: str, *, after: int, limit: int, denied: bool) -> Flows: ...
+    def follow_flows(self, id: str, *, after: int, denied: bool) -> AsyncGenerator[Flow, None]: ...
     def traffic(self, id: str) -> tuple[int, int]: ...
     async def proposal(self, id: str) -> EgressPolicy | None: ...
     def approvals(self) -> Sequence[Approval]: ...

@@ -15,7 +15,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -45,12 +45,16 @@ from corral.node.running import Hooks, OnEvent, Running
 from corral.node.snapshots import Snapshots
 from corral.node.volumes import Volumes
 from corral.places import Places
-from corral.schema.egress import Approval, Decision, EgressPolicy, Flows
+from corral.schema.egress import Approval, Decision, EgressPolicy, Flow, Flows, Verdict
 from corral.schema.observe import LogLine, Sample
 from corral.schema.sandbox import Reason
 from corral.schema.snapshot import Diff
 from corral.wire import messages, requests
 
+FLOWS = 1000
+"""Of the flow log, read at once for those who follow it."""
+LOOK_AGAIN = 2.0
+"""Seconds after which the kernel is asked for connections that are over, while somebody follows."""
 SILENCE = 5.0
 """Seconds between the end of a sandbox's link and the end of its sentry; it takes milliseconds unless the agent closed the link itself."""
 
@@ -88,7 +92,7 @@ class Node:
             platform=self._settings.platform,
             resolvers=self._settings.resolvers,
         )
-        self._outward = Outward(places.spool, alive=self.running, on_event=self._event)
+        self._outward = Outward(places.spool, alive=self.running, on_event=self._event, on_denied=self._denied)
         watcher = Watcher(self._outward.on_flows, self._outward.on_approval)
         self._engine = RunscEngine(places, settings=engine, disks=self._disks, rootfs=rootfs, watcher=watcher)
         self._catalog = Catalog(places)
@@ -343,6 +347,10 @@ class Node:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _denied(self, flow: Flow) -> None:
+        if (running := self._running.get(flow.sandbox)) is not None:
+            running.denials.add(flow)
+
     def _event(self, id: str, kind: str, data: Mapping[str, Any]) -> None:
         self._hooks.on_event(id, kind, data)
 
@@ -413,6 +421,33 @@ class Node:
         """What a sandbox, running or stopped, has reached until now, or only what it was denied."""
         await self._engine.network.told()
         return self._outward.flows(id, after=after, limit=limit, denied=denied)
+
+    async def follow_flows(self, id: str, *, after: int, denied: bool) -> AsyncGenerator[Flow, None]:
+        """The same, and then what comes, until the sandbox is removed."""
+        with self._outward.following(id) as feed:
+            while True:
+                if (flows := feed.take()) is None:
+                    page: int | None = after
+                    while page is not None:
+                        found = await self.flows(id, after=page, limit=FLOWS, denied=denied)
+                        for flow in found.flows:
+                            yield flow
+                            after = flow.seq
+                        page = found.next
+                    continue
+                for flow in flows:
+                    if flow.seq > after and (not denied or flow.verdict is Verdict.DENIED):
+                        yield flow
+                if flows:
+                    continue
+                if feed.ended:
+                    return
+                try:
+                    async with asyncio.timeout(LOOK_AGAIN):
+                        await feed.news.wait()
+                except TimeoutError:
+                    # What has ended by itself is told to those who ask.
+                    await self._engine.network.told()
 
     async def proposal(self, id: str) -> EgressPolicy | None:
         """The smallest policy that would have allowed what was used under one that learns."""

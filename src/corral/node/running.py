@@ -17,6 +17,7 @@ from corral.node.idler import Idler
 from corral.node.interface import BoxSpec
 from corral.node.link import Link
 from corral.node.processes import Defaults, ProcessBook
+from corral.node.told_inside import ToldInside
 from corral.schema.egress import EgressPolicy
 
 OnEvent = Callable[[str, str, Mapping[str, Any]], None]
@@ -59,6 +60,7 @@ class Running:
         # The end of the link is the first sign of a sandbox's end. Why it ended is known a moment later; only then, in `close`, callers who wait are told.
         self.link.on_end = lambda _error: hooks.on_silence(spec.id)
         self.files = Files(self.link, self.guest.processes.next_channel, user=self.guest.defaults.user, workdir=self.guest.defaults.workdir)
+        self.denials = ToldInside(self.files)
         self._idler = self._make_idler(hooks) if freeze else None
         box.on_detach = lambda: self._rest(thaw=False)
 
@@ -98,7 +100,8 @@ class Running:
         return self.guest.processes
 
     def _rest(self, *, thaw: bool) -> None:
-        """No more freezing and waking."""
+        """No more freezing and waking, and nothing more is told inside."""
+        self.denials.close()
         if (idler := self._idler) is not None:
             self._idler = None
             idler.stop(thaw=thaw)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any, Literal
 
+from corral.errors import SandboxEnded
 from corral.schema.egress import Approval, Approvals, Decision, EgressPolicy, EgressView, Flow, Flows, KeptRule, KeptRules
 from corral.sdk import faults
+from corral.sdk._async import stream
 from corral.sdk._async.transport import Transport
 from corral.sdk.egress import Egress, policy
 
@@ -44,13 +47,13 @@ class SandboxEgress:
         found = (await self.view()).proposal
         return None if found is None else Egress(found)
 
-    def flows(self, *, after: int = 0) -> AsyncGenerator[Flow, None]:
-        """What it reached and tried to reach, oldest first, from after the flow with this `seq`."""
-        return self._pages("/flows", after)
+    def flows(self, *, after: int = 0, follow: bool = False) -> AsyncGenerator[Flow, None]:
+        """What it reached and tried to reach, oldest first, from after the flow with this `seq`. Followed, they go on until the sandbox is deleted, and none is lost or told twice."""
+        return self._follow("/flows", after) if follow else self._pages("/flows", after)
 
-    def denials(self, *, after: int = 0) -> AsyncGenerator[Flow, None]:
+    def denials(self, *, after: int = 0, follow: bool = False) -> AsyncGenerator[Flow, None]:
         """What was denied, with the reasons."""
-        return self._pages("/denials", after)
+        return self._follow("/denials", after) if follow else self._pages("/denials", after)
 
     async def approvals(self) -> list[Approval]:
         """Its connections that wait for a decision; `client.approvals` decides."""
@@ -63,6 +66,14 @@ class SandboxEgress:
             for flow in page.flows:
                 yield flow
             position = page.next
+
+    async def _follow(self, which: str, after: int) -> AsyncGenerator[Flow, None]:
+        async with aclosing(stream.follow(self._transport, self._path + which, {"after": after, "follow": True})) as parts:
+            try:
+                async for part in parts:
+                    yield faults.decode(Flow, part.data)
+            except SandboxEnded:
+                return
 
 
 class ApprovalList:

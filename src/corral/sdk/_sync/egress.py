@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Generator, Mapping
+from contextlib import closing
 from typing import Any, Literal
 
+from corral.errors import SandboxEnded
 from corral.schema.egress import Approval, Approvals, Decision, EgressPolicy, EgressView, Flow, Flows, KeptRule, KeptRules
 from corral.sdk import faults
+from corral.sdk._sync import stream
 from corral.sdk._sync.transport import Transport
 from corral.sdk.egress import Egress, policy
 
@@ -45,13 +48,13 @@ class SandboxEgress:
         found = (self.view()).proposal
         return None if found is None else Egress(found)
 
-    def flows(self, *, after: int = 0) -> Generator[Flow, None]:
-        """What it reached and tried to reach, oldest first, from after the flow with this `seq`."""
-        return self._pages("/flows", after)
+    def flows(self, *, after: int = 0, follow: bool = False) -> Generator[Flow, None]:
+        """What it reached and tried to reach, oldest first, from after the flow with this `seq`. Followed, they go on until the sandbox is deleted, and none is lost or told twice."""
+        return self._follow("/flows", after) if follow else self._pages("/flows", after)
 
-    def denials(self, *, after: int = 0) -> Generator[Flow, None]:
+    def denials(self, *, after: int = 0, follow: bool = False) -> Generator[Flow, None]:
         """What was denied, with the reasons."""
-        return self._pages("/denials", after)
+        return self._follow("/denials", after) if follow else self._pages("/denials", after)
 
     def approvals(self) -> list[Approval]:
         """Its connections that wait for a decision; `client.approvals` decides."""
@@ -64,6 +67,14 @@ class SandboxEgress:
             for flow in page.flows:
                 yield flow
             position = page.next
+
+    def _follow(self, which: str, after: int) -> Generator[Flow, None]:
+        with closing(stream.follow(self._transport, self._path + which, {"after": after, "follow": True})) as parts:
+            try:
+                for part in parts:
+                    yield faults.decode(Flow, part.data)
+            except SandboxEnded:
+                return
 
 
 class ApprovalList:
