@@ -45,7 +45,7 @@ from corral.control.shelf import Shelf
 from corral.control.snapshots import Snapshots
 from corral.control.volumes import Volumes
 from corral.errors import CorralError, SetupError, Unavailable
-from corral.facades.e2b.front import E2B
+from corral.facades.e2b.front import DOOR, E2B
 from corral.facades.e2b.tokens import Tokens
 from corral.places import Places
 from corral.preview import secret
@@ -156,7 +156,7 @@ class Application:
         self.services.history.start()
         self._ready.set()
 
-    async def open_edge(self, server: tuple[str, int], doors: Sequence[Door] = DOORS) -> None:
+    async def open_edge(self, server: tuple[str, int], doors: Sequence[Door] = (*DOORS, DOOR)) -> None:
         """Serve previews. `server`: where this application listens. Raises `SetupError` when the chosen port is taken."""
         settings = self._settings
         scheme, _, authority = (settings.edge_url or "").partition("://")

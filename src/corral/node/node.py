@@ -15,7 +15,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import AsyncGenerator, Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from corral.errors import CorralError, InvalidState, NotFound, SandboxEnded, Una
 from corral.ids import is_id
 from corral.images import Catalog, StoredImage
 from corral.net.authority import Authority
-from corral.node import rootfs, trust
+from corral.node import metadata, rootfs, trust
 from corral.node.box import RunscBox
 from corral.node.differences import Differences
 from corral.node.disks import PoolDisks
@@ -43,6 +43,7 @@ from corral.node.pool import default_size
 from corral.node.processes import ProcessBook
 from corral.node.running import Hooks, OnEvent, Running
 from corral.node.snapshots import Snapshots
+from corral.node.start import encoded
 from corral.node.volumes import Volumes
 from corral.places import Places
 from corral.schema.egress import Approval, Decision, EgressPolicy, Flow, Flows, Verdict
@@ -60,6 +61,9 @@ SILENCE = 5.0
 
 STILL = 3.0
 """Seconds for an agent's hello, after which it is taken to stand still."""
+
+_FILES_A_TIME = 200
+"""Files whose metadata is read before others have their turn."""
 
 log = structlog.get_logger(__name__)
 
@@ -378,6 +382,17 @@ class Node:
 
     def files(self, id: str) -> Files:
         return self._get(id).files
+
+    async def metadata(self, id: str, paths: Sequence[str]) -> list[dict[str, str]]:
+        """What clients attached to each of these files (absolute paths)."""
+        root, places = self._get(id).box.root, [encoded(path) for path in paths]
+        if len(places) <= _FILES_A_TIME:
+            return metadata.read(root, places)
+        return await asyncio.to_thread(metadata.read, root, places)
+
+    def set_metadata(self, id: str, path: str, values: Mapping[str, str]) -> None:
+        """Attach these words to a file that was just written, and no others."""
+        metadata.write(self._get(id).box.root, encoded(path), values)
 
     async def ports(self, id: str) -> list[messages.ListeningPort]:
         return await self._get(id).guest.ports()

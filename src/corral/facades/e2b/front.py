@@ -16,19 +16,32 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from corral.api.services import Services
 from corral.control.record import Record
+from corral.control.registry import Living
 from corral.control.roles import Actor
 from corral.errors import Unauthenticated
 from corral.facades.e2b import envd
-from corral.facades.e2b.envd.door import Door, not_found, port_closed
+from corral.facades.e2b.envd.desk import Desk, not_found, port_closed
 from corral.facades.e2b.refusal import Refused, answer, body
 from corral.facades.e2b.rest.call import Call, Endpoint
 from corral.facades.e2b.rest.routes import ROUTES
 from corral.facades.e2b.tokens import Tokens
+from corral.preview.doors import Door
+from corral.schema.account import Role
 from corral.schema.sandbox import State
 
 _HOST = re.compile(r"(\d{1,5})-(sb-[a-z2-7]{16})\.")
 _PATHS = ("/sandboxes", "/v2/", "/v3/", "/templates", "/snapshots", "/volumes", "/secrets", "/volumecontent/", "/events/", "/default-templates")
+_LEAST_WOKEN = 300.0
 _RUNNING = frozenset({State.RUNNING, State.FROZEN})
+
+DOOR = Door(
+    "e2b",
+    ports=frozenset({envd.PORT}),
+    sandbox_header="e2b-sandbox-id",
+    port_header="e2b-sandbox-port",
+    token_header="e2b-traffic-access-token",  # noqa: S106 (a name)
+)
+"""What comes here of the requests to where previews are: the ports answered outside the sandboxes, and E2B's names for what previews know by others."""
 
 PortHandler = Callable[[Request, Record], Awaitable[Response]]
 """Answers what is asked of one port of a running sandbox, in place of the sandbox. Raises `Refused`."""
@@ -41,8 +54,8 @@ class E2B:
         self._native = native
         self._services = services
         self._tokens = tokens
-        self._door = Door(services, tokens)
-        self.ports: dict[int, PortHandler] = {envd.PORT: self._door.answer}
+        self._desk = Desk(services, tokens)
+        self.ports: dict[int, PortHandler] = {envd.PORT: self._desk.answer}
         """By port, what is answered outside the sandbox."""
         self._router = Router(routes=[Route(path, self._endpoint(endpoint), methods=[method]) for method, path, endpoint in ROUTES], redirect_slashes=False)
 
@@ -61,7 +74,7 @@ class E2B:
             await self._native(scope, receive, send)
 
     def close(self) -> None:
-        self._door.close()
+        self._desk.close()
 
     # ── sandboxes ──
 
@@ -80,11 +93,15 @@ class E2B:
     def _signed_for(self, request: Request) -> str:
         """The sandbox whose token signed this address: where all have one address, it does not say."""
         given = request.query_params.get("signature", "")
-        return next((record.id for record in self._services.sandboxes.records() if self._door.signed(request, record.id, given)), "")
+        return next((record.id for record in self._services.sandboxes.records() if self._desk.signed(request, record.id, given)), "")
 
     async def _inside(self, request: Request, id: str, port: int) -> Response:
         living = self._services.sandboxes.ledger.registry.get(id)
-        if living is None or living.reserved or living.record.state not in _RUNNING:
+        if living is None or living.reserved:
+            return not_found(id)
+        if living.record.state is State.PAUSED and living.record.facade.get("auto_resume"):
+            await self._wake(living)
+        if living.record.state not in _RUNNING:
             return not_found(id)
         handler = self.ports.get(port)
         if handler is None:
@@ -93,6 +110,13 @@ class E2B:
             return await handler(request, living.record)
         except Exception as error:
             return answer(error, self._services.meter)
+
+    async def _wake(self, living: Living) -> None:
+        """A request resumes it, for its timeout, and five minutes at least."""
+        sandboxes = self._services.sandboxes
+        await sandboxes.pauses.wake(living)
+        if living.record.deadline is not None:
+            await sandboxes.extend(Actor("traffic", living.record.project, Role.MEMBER), living.record.id, _LEAST_WOKEN)
 
     # ── control ──
 

@@ -31,11 +31,11 @@ class Tokens:
                     file.write(self._secret)
         return self._secret
 
-    def of(self, kind: Literal["envd", "traffic", "volume", "upload"], id: str) -> str:
-        """The token that opens this sandbox (its inside, or its ports), volume or place for an upload."""
+    def of(self, kind: Literal["envd", "volume", "upload"], id: str) -> str:
+        """The token that opens this sandbox (its inside), volume or place for an upload."""
         return hmac.new(self._key, f"{kind}\0{id}".encode(), hashlib.sha256).hexdigest()
 
-    def matches(self, given: str | None, kind: Literal["envd", "traffic", "volume", "upload"], id: str) -> bool:
+    def matches(self, given: str | None, kind: Literal["envd", "volume", "upload"], id: str) -> bool:
         return given is not None and hmac.compare_digest(given.encode(), self.of(kind, id).encode())
 
 

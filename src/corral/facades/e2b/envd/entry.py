@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import posixpath
 from collections.abc import Mapping
 
@@ -22,7 +23,13 @@ def permissions(kind: Kind, mode: int) -> str:
     return head + "".join(letter if mode >> (8 - place) & 1 else "-" for place, letter in enumerate("rwxrwxrwx"))
 
 
-async def described(inside: Inside, entry: Entry, metadata: Mapping[str, str] | None = None) -> Message:
+async def described(inside: Inside, *entries: Entry) -> list[Message]:
+    """These files, with what clients attached to them."""
+    attached = await inside.services.node.metadata(inside.record.id, [entry.path for entry in entries])
+    return await asyncio.gather(*(_described(inside, entry, metadata) for entry, metadata in zip(entries, attached, strict=True)))
+
+
+async def _described(inside: Inside, entry: Entry, metadata: Mapping[str, str]) -> Message:
     """A symbolic link is said to be of the type it leads to, and where that is."""
     kind, target = entry.type, None
     if kind is Kind.SYMLINK:
@@ -41,7 +48,7 @@ async def described(inside: Inside, entry: Entry, metadata: Mapping[str, str] | 
     if target is not None:
         shown["symlinkTarget"] = target
     if metadata:
-        shown["metadata"] = dict(metadata)
+        shown["metadata"] = metadata
     return shown
 
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from corral import errors
 from corral.api.body import pieces
 from corral.api.files import send
+from corral.facades.e2b.envd.connect import Message
 from corral.facades.e2b.envd.multipart import Parts
 from corral.facades.e2b.inside import Inside, UnknownUser, at
 from corral.facades.e2b.refusal import JSON, Refused, answer, body
@@ -20,6 +21,8 @@ from corral.schema.file import Entry, Kind
 
 _PIECE = 256 << 10
 _METADATA = "x-metadata-"
+_LONGEST_NAME = 246
+"""What is left of 255 behind `user.e2b.`."""
 
 
 async def download(request: Request, inside: Inside) -> Response:
@@ -46,14 +49,17 @@ async def download(request: Request, inside: Inside) -> Response:
 async def upload(request: Request, inside: Inside) -> Response:
     """Write one file (`path`), or several: then each part's file name is its path."""
     try:
-        if given_metadata(request.headers):
-            raise Refused(400, "metadata of files can't be kept here")
-        written = [entry async for entry in _written(request, inside)]
+        metadata = given_metadata(request.headers)
+        written: list[Message] = []
+        async for entry in _written(request, inside):
+            inside.services.node.set_metadata(inside.record.id, entry.path, metadata)
+            told = {"metadata": metadata} if metadata else {}
+            written.append({"path": entry.path, "name": entry.name, "type": "file", **told})
     except UnknownUser as error:
         return body(401, str(error))
     except Exception as error:
         return answer(error, inside.services.meter)
-    return Response(json.dumps([{"path": entry.path, "name": entry.name, "type": "file"} for entry in written]), media_type=JSON)
+    return Response(json.dumps(written), media_type=JSON)
 
 
 async def _written(request: Request, inside: Inside) -> AsyncIterator[Entry]:
@@ -89,7 +95,11 @@ async def _write(inside: Inside, path: str, content: AsyncIterator[bytes]) -> En
 
 def given_metadata(headers: Mapping[str, str]) -> dict[str, str]:
     """What `X-Metadata-…` headers say of a file."""
-    return {name[len(_METADATA) :]: value for name, value in headers.items() if name.startswith(_METADATA)}
+    given = {name[len(_METADATA) :]: value for name, value in headers.items() if name.startswith(_METADATA)}
+    for name, value in given.items():
+        if not name or len(name) > _LONGEST_NAME or not (value.isascii() and value.isprintable()):
+            raise Refused(400, f"metadata {name[:80]!r}: names have 1 to {_LONGEST_NAME} characters, values are printable ASCII")
+    return given
 
 
 async def _counted(inside: Inside, content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

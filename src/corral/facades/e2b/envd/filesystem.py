@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import posixpath
 
 from starlette.requests import Request
@@ -73,7 +72,7 @@ async def list_dir(request: Request, inside: Inside) -> Response:
             if not page.more:
                 break
             after = page.entries[-1].path
-        return {"entries": await asyncio.gather(*(described(inside, entry) for entry in entries))}
+        return {"entries": await described(inside, *entries)}
 
     return await unary(request, call)
 
@@ -93,7 +92,7 @@ def _mkdir(path: str, inside: Inside) -> Mkdir:
 
 async def _entry(inside: Inside, path: str) -> Message:
     try:
-        return await described(inside, await inside.files.stat(at(path)))
+        return (await described(inside, await inside.files.stat(at(path))))[0]
     except (errors.FileNotFound, errors.NotADirectory):
         raise RpcError(Code.NOT_FOUND, f"file not found: {path}") from None
 

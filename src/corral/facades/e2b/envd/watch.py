@@ -7,6 +7,7 @@ import posixpath
 import secrets
 from collections import deque
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
@@ -24,6 +25,8 @@ KEPT = 10_000
 """Events a watcher keeps for who asks for them; the oldest go first."""
 UNASKED = 3600.0
 """Seconds after which a watcher that nobody asks is removed."""
+PATIENCE = 0.1
+"""Seconds that an asker waits for a change when there is none yet."""
 WATCHERS = 256
 """Watchers of one sandbox; a client that has more forgets to remove them."""
 _TYPES = {"create": "EVENT_TYPE_CREATE", "write": "EVENT_TYPE_WRITE", "remove": "EVENT_TYPE_REMOVE", "rename": "EVENT_TYPE_RENAME", "chmod": "EVENT_TYPE_CHMOD"}
@@ -36,6 +39,7 @@ class Watcher:
     sandbox: str
     task: asyncio.Task[None] | None = None
     events: deque[Message] = field(default_factory=lambda: deque[Message](maxlen=KEPT))
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
     failure: Exception | None = None
     forget: asyncio.TimerHandle | None = None
 
@@ -66,6 +70,12 @@ class Watchers:
         async def call(message: Message) -> Message:
             name, watcher = self._find(inside, message)
             self._asked(name, watcher)
+            if not watcher.events and watcher.failure is None:
+                # What was done just before the question may still be on its way.
+                watcher.changed.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(PATIENCE):
+                        await watcher.changed.wait()
             if not watcher.events and watcher.failure is not None:
                 raise watcher.failure
             events = list(watcher.events)
@@ -139,8 +149,10 @@ async def _collect(inside: Inside, watcher: Watcher, watching: Watching, top: st
     try:
         async for _, event in watching:
             watcher.events.extend(await _told(inside, event, top, entries=entries))
-    except errors.CorralError as error:
+            watcher.changed.set()
+    except (errors.CorralError, RpcError) as error:
         watcher.failure = error
+        watcher.changed.set()
     finally:
         await watching.aclose()
 
@@ -159,7 +171,7 @@ async def _event(inside: Inside, kind: str, path: str, top: str, *, entries: boo
     shown: Message = {"name": posixpath.relpath(path, top), "type": kind}
     if entries and kind not in (_TYPES["remove"], _TYPES["rename"]):
         try:
-            shown["entry"] = await described(inside, await inside.files.stat(at(path)))
+            shown["entry"] = (await described(inside, await inside.files.stat(at(path))))[0]
         except (errors.FileNotFound, errors.NotADirectory):
             pass  # gone again
     return shown

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from starlette.requests import Request
@@ -19,6 +19,7 @@ from corral.control.roles import Actor
 from corral.errors import NotFound, SandboxEnded
 from corral.facades.e2b.body import Body
 from corral.facades.e2b.refusal import JSON, Refused
+from corral.facades.e2b.rest.shown import access
 from corral.facades.e2b.tokens import Tokens
 
 _LIMIT = 4 << 20
@@ -72,6 +73,11 @@ class Call:
         if living is None:
             raise missing(id)
         return living.record
+
+
+async def shown_access(call: Call, record: Record) -> dict[str, Any]:
+    """What a client needs to reach it."""
+    return access(record, call.tokens, call.domain, await call.services.previews.token(record.project, record.id))
 
 
 def missing(id: str) -> Refused:

@@ -10,10 +10,10 @@ from corral.control.roles import Permission
 from corral.facades.e2b.body import Body
 from corral.facades.e2b.network import Egress, policy
 from corral.facades.e2b.refusal import Refused
-from corral.facades.e2b.rest.call import Call, living, told
+from corral.facades.e2b.rest.call import Call, living, shown_access, told
 from corral.facades.e2b.rest.sandboxes import LEAST
-from corral.facades.e2b.rest.shown import access, state
-from corral.schema.sandbox import SandboxUpdate
+from corral.facades.e2b.rest.shown import state
+from corral.schema.sandbox import SandboxUpdate, State
 
 _LEAST_RESUMED = 300
 
@@ -75,7 +75,7 @@ async def connect(call: Call) -> Response:
     if state(record) == "running":
         if wanted.timeout is not None:
             await living(record.id, call.services.sandboxes.extend(call.actor, record.id, seconds))
-        return told(access(record, call.tokens, call.domain))
+        return told(await shown_access(call, record))
     return await _resumed(call, record, seconds)
 
 
@@ -90,9 +90,10 @@ async def resume(call: Call) -> Response:
 
 async def _resumed(call: Call, record: Record, seconds: float) -> Response:
     sandboxes = call.services.sandboxes
-    await living(record.id, sandboxes.start(call.actor, record.id))
+    going_on = sandboxes.pauses.resume if record.state is State.PAUSED else sandboxes.start
+    await living(record.id, going_on(call.actor, record.id))
     record = await living(record.id, sandboxes.update(call.actor, record.id, _until(seconds)))
-    return told(access(record, call.tokens, call.domain), 201)
+    return told(await shown_access(call, record), 201)
 
 
 async def pause(call: Call) -> Response:
@@ -101,9 +102,9 @@ async def pause(call: Call) -> Response:
     record = await call.sandbox()
     if state(record) == "paused":
         raise Refused(409, f"Sandbox {record.id} is already paused")
-    if wanted.memory is not False:
-        raise Refused(400, "memory can't be kept here; pause with the files only (memory: false)")
-    await living(record.id, call.services.sandboxes.stop(call.actor, record.id))
+    sandboxes = call.services.sandboxes
+    end = sandboxes.stop if wanted.memory is False else sandboxes.pauses.pause
+    await living(record.id, end(call.actor, record.id))
     return Response(status_code=204)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from corral.facades.e2b.rest import lives, look, sandboxes
+from corral.facades.e2b.rest import lives, look, sandboxes, snapshots, templates
 from corral.facades.e2b.rest.call import Endpoint
 
 ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
@@ -23,4 +23,7 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/sandboxes/{sandbox}/metrics", look.metrics),
     ("GET", "/sandboxes/{sandbox}/logs", look.logs),
     ("GET", "/v2/sandboxes/{sandbox}/logs", look.logs_v2),
+    ("POST", "/sandboxes/{sandbox}/snapshots", snapshots.create),
+    ("GET", "/snapshots", snapshots.listing),
+    ("DELETE", "/templates/{template}", templates.delete),
 )

@@ -20,8 +20,8 @@ from corral.errors import ImageNotFound
 from corral.facades.e2b.body import Body
 from corral.facades.e2b.network import Network, policy
 from corral.facades.e2b.refusal import Refused
-from corral.facades.e2b.rest.call import Call, living, told
-from corral.facades.e2b.rest.shown import access, detail, listed, state
+from corral.facades.e2b.rest.call import Call, living, shown_access, told
+from corral.facades.e2b.rest.shown import detail, listed, state
 from corral.schema.sandbox import SandboxCreate, State
 from corral.schema.volume import VolumeMount
 
@@ -90,7 +90,7 @@ async def _create(call: Call, *, timeout: int, secure: bool) -> Response:
     except ImageNotFound:
         raise Refused(404, f"template '{wanted.template_id[:200]}' not found") from None
     record = await call.sandbox(json.loads(answer.body)["id"])
-    return told(access(record, call.tokens, call.domain), 201)
+    return told(await shown_access(call, record), 201)
 
 
 def _kept(record: Record) -> Answer:
@@ -101,6 +101,8 @@ def _kept(record: Record) -> Answer:
 def _native(wanted: NewSandbox, timeout: int) -> SandboxCreate:
     if wanted.iam:
         raise Refused(400, "iam: sandboxes have no workload identity here; put secrets into the headers of network rules instead")
+    if wanted.network is not None and wanted.network.mask_request_host is not None:
+        raise Refused(400, "maskRequestHost: the Host that a server inside is told can be set for single ports only (PUT /v1/sandboxes/{id}/previews/{port})")
     given = timeout if wanted.timeout is None else wanted.timeout
     closed = wanted.network is not None or wanted.allow_internet_access is not None
     return SandboxCreate.model_validate(
@@ -111,6 +113,7 @@ def _native(wanted: NewSandbox, timeout: int) -> SandboxCreate:
             "env": wanted.env_vars or {},
             "tags": wanted.metadata or {},
             "volumes": {mount.path: VolumeMount(volume=mount.name) for mount in wanted.volume_mounts or []},
+            "public_ports": "all" if wanted.network is None or wanted.network.allow_public_traffic is not False else [],
             "egress": policy(wanted.network or Network(), internet=wanted.allow_internet_access) if closed else None,
         }
     )
@@ -123,7 +126,7 @@ def on_timeout(wanted: NewSandbox) -> Any:
             raise Refused(400, "autoResume: only a sandbox that is paused at its deadline can be resumed; set autoPause too")
         return "terminate"
     if wanted.auto_pause_memory is not False:
-        raise Refused(400, "autoPause: memory can't be kept here; pause with the files only (autoPauseMemory: false)")
+        return "pause"
     if wanted.resumes:
         raise Refused(400, "autoResume: a sandbox paused without its memory is not resumed by traffic; connect to it")
     return "stop"

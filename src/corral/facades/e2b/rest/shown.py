@@ -25,8 +25,8 @@ def state(record: Record) -> str:
     return "paused" if record.state in _PAUSED else "running"
 
 
-def access(record: Record, tokens: Tokens, domain: str | None) -> dict[str, Any]:
-    """The answer to who creates or connects to one: where it is, and the token that opens it."""
+def access(record: Record, tokens: Tokens, domain: str | None, traffic: str) -> dict[str, Any]:
+    """The answer to who creates or connects to one: where it is, and the tokens that open it. `traffic`: the one for its ports."""
     shown: dict[str, Any] = {
         "templateID": record.image_id,
         "alias": record.image,
@@ -38,7 +38,7 @@ def access(record: Record, tokens: Tokens, domain: str | None) -> dict[str, Any]
     if record.facade.get("secure", True):
         shown["envdAccessToken"] = tokens.of("envd", record.id)
     if _closed(record):
-        shown["trafficAccessToken"] = tokens.of("traffic", record.id)
+        shown["trafficAccessToken"] = traffic
     return shown
 
 

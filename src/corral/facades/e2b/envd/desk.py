@@ -1,4 +1,4 @@
-"""The door of a sandbox: who may come in, and which call is meant."""
+"""What answers at port 49983: who may come in, and which call is meant."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PREFLIGHT = {**_CORS, "Access-Control-Allow-Methods": "GET, POST, HEAD, OPTIONS
 # Browsers send files to signed addresses; what is open to them is what the token or signature opens.
 
 
-class Door:
+class Desk:
     """Answers what a client asks of port 49983 of any sandbox."""
 
     def __init__(self, services: Services, tokens: Tokens) -> None:
