@@ -69,12 +69,15 @@ class Table:
 
     def find(self, head: Request) -> Target:
         """Raises `BadHead` for a Host or header that names nothing."""
+        # The host first: what a page of one sandbox asks its own host for never reaches another.
+        if (label := self._label(head)) is not None and (preview := _LABEL.match(label)):
+            return self._port(preview[2], preview[1], By.HOST)
         if head.path.startswith(PATH_PREFIX) and (target := self._by_path(head)) is not None:
             return target
         for sandbox, port in (("corral-sandbox", "corral-port"), *((door.sandbox_header, door.port_header) for door in self.doors)):
             if sandbox is not None and port is not None and sandbox.encode() in head.names:
                 return self._by_header(head, sandbox.encode(), port.encode())
-        return self._by_host(head)
+        return self._door(label, head)
 
     def token_headers(self) -> tuple[bytes, ...]:
         return (b"corral-token", *(door.token_header.encode() for door in self.doors if door.token_header))
@@ -96,23 +99,24 @@ class Table:
             raise BadHead(400, f"the headers {sandbox.decode()} and {port.decode()} are needed, each once")
         return self._port(given[0], given[1], By.HEADER)
 
-    def _by_host(self, head: Request) -> Target:
+    def _label(self, head: Request) -> bytes | None:
+        """What stands before the domain in the Host; None when it is another's."""
         found = _HOST.match(head.host.lower())
         if found is None:
             raise BadHead(400, "the Host is malformed")
         name = found[1].removesuffix(b".")
         for domain in self.domains:
             end = domain.encode()
-            if name != end and not name.endswith(b"." + end):
-                continue
-            label = name[: -len(end)].removesuffix(b".")
-            if door := next((door for door in self.doors if label.decode() in door.hosts), None):
-                return Target(None, 0, By.HOST, door.name)
-            if preview := _LABEL.match(label):
-                return self._port(preview[2], preview[1], By.HOST)
-            break
+            if name == end or name.endswith(b"." + end):
+                return name[: -len(end)].removesuffix(b".")
+        return None
+
+    def _door(self, label: bytes | None, head: Request) -> Target:
+        if label is not None and (door := next((door for door in self.doors if label.decode() in door.hosts), None)):
+            return Target(None, 0, By.HOST, door.name)
         hint = " or ".join(f"{{port}}-{{sandbox}}.{domain}" for domain in self.domains)
-        raise BadHead(404, f"the host {name.decode()} is none of this server's: previews are at {hint}", code="not_found")
+        host = head.host.decode("latin-1")
+        raise BadHead(404, f"the host {host} is none of this server's: previews are at {hint}", code="not_found")
 
     def _port(self, sandbox: bytes, port: bytes, by: By, *, base: bytes = b"", tunnel: bool = False) -> Target:
         if _ID.match(sandbox) is None or not port.isdigit() or not 1 <= int(port[:6]) <= 65_535:
