@@ -67,11 +67,7 @@ func (g *taskGovernor) check() (near bool) {
 
 // largestGroup is the process group with the most processes.
 func largestGroup() (largest int) {
-	text, err := readAt(box, "cgroup.procs")
-	if err != nil {
-		logf("cgroup.procs: %v", err)
-	}
-	sizes := processGroups(parsePIDs(text))
+	sizes := processGroups(pidsOf(box))
 	for group, size := range sizes {
 		if size > sizes[largest] {
 			largest = group

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -81,17 +80,6 @@ func writeAt(dir int, name, text string) error {
 	return err
 }
 
-func readAt(dir int, name string) (string, error) {
-	fd, err := syscall.Openat(dir, name, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
-	if err != nil {
-		return "", err
-	}
-	f := os.NewFile(uintptr(fd), name)
-	defer f.Close()
-	text, err := io.ReadAll(f)
-	return string(text), err
-}
-
 // taskCount is the number of tasks (threads) in the sandbox but the agent's.
 func taskCount() (int, error) {
 	var b [32]byte
@@ -154,12 +142,12 @@ func (s *groupStore) take() (*treeGroup, error) {
 	return &treeGroup{dir, tasks}, nil
 }
 
-// give takes a group back.
-func (s *groupStore) give(g *treeGroup) {
+// give takes a group back; empty when it is known to be.
+func (s *groupStore) give(g *treeGroup, empty bool) {
 	if g == nil {
 		return
 	}
-	empty := len(g.pids()) == 0
+	empty = empty || len(g.pids()) == 0
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if empty {
@@ -177,21 +165,20 @@ func (g *treeGroup) enter() error {
 	if g == nil {
 		return nil
 	}
-	_, err := syscall.Pwrite(g.tasks, []byte("0"), 0)
-	return err
+	return briefWriteAt(g.tasks, "0", 0)
 }
 
 // pids lists the processes of the group. A spawner stays in the group it entered last; the agent itself is never listed.
 func (g *treeGroup) pids() (pids []int) {
-	text, err := readAt(g.dir, "cgroup.procs")
+	return pidsOf(g.dir)
+}
+
+// pidsOf lists the processes of a group, without the agent.
+func pidsOf(dir int) (pids []int) {
+	text, err := briefReadFile(dir, "cgroup.procs")
 	if err != nil {
 		logf("cgroup.procs: %v", err)
 	}
-	return parsePIDs(text)
-}
-
-// parsePIDs reads a list of processes, without the agent.
-func parsePIDs(text string) (pids []int) {
 	for _, line := range strings.Fields(text) {
 		if pid, err := strconv.Atoi(line); err == nil && pid != selfPID {
 			pids = append(pids, pid)

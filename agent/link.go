@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
-	"io"
 	"os"
 	"runtime/debug"
 	"sync"
@@ -53,11 +52,18 @@ func newLink(fd int, name string, ops map[string]operation) (*link, error) {
 func (l *link) serve() error {
 	packet := make([]byte, frameLimit+1)
 	for {
-		n, err := l.socket.Read(packet)
-		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+		var n int
+		var err error
+		wait := l.raw.Read(func(fd uintptr) bool {
+			n, err = briefRead(fd, packet)
+			return err != syscall.EAGAIN
+		})
+		switch {
+		case wait != nil:
+			return wait
+		case err == syscall.ECONNRESET || err == nil && n == 0:
 			return nil
-		}
-		if err != nil {
+		case err != nil:
 			return err
 		}
 		if err := l.take(packet[:n]); err != nil {
@@ -220,7 +226,7 @@ func (l *link) write(h header, payload []byte) error {
 	var errno syscall.Errno
 	err := l.raw.Write(func(fd uintptr) bool {
 		for {
-			_, _, errno = syscall.Syscall(syscall.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&parts[0])), uintptr(count))
+			_, _, errno = syscall.RawSyscall(syscall.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&parts[0])), uintptr(count))
 			if errno != syscall.EINTR {
 				return errno != syscall.EAGAIN
 			}

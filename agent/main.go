@@ -26,6 +26,12 @@ var (
 
 	// links are descriptors 0 and 1.
 	links []*link
+
+	// heart tells what lives.
+	heart *pulse
+
+	// agentIsPlainRoot: what it starts as root needs no other identity.
+	agentIsPlainRoot = isPlainRoot()
 )
 
 // controlOps are the requests of descriptor 0, relayOps those of descriptor 1. Both know hello.
@@ -113,7 +119,7 @@ func serve() error {
 		return err
 	}
 	links = []*link{control, relay}
-	heart := newPulse(control)
+	heart = newPulse(control)
 	control.greeted = heart.repeat
 	go children.run()
 	go heart.run()
@@ -130,6 +136,16 @@ func tune() {
 	// One processor does everything: a thread more to wake for each event costs more than it gains, and system calls run beside it anyway.
 	runtime.GOMAXPROCS(1)
 	debug.SetGCPercent(50)
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err == nil {
+		files.Cur = min(openFiles, files.Max)
+		_ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &files) // never more than before
+	}
 	// Signals that would end the agent, and the sandbox with it. They are caught, not ignored: ignoring would be inherited by every process.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGPIPE)
+}
+
+func isPlainRoot() bool {
+	groups, err := syscall.Getgroups()
+	return err == nil && len(groups) == 0 && syscall.Getuid() == 0 && syscall.Getgid() == 0
 }

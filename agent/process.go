@@ -122,16 +122,14 @@ func newCommand(args *startArgs) (*command, error) {
 
 // spawn starts the command with these descriptors as 0, 1, 2. Descriptor 0 becomes its terminal if asked.
 func (c *command) spawn(g *treeGroup, files [3]uintptr, terminal bool) (int, error) {
-	pid, err := spawnerFor(c.who.uid).spawn(g, c.program, c.argv, &syscall.ProcAttr{
-		Dir:   c.cwd,
-		Env:   c.env,
-		Files: files[:],
-		Sys: &syscall.SysProcAttr{
-			Setsid:     true,
-			Setctty:    terminal,
-			Credential: &syscall.Credential{Uid: c.who.uid, Gid: c.who.gid, Groups: c.who.groups},
-		},
-	})
+	p, err := newProgram(c.program, c.argv, c.env, c.cwd, files)
+	if err != nil {
+		return 0, c.explain(err)
+	}
+	p.terminal = terminal
+	p.uid, p.gid, p.groups = c.who.uid, c.who.gid, c.who.groups
+	p.identity = !agentIsPlainRoot || p.uid != 0 || p.gid != 0 || len(p.groups) > 0
+	pid, err := spawnerFor(c.who.uid).spawn(g, p)
 	return pid, c.explain(err)
 }
 
@@ -176,7 +174,7 @@ func (p *process) start(args *startArgs) error {
 	d.closeChild()
 	if err != nil {
 		d.closeOurs()
-		groups.give(p.group)
+		groups.give(p.group, false)
 		return err
 	}
 	running.add(p)
@@ -224,6 +222,7 @@ func (p *process) drained() {
 	last := p.pending == 0
 	p.mu.Unlock()
 	if last {
+		heart.settle()
 		p.channel.announce(p.exitEvent())
 	}
 }
@@ -249,8 +248,15 @@ func seconds(t syscall.Timeval) float64 { return float64(t.Sec) + float64(t.Usec
 
 // abandon kills the process with everything it started and stops moving its bytes.
 func (p *process) abandon() {
-	if err := p.signalTree(syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
-		logf("%s: %v", p.id, err)
+	p.mu.Lock()
+	ended := p.status != nil
+	p.mu.Unlock()
+	// Since it was started nothing may live on at all, which is known without looking.
+	gone := ended && !children.isLiving()
+	if !gone {
+		if err := p.signalTree(syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			logf("%s: %v", p.id, err)
+		}
 	}
 	for _, s := range p.sources {
 		s.file.Close()
@@ -259,7 +265,7 @@ func (p *process) abandon() {
 		p.input.Close()
 	}
 	running.remove(p)
-	groups.give(p.group)
+	groups.give(p.group, gone)
 }
 
 // runningSet are the processes of open channels.

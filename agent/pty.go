@@ -48,7 +48,7 @@ func openDescriptors(args *startArgs, who *account) (*descriptors, error) {
 // pipe returns the child's blocking end and ours, from which the runtime waits without a thread.
 func pipe(output bool) (inner int, outer *os.File, err error) {
 	var ends [2]int
-	if err := syscall.Pipe2(ends[:], syscall.O_CLOEXEC); err != nil {
+	if err := syscall.Pipe2(ends[:], syscall.O_CLOEXEC|syscall.O_NONBLOCK); err != nil {
 		return 0, nil, failed(err, "")
 	}
 	ours := ends[0]
@@ -56,10 +56,10 @@ func pipe(output bool) (inner int, outer *os.File, err error) {
 	if !output {
 		ours, inner = inner, ours
 	}
-	if err := syscall.SetNonblock(ours, true); err != nil {
-		syscall.Close(ours)
-		syscall.Close(inner)
-		return 0, nil, failed(err, "")
+	if _, _, errno := syscall.RawSyscall(syscall.SYS_FCNTL, uintptr(inner), syscall.F_SETFL, 0); errno != 0 {
+		briefClose(ours)
+		briefClose(inner)
+		return 0, nil, failed(errno, "")
 	}
 	return inner, os.NewFile(uintptr(ours), "pipe"), nil
 }
@@ -110,7 +110,7 @@ func newTerminal(size terminalSize) (master *os.File, slave int, err error) {
 
 func (d *descriptors) closeChild() {
 	for _, fd := range d.inner {
-		syscall.Close(fd)
+		briefClose(fd)
 	}
 	d.inner = nil
 }

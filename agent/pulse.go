@@ -54,6 +54,11 @@ func (p *pulse) run() {
 		select {
 		case <-children.changed:
 			wait = firstPulse
+			if !children.isLiving() {
+				p.settle()
+				timer.Stop() // until the next start
+				continue
+			}
 		case now := <-timer.C:
 			living := children.isLiving()
 			p.tellActivity(living)
@@ -76,6 +81,19 @@ func (p *pulse) run() {
 		}
 		timer.Reset(wait)
 	}
+}
+
+// settle tells at once that nothing lives any more, or that something outlives what has just ended. Afterwards the sandbox may be frozen at any
+// moment.
+func (p *pulse) settle() {
+	living := children.isLiving()
+	p.mu.Lock()
+	listening := len(p.open) > 0
+	p.mu.Unlock()
+	if !living && listening {
+		p.look()
+	}
+	p.tellActivity(living)
 }
 
 // worked tells whether processes have used the processor since the last time, as far as the kernel says.

@@ -72,6 +72,7 @@ const (
 	wExited  = 4
 	wNoWait  = 0x1000000
 	wAllKids = 0x40000000 // __WALL
+	wNoHang  = 1
 )
 
 // run never returns.
@@ -80,47 +81,81 @@ func (r *reaper) run() {
 		r.mu.Lock()
 		seen := r.starts
 		r.mu.Unlock()
-		// First only look, so that the pid stays taken until nobody can signal it any more.
-		var info [16]uint64 // siginfo_t; si_pid is its fifth int
-		_, _, errno := syscall.Syscall6(syscall.SYS_WAITID, pAll, 0, uintptr(unsafe.Pointer(&info)), wExited|wNoWait|wAllKids, 0, 0)
+		pid, errno := look(0)
+		if errno == 0 && r.collect(pid, seen) {
+			errno = syscall.ECHILD
+		}
 		switch errno {
-		case 0:
-			r.collect(int(*(*int32)(unsafe.Pointer(&info[2]))))
+		case 0, syscall.EINTR:
 		case syscall.ECHILD:
+			r.childless(seen)
 			r.mu.Lock()
-			if r.living && r.starting == 0 && r.starts == seen {
-				r.living = false
-				r.notify()
-			}
 			for r.starts == seen {
 				r.born.Wait()
 			}
 			r.mu.Unlock()
-		case syscall.EINTR:
 		default:
 			logf("waitid: %v", errno)
 		}
 	}
 }
 
-func (r *reaper) collect(pid int) {
+// look waits for a child that has ended and leaves it there, so that its pid stays taken until nobody can signal it any more.
+// With wNoHang it does not wait, and returns 0 when all children live.
+func look(flags uintptr) (pid int, errno syscall.Errno) {
+	var info [16]uint64 // siginfo_t; si_pid is its fourth int
+	wait := syscall.Syscall6
+	if flags&wNoHang != 0 {
+		wait = syscall.RawSyscall6
+	}
+	_, _, errno = wait(syscall.SYS_WAITID, pAll, 0, uintptr(unsafe.Pointer(&info)), wExited|wNoWait|wAllKids|flags, 0, 0)
+	return int(*(*int32)(unsafe.Pointer(&info[2]))), errno
+}
+
+// childless notes that there were no children when so many starts were over.
+func (r *reaper) childless(seen int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.living && r.starting == 0 && r.starts == seen {
+		r.living = false
+		r.notify()
+	}
+}
+
+// collect takes a child that has ended. It tells whether there are no others, if it knows.
+func (r *reaper) collect(pid, seen int) (alone bool) {
+	c, e := r.take(pid)
+	if c == nil {
+		return false
+	}
+	// Whoever is told of the end wants to know whether anything lives on.
+	if _, errno := look(wNoHang); errno == syscall.ECHILD {
+		r.childless(seen)
+		alone = true
+	}
+	go c.ended(e)
+	return alone
+}
+
+// take reaps a child and returns it, or nil when it is nobody's or not registered yet.
+func (r *reaper) take(pid int) (*child, end) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var e end
-	got, err := syscall.Wait4(pid, &e.status, syscall.WNOHANG|wAllKids, &e.usage)
-	if err != nil || got != pid {
-		return // a failed start took it itself
+	got, _, errno := syscall.RawSyscall6(syscall.SYS_WAIT4, uintptr(pid), uintptr(unsafe.Pointer(&e.status)), syscall.WNOHANG|wAllKids, uintptr(unsafe.Pointer(&e.usage)), 0, 0)
+	if errno != 0 || int(got) != pid {
+		return nil, e // a failed start took it itself
 	}
 	c := r.byPID[pid]
 	if c == nil {
 		if r.starting > 0 {
 			r.early[pid] = e
 		}
-		return
+		return nil, e
 	}
 	delete(r.byPID, pid)
 	c.alive = false
-	go c.ended(e)
+	return c, e
 }
 
 func (r *reaper) notify() {

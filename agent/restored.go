@@ -195,7 +195,7 @@ func runToEnd(program string, argv []string, until time.Time) (syscall.WaitStatu
 	if err != nil {
 		return 0, "", err
 	}
-	defer groups.give(group)
+	defer groups.give(group, false)
 	output, theirs, err := os.Pipe()
 	if err != nil {
 		return 0, "", err
@@ -204,8 +204,10 @@ func runToEnd(program string, argv []string, until time.Time) (syscall.WaitStatu
 	ended := make(chan end, 1)
 	c := &child{ended: func(e end) { ended <- e }}
 	fd := theirs.Fd() // blocking from here on, as programs expect
-	attr := &syscall.ProcAttr{Dir: "/", Env: env, Files: []uintptr{nullDevice, fd, fd}, Sys: &syscall.SysProcAttr{Setsid: true}}
-	err = children.start(c, func() (int, error) { return rootSpawner.spawn(group, program, argv, attr) })
+	p, err := newProgram(program, argv, env, "/", [3]uintptr{nullDevice, fd, fd})
+	if err == nil {
+		err = children.start(c, func() (int, error) { return rootSpawner.spawn(group, p) })
+	}
 	theirs.Close()
 	if err != nil {
 		return 0, "", err

@@ -95,13 +95,7 @@ func (s *source) widen(raw syscall.RawConn) {
 func (s *source) read(raw syscall.RawConn, piece []byte) (n int, err error) {
 	for {
 		wait := raw.Read(func(fd uintptr) bool {
-			for {
-				n, err = syscall.Read(int(fd), piece)
-				if err != syscall.EINTR {
-					break
-				}
-			}
-			if err != syscall.EAGAIN {
+			if n, err = briefRead(fd, piece); err != syscall.EAGAIN {
 				return true
 			}
 			if s.ended.Load() {

@@ -32,11 +32,11 @@ func (s *spawner) do(f func()) {
 	<-done
 }
 
-// spawn forks and executes, into a group. Go's fork is a vfork (CLONE_VFORK|CLONE_VM): its cost doesn't depend on the agent's size.
-func (s *spawner) spawn(g *treeGroup, program string, argv []string, attr *syscall.ProcAttr) (pid int, err error) {
+// spawn starts a program, in a group.
+func (s *spawner) spawn(g *treeGroup, p *program) (pid int, err error) {
 	s.do(func() {
 		if err = g.enter(); err == nil {
-			pid, err = syscall.ForkExec(program, argv, attr)
+			pid, err = p.start()
 		}
 	})
 	return pid, err

@@ -26,11 +26,14 @@ func startNothing(s *spawner) error {
 	if err != nil {
 		return err
 	}
-	defer groups.give(group)
+	defer groups.give(group, false)
 	ended := make(chan end, 1)
 	c := &child{ended: func(e end) { ended <- e }}
-	attr := &syscall.ProcAttr{Dir: "/", Files: []uintptr{nullDevice, nullDevice, nullDevice}, Sys: &syscall.SysProcAttr{Setsid: true}}
-	if err := children.start(c, func() (int, error) { return s.spawn(group, agentCopy, []string{nothingName}, attr) }); err != nil {
+	program, err := newProgram(agentCopy, []string{nothingName}, nil, "/", [3]uintptr{nullDevice, nullDevice, nullDevice})
+	if err != nil {
+		return err
+	}
+	if err := children.start(c, func() (int, error) { return s.spawn(group, program) }); err != nil {
 		return failed(err, nothingName)
 	}
 	if e := <-ended; !e.status.Exited() || e.status.ExitStatus() != 0 {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 
-from corral.node.idler import LONGEST_DOZE, QUIET, Idler
+from corral.node.idler import HASTY_QUIET, LONGEST_DOZE, QUIET, Crowd, Idler
 
 
 class Simulation:
@@ -21,7 +21,10 @@ class Simulation:
         self.processes = 0
         self.requests = 0
         self.awake_seconds = 0.0
-        self.idler = Idler(self, busy=lambda: self.requests > 0, processes=lambda: self.processes, clock=lambda: self.now, call_later=self.call_later)
+        self.crowd = Crowd(2)
+        self.idler = Idler(
+            self, busy=lambda: self.requests > 0, processes=lambda: self.processes, clock=lambda: self.now, call_later=self.call_later, crowd=self.crowd
+        )
 
     class Handle:
         def __init__(self, then: Callable[[], None]) -> None:
@@ -122,3 +125,29 @@ def test_stop_leaves_the_box_awake_and_undecided() -> None:
     sim.idler.stop()
     sim.advance(100)
     assert not sim.frozen
+
+
+def test_in_a_crowd_a_box_in_which_nothing_runs_freezes_sooner() -> None:
+    sim = Simulation()
+    sim.crowd.awake += 1000
+    sim.advance(QUIET)
+    sim.idler.touch()
+    sim.advance(QUIET + 2 * HASTY_QUIET)
+    assert sim.frozen
+    assert sim.crowd.awake == 1000
+
+
+def test_in_a_crowd_a_box_in_which_something_sleeps_keeps_its_time() -> None:
+    sim = Simulation()
+    sim.crowd.awake += 1000
+    sim.processes = 1
+    sim.advance(QUIET * 0.9)
+    assert not sim.frozen
+
+
+def test_a_box_leaves_the_crowd_once() -> None:
+    sim = Simulation()
+    assert sim.crowd.awake == 1
+    sim.idler.stop(thaw=False)
+    sim.idler.stop(thaw=False)
+    assert sim.crowd.awake == 0

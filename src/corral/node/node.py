@@ -34,6 +34,7 @@ from corral.node.disks import PoolDisks
 from corral.node.engine import EngineSettings, RunscEngine
 from corral.node.files import Files
 from corral.node.holder_client import HolderClient
+from corral.node.idler import Crowd
 from corral.node.interface import BoxSpec, Ended, ImageSpec, Moment, OnEnd, Timing
 from corral.node.network import Watcher
 from corral.node.nft import GATEWAY
@@ -106,6 +107,7 @@ class Node:
         self._pauses = Pauses(places, self._engine, self._disks, self.volumes)
         self._differences = Differences(places, self._disks, self.snapshots)
         self._running: dict[str, Running] = {}
+        self._crowd = Crowd(os.cpu_count() or 1)
         self._books: dict[str, ProcessBook] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._hooks = Hooks(on_event=lambda _id, _kind, _data: None, on_garbage=self._garbage, on_silence=self._silent)
@@ -312,7 +314,7 @@ class Node:
 
     def _enter(self, spec: BoxSpec, box: RunscBox, *, book: ProcessBook | None = None) -> Running:
         freeze = self._settings.freeze == "always" or (self._settings.freeze == "auto" and self._engine.burns_when_idle)
-        running = Running(spec, box, self._places.spool / spec.id, freeze=freeze, hooks=self._hooks, book=book)
+        running = Running(spec, box, self._places.spool / spec.id, crowd=self._crowd if freeze else None, hooks=self._hooks, book=book)
         self._running[spec.id] = running
         return running
 

@@ -13,7 +13,7 @@ from corral.node import trust
 from corral.node.box import RunscBox
 from corral.node.files import Files
 from corral.node.guest import Guest
-from corral.node.idler import Idler
+from corral.node.idler import Crowd, Idler
 from corral.node.interface import BoxSpec
 from corral.node.link import Link
 from corral.node.processes import Defaults, ProcessBook
@@ -39,9 +39,9 @@ class Hooks:
 
 
 class Running:
-    """Made for a claimed box. `freeze`: whether it is frozen while idle."""
+    """Made for a claimed box. It is frozen while idle, as one of `crowd`; never without."""
 
-    def __init__(self, spec: BoxSpec, box: RunscBox, spool: Path, *, freeze: bool, hooks: Hooks, book: ProcessBook | None = None) -> None:
+    def __init__(self, spec: BoxSpec, box: RunscBox, spool: Path, *, crowd: Crowd | None, hooks: Hooks, book: ProcessBook | None = None) -> None:
         self.spec = spec
         self.box = box
         self._used_at = self._held_until = time.monotonic()
@@ -61,7 +61,7 @@ class Running:
         self.link.on_end = lambda _error: hooks.on_silence(spec.id)
         self.files = Files(self.link, self.guest.processes.next_channel, user=self.guest.defaults.user, workdir=self.guest.defaults.workdir)
         self.denials = ToldInside(self.files)
-        self._idler = self._make_idler(hooks) if freeze else None
+        self._idler = None if crowd is None else self._make_idler(crowd, hooks)
         box.on_detach = lambda: self._rest(thaw=False)
 
     def trust(self, policy: EgressPolicy) -> None:
@@ -112,7 +112,7 @@ class Running:
         if self._idler is not None:
             self._idler.touch()
 
-    def _make_idler(self, hooks: Hooks) -> Idler:
+    def _make_idler(self, crowd: Crowd, hooks: Hooks) -> Idler:
         loop = asyncio.get_running_loop()
         return Idler(
             self.box,
@@ -120,6 +120,7 @@ class Running:
             processes=lambda: self.guest.alive + self.guest.processes.running,
             clock=loop.time,
             call_later=loop.call_later,
+            crowd=crowd,
             on_change=lambda: self._froze_or_thawed(hooks),
         )
 
