@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from typing import Literal
 
 from corral.code import lines, start
 from corral.code.lines import Line, Nonsense
 from corral.control.ports import Chunk, ProcessBook
-from corral.errors import CorralError, InvalidState, NotExecutable, NotFound, QuotaExceeded, Unavailable, Unsupported
+from corral.errors import CorralError, InvalidState, NotExecutable, NotFound, QuotaExceeded, SandboxEnded, Unavailable, Unsupported
 from corral.ids import is_id, new_id
 from corral.schema.code import CodeContext, CodeContextCreate, CodeRun
 from corral.schema.process import Process
@@ -45,6 +46,11 @@ class Contexts:
     async def default(self, sandbox: str, language: str) -> CodeContext:
         """The default context of a language; the first one to ask has it made."""
         return _described(await self._default(sandbox, language))
+
+    def warm(self, sandbox: str, languages: Sequence[str]) -> None:
+        """Have default contexts made, without waiting for them. What goes wrong is told to who asks for them."""
+        for language in languages:
+            self._begin(sandbox, language)
 
     async def execute(self, sandbox: str, wanted: CodeRun) -> Execution:
         """Have code executed when its turn has come. Follow its `events`; it goes on whether or not somebody does, until `stop`."""
@@ -94,6 +100,11 @@ class Contexts:
         return process
 
     async def _default(self, sandbox: str, language: str) -> Process:
+        made = self._begin(sandbox, language)
+        return made if isinstance(made, Process) else await asyncio.shield(made)
+
+    def _begin(self, sandbox: str, language: str) -> Process | asyncio.Task[Process]:
+        """The default context, or its making."""
         key = sandbox, language
         if (task := self._making.get(key)) is None:
             for process in self._running(sandbox):
@@ -101,7 +112,7 @@ class Contexts:
                     return process
             task = self._making[key] = asyncio.get_running_loop().create_task(self._start(sandbox, language, None, default=True))
             task.add_done_callback(lambda task: self._made(key, task))
-        return await asyncio.shield(task)
+        return task
 
     def _made(self, key: tuple[str, str], task: asyncio.Task[Process]) -> None:
         del self._making[key]
@@ -181,7 +192,7 @@ class Execution:
                         yield position, line
                     case lines.Ready() | lines.Died() | lines.Restarted():
                         pass
-        yield self.offset, lines.End(self.id, "restarted" if _forgotten(self.book, self.context) else "died", 0.0)
+        yield self.offset, lines.End(self.id, _how_ended(self.book, self.context), 0.0)
 
 
 @dataclass(frozen=True)
@@ -231,12 +242,15 @@ async def _stderr(book: ProcessBook, id: str) -> AsyncGenerator[Chunk]:
         yield item
 
 
-def _forgotten(book: ProcessBook, id: str) -> bool:
+def _how_ended(book: ProcessBook, context: str) -> Literal["restarted", "died"]:
+    """What became of an execution whose context has ended. Raises `SandboxEnded`."""
     try:
-        book.get(id)
+        process = book.get(context)
     except NotFound:
-        return True
-    return False
+        return "restarted"  # it was removed
+    if process.lost:
+        raise SandboxEnded(f"the sandbox {process.sandbox} ended while code was executed in it", details={"context": context})
+    return "died"
 
 
 def _described(process: Process) -> CodeContext:

@@ -76,7 +76,7 @@ class Kernel:
         if spec is None:
             raise Unable(f"this image has no Jupyter kernel for {self.language}")
         self.messages_interrupt = spec.get("interrupt_mode") == "message"
-        env.update({"NO_COLOR": "1", **spec.get("env", {})})
+        env.update({"NO_COLOR": "1", "DENO_UNSTABLE_BARE_NODE_BUILTINS": "true", **spec.get("env", {})})
         return spec["argv"], env, "ipc" if spec["language"] == "bash" else "tcp"
 
     def _start(self, argv, env, transport):

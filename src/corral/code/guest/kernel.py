@@ -2,6 +2,7 @@
 
 # pyright: basic, reportMissingImports=false
 
+import json
 import os
 import sys
 
@@ -9,11 +10,13 @@ del sys.path[0]  # the directory of this file: the user's own is added by IPytho
 
 from ipykernel.ipkernel import IPythonKernel  # noqa: E402
 from ipykernel.kernelapp import IPKernelApp  # noqa: E402
-from IPython.core.formatters import BaseFormatter, catch_format_error  # noqa: E402
+from IPython.core.formatters import BaseFormatter, JSONFormatter, catch_format_error  # noqa: E402
 from traitlets import ObjectName  # noqa: E402
 
 CELLS = 100_000
 """Cells of a table that are given as data."""
+TREE = 1 << 20
+"""Characters of a list or dictionary that is given as JSON."""
 
 
 class Kernel(IPythonKernel):
@@ -54,6 +57,18 @@ class Extra(BaseFormatter):
         return None
 
 
+class Trees(JSONFormatter):
+    """Lists and dictionaries too, not only values that say what they are in JSON."""
+
+    def __call__(self, value):
+        if type(value) in (list, dict):
+            try:
+                return tree(value)
+            except (TypeError, ValueError, RecursionError):
+                return None
+        return super().__call__(value)
+
+
 def table(frame):
     """As an object of its columns."""
     if frame.size > CELLS:
@@ -72,20 +87,25 @@ def plain(value):
     return str(value) if iso is None else iso()
 
 
+def tree(value):
+    """Lists and dictionaries that JSON can say."""
+    text = json.dumps(value, allow_nan=False)
+    return json.loads(text) if len(text) < TREE else None
+
+
 def chart(figure):
     """As E2B's `e2b-charts` finds it, where the image has that."""
     try:
         from e2b_charts import chart_figure_to_dict
     except ImportError:
         return None
-    import json
-
     # Through JSON, since it holds enumerations and numbers of numpy.
     return json.loads(json.dumps(chart_figure_to_dict(figure), default=str), parse_constant=lambda _: None) or None
 
 
 app = IPKernelApp.instance(kernel_class=Kernel)
 app.initialize()
+app.shell.run_line_magic("colors", "NoColor")  # tracebacks are read by programs
 display = app.shell.display_formatter
 for extra in (
     Extra("application/vnd.corral.data+json", {("pandas", "DataFrame"), ("pandas.core.frame", "DataFrame")}, table, parent=display),
@@ -93,4 +113,5 @@ for extra in (
 ):
     display.formatters[extra.format_type] = extra
     display.active_types = [*display.active_types, extra.format_type]
+display.formatters["application/json"] = Trees(parent=display)
 app.start()
