@@ -8,10 +8,19 @@ import sys
 
 del sys.path[0]  # the directory of this file: the user's own is added by IPython
 
+# Not served here, and slow to import: a debugger and completions.
+for unwanted in ("debugpy", "jedi"):
+    sys.modules[unwanted] = None
+
+from ipykernel.iostream import OutStream  # noqa: E402
 from ipykernel.ipkernel import IPythonKernel  # noqa: E402
 from ipykernel.kernelapp import IPKernelApp  # noqa: E402
 from IPython.core.formatters import BaseFormatter, JSONFormatter, catch_format_error  # noqa: E402
 from traitlets import ObjectName  # noqa: E402
+from traitlets.config import Config  # noqa: E402
+
+for unwanted in ("debugpy", "jedi"):
+    del sys.modules[unwanted]
 
 CELLS = 100_000
 """Cells of a table that are given as data."""
@@ -34,6 +43,17 @@ class Kernel(IPythonKernel):
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
+
+
+def flush(stream):
+    """Where nothing waits there is nothing to flush: that would cost two changes of threads each time."""
+    with stream._buffer_lock:
+        waiting = any(buffer.tell() for buffer in stream._buffers.values())
+    if waiting:
+        whole_flush(stream)
+
+
+whole_flush, OutStream.flush = OutStream.flush, flush
 
 
 class Extra(BaseFormatter):
@@ -103,9 +123,9 @@ def chart(figure):
     return json.loads(json.dumps(chart_figure_to_dict(figure), default=str), parse_constant=lambda _: None) or None
 
 
-app = IPKernelApp.instance(kernel_class=Kernel)
+# What is executed is not written into a database of the user's.
+app = IPKernelApp.instance(kernel_class=Kernel, config=Config(HistoryManager={"enabled": False}, InteractiveShell={"colors": "NoColor"}))
 app.initialize()
-app.shell.run_line_magic("colors", "NoColor")  # tracebacks are read by programs
 display = app.shell.display_formatter
 for extra in (
     Extra("application/vnd.corral.data+json", {("pandas", "DataFrame"), ("pandas.core.frame", "DataFrame")}, table, parent=display),
