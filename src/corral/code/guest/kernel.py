@@ -2,6 +2,7 @@
 
 # pyright: basic, reportMissingImports=false
 
+import importlib.util
 import json
 import os
 import sys
@@ -123,6 +124,33 @@ def chart(figure):
     return json.loads(json.dumps(chart_figure_to_dict(figure), default=str), parse_constant=lambda _: None) or None
 
 
+class Pictures:
+    """Pillow, when it is imported: a picture that is shown or saved into a file is displayed, since there is no screen."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "PIL.Image":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None:
+            whole, spec.loader.exec_module = spec.loader.exec_module, lambda module: (whole(module), self.change(module))
+        return spec
+
+    def change(self, module):
+        from IPython.display import display
+
+        save = module.Image.save
+
+        def saved(image, fp, format=None, **params):
+            save(image, fp, format, **params)
+            if isinstance(fp, (str, os.PathLike)):
+                display(image)
+
+        module.Image.save = saved
+        module.Image.show = lambda image, *_args, **_named: display(image)
+
+
+sys.meta_path.insert(0, Pictures())
 # What is executed is not written into a database of the user's.
 app = IPKernelApp.instance(kernel_class=Kernel, config=Config(HistoryManager={"enabled": False}, InteractiveShell={"colors": "NoColor"}))
 app.initialize()

@@ -19,7 +19,7 @@ from corral.control.record import Record
 from corral.control.registry import Living
 from corral.control.roles import Actor
 from corral.errors import Unauthenticated
-from corral.facades.e2b import envd
+from corral.facades.e2b import envd, interpreter
 from corral.facades.e2b.envd.desk import Desk, not_found, port_closed
 from corral.facades.e2b.refusal import Refused, answer, body
 from corral.facades.e2b.rest.call import Call, Endpoint
@@ -36,7 +36,7 @@ _RUNNING = frozenset({State.RUNNING, State.FROZEN})
 
 DOOR = Door(
     "e2b",
-    ports=frozenset({envd.PORT}),
+    ports=frozenset({envd.PORT, interpreter.PORT}),
     sandbox_header="e2b-sandbox-id",
     port_header="e2b-sandbox-port",
     token_header="e2b-traffic-access-token",  # noqa: S106 (a name)
@@ -55,7 +55,7 @@ class E2B:
         self._services = services
         self._tokens = tokens
         self._desk = Desk(services, tokens)
-        self.ports: dict[int, PortHandler] = {envd.PORT: self._desk.answer}
+        self.ports: dict[int, PortHandler] = {envd.PORT: self._desk.answer, interpreter.PORT: interpreter.Interpreter(services, tokens).answer}
         """By port, what is answered outside the sandbox."""
         self._router = Router(routes=[Route(path, self._endpoint(endpoint), methods=[method]) for method, path, endpoint in ROUTES], redirect_slashes=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -21,11 +22,20 @@ from corral.code.contexts import Execution, Gap
 from corral.code.lines import Line
 from corral.control.record import Record
 from corral.errors import NotFound
+from corral.facades.e2b.rest.shown import closed
+from corral.facades.e2b.tokens import Tokens
 from corral.schema.code import CodeContext, CodeContextCreate, CodeRun
 
 PORT = 49999
-WARM = ("python", "javascript")
-"""Languages whose default contexts E2B's clients expect to be there."""
+TEMPLATE = "code-interpreter-v1"
+"""What the clients call the image."""
+IMAGE = "code-interpreter"
+SIZE = {"cpu": 2, "memory": 1024}
+"""Of the sandboxes that this protocol makes of it: its clients can't say."""
+WARM = ("python",)
+"""Languages whose default contexts are begun as soon as there is a sandbox."""
+_DEFAULTS = ("python", "javascript")
+"""Languages whose default contexts the clients expect to find."""
 _KEEP_ALIVE = 5.0
 """Seconds without a line after which one is sent that says nothing, as E2B does."""
 _BODY = 4 << 20
@@ -65,11 +75,14 @@ class _Create(BaseModel):
 class Interpreter:
     """One server's. `answer` is what is asked of the port of a running sandbox."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, tokens: Tokens) -> None:
         self._services = services
+        self._tokens = tokens
 
     async def answer(self, request: Request, record: Record) -> Response:
         """Errors are sentences, as the clients show them."""
+        if (refused := await self._admit(request, record)) is not None:
+            return refused
         try:
             return await self._answer(request, record)
         except ValidationError as error:
@@ -80,6 +93,21 @@ class Interpreter:
             known = errors.translate(error)
             self._services.meter.error(known.code)
             return _text({410: 502, 422: 400}.get(known.status, known.status), str(known))
+
+    async def _admit(self, request: Request, record: Record) -> Response | None:
+        """A refusal, unless the request may have what it asks for.
+
+        E2B's clients show their token when they execute code, but not when they ask about contexts: for that it is enough that the sandbox was made through this
+        protocol (and, where its ports are closed, the token of those). What was made otherwise is opened by its token alone.
+        """
+        if self._tokens.matches(request.headers.get("x-access-token"), "envd", record.id):
+            return None
+        if closed(record):
+            token = await self._services.previews.token(record.project, record.id)
+            if not hmac.compare_digest(request.headers.get("e2b-traffic-access-token", "").encode(), token.encode()):
+                return _text(403, "the sandbox's ports are closed: E2B-Traffic-Access-Token is missing or wrong")
+        needs_token = record.facade.get("secure", True) and (request.url.path == "/execute" or "secure" not in record.facade)
+        return _text(401, "the sandbox's access token (X-Access-Token) is missing or wrong") if needs_token else None
 
     async def _answer(self, request: Request, record: Record) -> Response:
         code = self._services.code
@@ -107,7 +135,7 @@ class Interpreter:
     async def _contexts(self, record: Record) -> list[CodeContext]:
         """The default ones first, which are made if they are not there."""
         code = self._services.code
-        await asyncio.gather(*(code.default(record.id, language) for language in WARM))
+        await asyncio.gather(*(code.default(record.id, language) for language in _DEFAULTS))
         return sorted(code.list(record.id), key=lambda context: not context.default)
 
     async def _execute(self, wanted: _Execute, record: Record) -> Response:

@@ -17,6 +17,7 @@ from corral.control.idempotency import Answer, Claim
 from corral.control.record import Record
 from corral.control.roles import Permission
 from corral.errors import ImageNotFound
+from corral.facades.e2b import interpreter
 from corral.facades.e2b.body import Body
 from corral.facades.e2b.network import Network, policy
 from corral.facades.e2b.refusal import Refused
@@ -90,6 +91,8 @@ async def _create(call: Call, *, timeout: int, secure: bool) -> Response:
     except ImageNotFound:
         raise Refused(404, f"template '{wanted.template_id[:200]}' not found") from None
     record = await call.sandbox(json.loads(answer.body)["id"])
+    if record.image == interpreter.IMAGE:
+        services.code.warm(record.id, interpreter.WARM)
     return told(await shown_access(call, record), 201)
 
 
@@ -108,6 +111,7 @@ def _native(wanted: NewSandbox, timeout: int) -> SandboxCreate:
     return SandboxCreate.model_validate(
         {
             "image": image(wanted.template_id),
+            **(interpreter.SIZE if image(wanted.template_id) == interpreter.IMAGE else {}),
             "timeout": max(LEAST, given),
             "on_timeout": on_timeout(wanted),
             "env": wanted.env_vars or {},
@@ -147,7 +151,8 @@ def _facade(wanted: NewSandbox, *, secure: bool) -> Mapping[str, Any]:
 
 def image(template: str) -> str:
     """The image that a template's name or id means: `name:default` is `name`."""
-    return template.removesuffix(":default").removesuffix(":latest")
+    name = template.removesuffix(":default").removesuffix(":latest")
+    return interpreter.IMAGE if name == interpreter.TEMPLATE else name
 
 
 async def get(call: Call) -> Response:

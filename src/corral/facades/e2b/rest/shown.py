@@ -37,12 +37,12 @@ def access(record: Record, tokens: Tokens, domain: str | None, traffic: str) -> 
     }
     if record.facade.get("secure", True):
         shown["envdAccessToken"] = tokens.of("envd", record.id)
-    if _closed(record):
+    if closed(record):
         shown["trafficAccessToken"] = traffic
     return shown
 
 
-def _closed(record: Record) -> bool:
+def closed(record: Record) -> bool:
     """Whether its ports open only to who has the token."""
     network: Mapping[str, Any] = record.facade.get("network", {})
     return network.get("allowPublicTraffic") is False
