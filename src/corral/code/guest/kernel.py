@@ -1,6 +1,6 @@
 """The Python kernel's program, which the driver runs: ipykernel, with variables for one execution, tables and charts as data."""
 
-# pyright: basic, reportMissingImports=false
+# pyright: basic, reportMissingImports=false, reportOptionalMemberAccess=false, reportAttributeAccessIssue=false
 
 import importlib.util
 import json
@@ -11,7 +11,7 @@ del sys.path[0]  # the directory of this file: the user's own is added by IPytho
 
 # Not served here, and slow to import: a debugger and completions.
 for unwanted in ("debugpy", "jedi"):
-    sys.modules[unwanted] = None
+    sys.modules[unwanted] = None  # pyright: ignore[reportArgumentType] - makes importing it fail
 
 from ipykernel.iostream import OutStream  # noqa: E402
 from ipykernel.ipkernel import IPythonKernel  # noqa: E402
