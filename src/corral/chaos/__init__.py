@@ -2,7 +2,7 @@
 
 run ──► clients ──► gate (cuts connections) ──► victim (the server that is killed)
   └───► gremlin ──► sentries, gofers, agents, pool members, holder, victim, gate
-  └───► inspection ──► tally (counts, violations)
+  └───► inspection, stores ──► tally (counts, violations)
 """
 
 from corral.chaos.run import Wanted, main

@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from random import Random
 
 from corral.aio import Client
-from corral.chaos import deeds
+from corral.chaos import deeds, keeping, sharing
 from corral.chaos.deeds import Context
 from corral.chaos.judge import Judge
+from corral.chaos.kept import Store
 from corral.chaos.known import Known
 from corral.chaos.patience import Hang, Patience
 from corral.chaos.tally import Tally
@@ -31,10 +32,23 @@ RUNNING: tuple[tuple[int, Deed], ...] = (
     (12, deeds.download),
     (12, deeds.start_printer),
     (12, deeds.read_printer),
+    (8, keeping.snapshot),
+    (4, keeping.drop_snapshot),
+    (6, keeping.checkpoint),
+    (5, keeping.rewind),
+    (8, sharing.put_shared),
+    (8, sharing.get_shared),
     (5, deeds.stop),
     (5, deeds.delete),
 )
-STOPPED: tuple[tuple[int, Deed], ...] = ((10, deeds.start), (4, deeds.read_printer), (3, deeds.delete))
+STOPPED: tuple[tuple[int, Deed], ...] = (
+    (10, deeds.start),
+    (4, deeds.read_printer),
+    (2, keeping.snapshot),
+    (2, keeping.checkpoint),
+    (2, keeping.rewind),
+    (3, deeds.delete),
+)
 
 
 class Worker:
@@ -46,6 +60,7 @@ class Worker:
         self._client = client
         self._all = known
         self._mine: list[str] = []
+        self.store = Store(volume=f"volume-{name}")
         self._judge = judge
         self._patience = patience
         self._tally = tally
@@ -68,12 +83,14 @@ class Worker:
     async def _step(self, rng: Random, step: str) -> None:
         self._mine = [id for id in self._mine if id in self._all]
         known = self._all[rng.choice(self._mine)] if self._mine else None
-        context = Context(rng, step, self._client, self._tally, self._read_on)
+        context = Context(rng, step, self._client, self._tally, self._read_on, self.store)
         if known is None or (len(self._mine) < BOXES and rng.random() < 0.25):
             await self._guarded("create", step, self._create(context), None)
             return
         if known.doomed:
             deed: Deed = deeds.delete
+        elif known.unsure:
+            deed = keeping.checkpoint
         else:
             choices = STOPPED if known.stopped else RUNNING
             deed = rng.choices([deed for _, deed in choices], [weight for weight, _ in choices])[0]

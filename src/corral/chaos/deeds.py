@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from random import Random
 
 from corral.aio import Client, Sandbox
 from corral.chaos import reading, script
+from corral.chaos.kept import Store, copy
 from corral.chaos.known import Known, Printed
 from corral.chaos.tally import Tally
+from corral.errors import Conflict
 from corral.schema.process import Stream
 
 TAG = "chaos-step"
@@ -20,22 +23,44 @@ HOMES = {"tiny": "/root", "base": "/home/user"}
 
 @dataclass(frozen=True)
 class Context:
-    """A step: its dice, its name, who does it, and where readers in the background go."""
+    """A step: its dice, its name, who does it, where readers in the background go, and what its client has beyond its sandboxes."""
 
     rng: Random
     step: str
     client: Client
     tally: Tally
     read_on: Callable[[Awaitable[None], Known, str], None]
+    store: Store
 
 
 async def create(context: Context) -> Known:
-    rng = context.rng
+    """A sandbox: of an image or of a snapshot, with the client's volume or without."""
+    rng, store = context.rng, context.store
+    kept = store.snapshots[rng.choice(sorted(store.snapshots))] if store.snapshots and rng.random() < 0.4 else None
     image = rng.choices(("tiny", "base"), (3, 1))[0]
+    shares = rng.random() < 0.5
+    if shares and not store.volume_made:
+        await _make_volume(context)
     sandbox = await context.client.sandboxes.create(
-        image, memory=rng.choice((128, 256)), disk=rng.choice((256, 1024)), cpu=rng.choice((0.5, 1)), timeout=None, tags={TAG: context.step}, wait=30
+        image if kept is None else kept.id,
+        memory=rng.choice((128, 256)),
+        disk=rng.choice((256, 1024)),
+        cpu=rng.choice((0.5, 1)),
+        timeout=None,
+        tags={TAG: context.step},
+        volumes={"/data": store.volume} if shares else {},
+        wait=30,
     )
-    return Known(sandbox, context.step, HOMES[image])
+    home, files = (HOMES[image], dict[str, set[str]]()) if kept is None else (kept.source.home, copy(kept.files))
+    return Known(sandbox, context.step, home, files=files, has_volume=shares)
+
+
+async def _make_volume(context: Context) -> None:
+    try:
+        await context.client.volumes.create(context.store.volume, size=64)
+    except Conflict:  # made by an earlier step that was not answered
+        pass
+    context.store.volume_made = True
 
 
 async def count(context: Context, known: Known) -> None:
@@ -86,9 +111,9 @@ async def upload(context: Context, known: Known) -> None:
     certain = sorted(path for path, digests in known.files.items() if len(digests) == 1)
     path = rng.choice(certain) if certain and rng.random() < 0.3 else f"{known.home}/chaos/{context.step}"
     before = known.files.get(path, {"none"})
-    known.files[path] = before | {_digest(data)}
+    known.files[path] = before | {digest(data)}
     entry = await known.sandbox.files.write(path, _pieces(data) if rng.random() < 0.3 else data)
-    known.files[path] = {_digest(data)}
+    known.files[path] = {digest(data)}
     tally.checked["bytes uploaded"] += len(data)
     if entry.size != len(data):
         tally.violation("wrong file", context.step, f"{path} in {known.id}: {entry.size} bytes acknowledged of {len(data)}")
@@ -100,9 +125,9 @@ async def download(context: Context, known: Known) -> None:
         await check_file(context.tally, context.step, known, known.sandbox, context.rng.choice(sorted(known.files)))
 
 
-async def check_file(tally: Tally, step: str, known: Known, sandbox: Sandbox, path: str) -> None:
-    """Read a file and compare it with what it may be."""
-    allowed = set(known.files[path])
+async def check_file(tally: Tally, step: str, known: Known, sandbox: Sandbox, path: str, *, allowed: AbstractSet[str] | None = None) -> None:
+    """Read a file and compare it with what it may be: what is known of it now, or what is said."""
+    allowed = frozenset(known.files[path] if allowed is None else allowed)
     try:
         data = await sandbox.files.read(path)
     except FileNotFoundError:
@@ -110,7 +135,7 @@ async def check_file(tally: Tally, step: str, known: Known, sandbox: Sandbox, pa
             tally.violation("lost file", step, f"{path} in {known.id} was acknowledged and is not there; {known.why_gone()}")
         return
     tally.checked["bytes downloaded"] += len(data)
-    if _digest(data) not in allowed:
+    if digest(data) not in allowed:
         tally.violation("wrong file", step, f"{path} in {known.id}: {len(data)} bytes that nobody wrote ({data[:40]!r}…); {known.why_gone()}")
 
 
@@ -166,7 +191,7 @@ async def check_once(tally: Tally, step: str, known: Known, sandbox: Sandbox) ->
         tally.violation("ran twice", step, f"in {known.id}: {', '.join(twice)}")
 
 
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 

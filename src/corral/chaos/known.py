@@ -62,6 +62,12 @@ class Known:
     files: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
     """Digests that each file may have: one when the last write was acknowledged, more when one was left unanswered."""
     printed: list[Printed] = field(default_factory=list[Printed])
+    has_volume: bool = False
+    """The client's volume is in it."""
+    checkpoints: dict[str, dict[str, set[str]]] = field(default_factory=dict[str, dict[str, set[str]]])
+    """Its files, as they were, by the names of its checkpoints."""
+    unsure: bool = False
+    """It was asked to go back and did not answer: it may do so at any time. A checkpoint waits for its turn behind that."""
     once: set[str] = field(default_factory=set[str])
     """Words of which each was written by a command that may run only once."""
 

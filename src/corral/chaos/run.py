@@ -23,6 +23,7 @@ from corral.chaos.inspection import Inspection
 from corral.chaos.judge import Judge
 from corral.chaos.known import Known
 from corral.chaos.patience import Hang, Patience
+from corral.chaos.stores import Stores
 from corral.chaos.tally import Tally
 from corral.chaos.victim import Victim
 from corral.errors import SetupError
@@ -100,16 +101,19 @@ async def _run(wanted: Wanted, server: Victim, tally: Tally) -> list[str]:
             patience=patience,
             tally=tally,
         )
+        stores = Stores(server.places, direct, [worker.store for worker in workers], patience=patience, tally=tally)
         rounds = max(1, round(wanted.seconds / wanted.round))
         for number in range(1, rounds + 1):
             await _fire(workers, gremlin, wanted.seconds / rounds)
             await inspection.look(f"inspection {number}", wake=number == rounds)
+            await stores.look(f"inspection {number}", contents=number == rounds)
         for worker in workers:
             try:
                 await patience.wait(worker.rest(), f"readers of {worker.name}")
             except Hang as error:
                 tally.violation("hang", worker.name, str(error))
         await inspection.end()
+        await stores.end()
         return server.errors()
 
 
