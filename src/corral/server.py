@@ -32,6 +32,7 @@ from corral.capacity import Machine, booted_at
 from corral.code.contexts import Contexts
 from corral.control.accounts import Accounts
 from corral.control.admission import Gate
+from corral.control.attachments import Attachments
 from corral.control.events import EventLog
 from corral.control.history import History
 from corral.control.housekeeping import Housekeeper
@@ -113,6 +114,7 @@ class Application:
             secrets=secrets,
             volumes=volumes,
             previews=previews,
+            attachments=Attachments(sandboxes=self._sandboxes, volumes=volumes, node=node),
             snapshots=Snapshots(rows=self._store.snapshots, shelf=shelf, sandboxes=self._sandboxes, node=node, events=events),
             code=Contexts(node.processes),
             accounts=accounts,

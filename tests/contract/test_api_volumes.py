@@ -91,6 +91,73 @@ def test_it_is_no_part_of_a_snapshot(api: Api, volume: str) -> None:
     api.ok("DELETE", f"/v1/snapshots/{snapshot}")
 
 
+def test_it_comes_to_a_running_sandbox_and_goes(api: Api, server: Server, volume: str) -> None:
+    one, two = (api.create()["id"] for _ in range(2))
+    for box in (one, two):
+        shown = api.ok("POST", f"/v1/sandboxes/{box}/volumes", json={"volume": volume, "path": "/mnt/data", "read_only": box == two})
+        assert list(shown["volumes"]) == ["/mnt/data"]
+    assert api.run(one, "echo 1 > /mnt/data/file && echo fine")[0] == b"fine\n"
+    assert api.run(two, "cat /mnt/data/file; echo 2 > /mnt/data/file || echo refused")[0] == b"1\nrefused\n"
+    api.refused("conflict", "POST", f"/v1/sandboxes/{one}/volumes", json={"volume": volume, "path": "/mnt/data"})
+    api.refused("invalid_argument", "POST", f"/v1/sandboxes/{one}/volumes", json={"volume": volume, "path": "/mnt"})
+    api.refused("not_found", "DELETE", f"/v1/sandboxes/{one}/volumes", params={"path": "/mnt"})
+    # The next server knows of it too.
+    server.kill()
+    server.start()
+    assert api.ok("DELETE", f"/v1/sandboxes/{one}/volumes", params={"path": "/mnt/data"})["volumes"] == {}
+    assert api.run(one, "ls -A /mnt/data; mount | grep -c /mnt/data")[0] == b"0\n"
+    assert api.run(two, "cat /mnt/data/file")[0] == b"1\n"
+    # And again, to be written by both; what had it before sees the same files.
+    api.ok("POST", f"/v1/sandboxes/{one}/volumes", json={"volume": volume, "path": "/mnt/data"})
+    assert api.run(one, "echo 3 >> /mnt/data/file; cat /mnt/data/file")[0] == b"1\n3\n"
+    assert api.run(two, "cat /mnt/data/file")[0] == b"1\n3\n"
+    api.ok("POST", f"/v1/sandboxes/{two}/stop")
+    api.ok("DELETE", f"/v1/sandboxes/{two}/volumes", params={"path": "/mnt/data"})
+    api.ok("POST", f"/v1/sandboxes/{two}/volumes", json={"volume": volume, "path": "/other"})
+    api.ok("POST", f"/v1/sandboxes/{two}/start")
+    assert api.run(two, "cat /other/file; ls -A /mnt/data")[0] == b"1\n3\n"
+    assert set(api.ok("GET", f"/v1/volumes/{volume}")["sandboxes"]) == {one, two}
+    for box in (one, two):
+        api.delete(box)
+
+
+def test_a_part_of_it_is_all_that_one_sees_and_no_link_leads_out_of_it(api: Api, volume: str) -> None:
+    whole = api.create(volumes=at(volume))["id"]
+    part = api.create(volumes=at(volume, sub_path="runs/7"))["id"]
+    api.run(part, "echo mine > /data/file; ls -A /data/..")
+    assert api.run(whole, "cat /data/runs/7/file; stat -c %a /data/runs/7")[0] == b"mine\n777\n"
+    api.run(whole, "ln -s / /data/root; ln -s runs /data/link; echo x > /data/plain")
+    for path in ("root/etc", "link/7", "plain", "missing/dir"):
+        body = {"volume": volume, "path": "/part", "read_only": path == "missing/dir", "sub_path": path}
+        api.refused("file_not_found", "POST", f"/v1/sandboxes/{part}/volumes", json=body)
+    for path in ("/abs", "a/../b", "a/"):
+        api.refused("invalid_argument", "POST", f"/v1/sandboxes/{part}/volumes", json={"volume": volume, "path": "/part", "sub_path": path})
+    assert api.run(part, "ls /part || echo none")[0] == b"none\n"
+    for box in (whole, part):
+        api.delete(box)
+
+
+def test_a_copy_is_what_it_was_at_one_moment(api: Api, volume: str) -> None:
+    box = api.create(volumes=at(volume))["id"]
+    api.run(box, "echo 1 > /data/file")
+    copy = api.ok("POST", "/v1/volumes", status=201, json={"name": f"{volume}-copy", "source": volume})
+    assert copy["size"] == 64
+    api.run(box, "echo 2 > /data/file")
+    other = api.create(volumes=at(copy["name"]))["id"]
+    assert api.run(other, "cat /data/file; echo 3 > /data/file")[0] == b"1\n"
+    assert api.run(box, "cat /data/file")[0] == b"2\n"
+    api.refused("invalid_argument", "POST", "/v1/volumes", json={"name": f"{volume}-2", "source": volume, "size": 100})
+    for one in (box, other):
+        api.delete(one)
+    # One that nobody has, too.
+    again = api.ok("POST", "/v1/volumes", status=201, json={"name": f"{volume}-again", "source": copy["id"]})
+    other = api.create(volumes=at(again["id"]))["id"]
+    assert api.run(other, "cat /data/file")[0] == b"3\n"
+    api.delete(other)
+    for one in (copy, again):
+        api.ok("DELETE", f"/v1/volumes/{one['id']}")
+
+
 def test_names_and_places_are_checked(api: Api, volume: str) -> None:
     api.refused("conflict", "POST", "/v1/volumes", json={"name": volume})
     api.refused("not_found", "POST", "/v1/sandboxes", json={"image": "tiny", "volumes": at("nothing")})
@@ -123,6 +190,12 @@ def test_from_python_and_the_command_line(server: Server, tmp_path: Path) -> Non
         box.files.write("/data/file", "from inside")
         with pytest.raises(Conflict):
             made.delete()
+        copy = made.clone(f"{name}-copy")
+        box.attach("/copy", Volume.named(copy.name, read_only=True))
+        assert box.files.read("/copy/file") == b"from inside"
+        box.detach("/copy")
+        assert not box.files.exists("/copy/file")
+    copy.delete()
 
     def corral(*words: str) -> str:
         done = subprocess.run([sys.executable, "-m", "corral", *words], env=server.env, capture_output=True, text=True, timeout=60, check=False)
@@ -139,6 +212,12 @@ def test_from_python_and_the_command_line(server: Server, tmp_path: Path) -> Non
     assert corral("run", "--image", "tiny", "--volume", f"{name}:/data:ro", "--", "cat", "/data/file") == "from inside"
     box = corral("create", "--image", "tiny", "--volume", f"{name}:/data:ro").strip()
     assert corral("exec", box, "--", "cat", "/data/tree/sub/leaf") == "leaf"
+    corral("volume", "attach", box, f"{name}:/sub:ro", "--sub-path", "tree/sub")
+    assert corral("exec", box, "--", "cat", "/sub/leaf") == "leaf"
+    corral("volume", "detach", box, "/sub")
+    assert corral("exec", box, "--", "ls", "/sub") == ""
+    corral("volume", "clone", name, f"{name}-copy")
+    corral("volume", "rm", f"{name}-copy")
     corral("rm", box)
     corral("volume", "rm", name)
     with pytest.raises(NotFound):

@@ -12,6 +12,7 @@ from corral.api.meter import Meter
 from corral.api.stream import Streams
 from corral.code.contexts import Contexts
 from corral.control.accounts import Accounts
+from corral.control.attachments import Attachments
 from corral.control.events import EventLog
 from corral.control.history import History
 from corral.control.idempotency import Replays
@@ -33,6 +34,7 @@ class Services:
     secrets: Secrets
     snapshots: Snapshots
     volumes: Volumes
+    attachments: Attachments
     code: Contexts
     previews: Previews
     accounts: Accounts

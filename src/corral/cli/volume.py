@@ -51,6 +51,52 @@ def volume_rm(volumes: Annotated[list[str], typer.Argument(metavar="VOLUME...", 
             client.volumes.get(name).delete()
 
 
+@volume.command("clone")
+def volume_clone(
+    source: Annotated[str, typer.Argument(help="Its name or id.")], name: Annotated[str, typer.Argument(help="Of the copy.")], *, json: options.Json = False
+) -> None:
+    """Make a new volume with what is in another one now."""
+    from corral import Client
+
+    with Client() as client:
+        made = client.volumes.create(name, source=source)
+    if json:
+        show.as_json(made.info)
+    else:
+        print(made.id)
+
+
+@volume.command("attach")
+def volume_attach(
+    sandbox: options.Box,
+    what: Annotated[str, typer.Argument(metavar="NAME:PATH[:ro]", help="Which volume, and where it appears.")],
+    *,
+    sub_path: Annotated[str, typer.Option(metavar="DIRECTORY", help="Only this directory of it.")] = "",
+    json: options.Json = False,
+) -> None:
+    """Have a volume appear in a sandbox: at once, or when it starts, if it is stopped."""
+    from corral import Client, Volume
+
+    ((path, named),) = options.volumes([what]).items()
+    with Client() as client:
+        box = client.sandboxes.get(sandbox)
+        box.attach(path, Volume.named(named.ref, read_only=named.read_only, sub_path=sub_path))
+    if json:
+        show.as_json(box.info)
+
+
+@volume.command("detach")
+def volume_detach(sandbox: options.Box, path: Annotated[str, typer.Argument(help="Where it appears.")], *, json: options.Json = False) -> None:
+    """Take a volume away from a sandbox."""
+    from corral import Client
+
+    with Client() as client:
+        box = client.sandboxes.get(sandbox)
+        box.detach(path)
+    if json:
+        show.as_json(box.info)
+
+
 @volume.command("cp")
 def volume_cp(source: Place, target: Place, *, json: options.Json = False) -> None:
     """Copy a file or a directory into a volume or out of it, by way of a sandbox of this moment."""

@@ -114,7 +114,7 @@ class Record:
             idle_timeout=self.idle_timeout,
             on_timeout=self.on_timeout,
             checkpoint_every=self.checkpoint_every,
-            volumes={use.path: VolumeMount(volume=use.id, read_only=use.read_only) for use in self.volumes},
+            volumes={use.path: VolumeMount(volume=use.id, read_only=use.read_only, sub_path=use.sub_path) for use in self.volumes},
             created_at=moment(self.created_at),
             started_at=_moment(self.started_at),
             deadline=_moment(self.deadline),

@@ -14,10 +14,13 @@ from corral.control.ports import VolumeRows
 from corral.control.ports import Volumes as NodeVolumes
 from corral.control.record import Record, moment
 from corral.control.roles import Actor
-from corral.errors import Conflict, NotFound
+from corral.errors import Conflict, InvalidArgument, NotFound
 from corral.ids import new_id
 from corral.node.interface import VolumeUse
 from corral.schema.volume import Volume, VolumeCreate, VolumeMount
+
+DEFAULT_SIZE = 1024
+"""MiB."""
 
 log = structlog.get_logger(__name__)
 
@@ -81,7 +84,7 @@ class Volumes:
 
     def uses(self, project: str, wanted: Mapping[str, VolumeMount]) -> tuple[VolumeUse, ...]:
         """What a sandbox asks for, outer paths first. Raises `NotFound`."""
-        return tuple(VolumeUse(self.get(project, mount.volume).id, path, mount.read_only) for path, mount in sorted(wanted.items()))
+        return tuple(VolumeUse(self.get(project, mount.volume).id, path, mount.read_only, mount.sub_path) for path, mount in sorted(wanted.items()))
 
     def show(self, record: VolumeRecord) -> Volume:
         return Volume(
@@ -97,16 +100,29 @@ class Volumes:
     def _users(self, id: str) -> Iterator[str]:
         return (box.id for box in self._sandboxes() if any(use.id == id for use in box.volumes))
 
+    def size(self, project: str, wanted: VolumeCreate) -> int:
+        """MiB that it will have. Raises `NotFound` for its source."""
+        if wanted.source is None:
+            return DEFAULT_SIZE if wanted.size is None else wanted.size
+        source = self.get(project, wanted.source)
+        if wanted.size not in (None, source.size):
+            raise InvalidArgument(f"size: a copy of {source.name!r} has its size, {source.size} MiB", hint="leave it out", details={"field": "size"})
+        return source.size
+
     # Changing
 
     async def create(self, actor: Actor, wanted: VolumeCreate, *, claim: Claim | None = None) -> VolumeRecord:
-        """An empty volume. Raises `Conflict` when the project has one of that name. The caller has looked at the quota."""
-        record = VolumeRecord(new_id("vo"), actor.project, wanted.name, wanted.size, self._clock(), actor.key)
+        """An empty volume, or a copy of another. Raises `Conflict` when the project has one of that name. The caller has looked at the quota."""
+        source = None if wanted.source is None else self.get(actor.project, wanted.source)
+        record = VolumeRecord(new_id("vo"), actor.project, wanted.name, self.size(actor.project, wanted), self._clock(), actor.key)
         if (holder := self._names.get((actor.project, wanted.name))) is not None:
             raise Conflict(f"the project has a volume {wanted.name!r} already", hint="choose another name", details={"volume": holder})
         self._put(record)
         try:
-            await self._node.create(record.id, record.size)
+            if source is None:
+                await self._node.create(record.id, record.size)
+            else:
+                await self._node.copy(record.id, source.id)
             event = self._events.next("volume.created", record.project, actor=actor.key, data=self._data(record))
             written = self._rows.create(record, [event], claim)
             self._events.when_stored(written, event)

@@ -25,7 +25,7 @@ from corral.node import death, holder_client, record, runsc
 from corral.node.box import RunscBox
 from corral.node.cgroup import Groups, find_hierarchies
 from corral.node.holder_client import HolderClient, HolderError
-from corral.node.interface import Box, BoxSpec, Disks, Ended, OnEnd, Timing
+from corral.node.interface import Box, BoxSpec, Disks, Ended, OnEnd, Timing, VolumeUse
 from corral.node.limits import limits
 from corral.node.members import Member, Members, runsc_root
 from corral.node.memory import Needs, Returning, Still, read
@@ -395,6 +395,13 @@ class RunscEngine:
         spec = replace(box.spec, egress=policy)
         await self._admit(box.member, spec, secrets)
         box.spec = spec
+
+    def set_volumes(self, id: str, volumes: tuple[VolumeUse, ...]) -> BoxSpec:
+        """Remember what a box has by now, for a later server; returns what it is."""
+        box = self._living(id)
+        box.spec = replace(box.spec, volumes=volumes)
+        record.change(self._places.boxes, box.spec)
+        return box.spec
 
     def traffic(self, id: str) -> tuple[int, int]:
         """Bytes that a box has sent and received."""

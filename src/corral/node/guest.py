@@ -90,6 +90,10 @@ class Guest:
         await self._ask(claim, messages.Done, timeout=timeout)
         self.claimed = True
 
+    async def volume(self, name: str, path: str, *, attach: bool) -> None:
+        """Have a volume that the host shows under that name appear at `path`, or take it away from there."""
+        await self._ask(requests.MountVolume(name=name, target=encoded(path), attach=attach), messages.Done)
+
     async def ping(self, *, timeout: float = 5.0) -> None:
         """Raises `Unavailable` when the agent does not answer in time."""
         await self._ask(requests.Ping(), messages.Done, timeout=timeout)

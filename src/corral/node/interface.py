@@ -37,11 +37,12 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class VolumeUse:
-    """A volume that a sandbox has, at an absolute path inside."""
+    """A volume that a sandbox has, at an absolute path inside: the whole of it, or its directory `sub_path`."""
 
     id: str
     path: str
     read_only: bool = False
+    sub_path: str = ""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import structlog
 
 from corral.agent_binary import agent_binary
-from corral.errors import CorralError, InvalidState, NotFound, SandboxEnded, Unavailable
+from corral.errors import CorralError, FileNotFound, InvalidArgument, InvalidState, NotFound, SandboxEnded, Unavailable
 from corral.ids import is_id
 from corral.images import Catalog, StoredImage
 from corral.net.authority import Authority
@@ -35,7 +35,7 @@ from corral.node.engine import EngineSettings, RunscEngine
 from corral.node.files import Files
 from corral.node.holder_client import HolderClient
 from corral.node.idler import Crowd
-from corral.node.interface import BoxSpec, Ended, ImageSpec, Moment, OnEnd, Timing
+from corral.node.interface import BoxSpec, Ended, ImageSpec, Moment, OnEnd, Timing, VolumeUse
 from corral.node.network import Watcher
 from corral.node.nft import GATEWAY
 from corral.node.outward import Outward
@@ -45,7 +45,7 @@ from corral.node.processes import ProcessBook
 from corral.node.running import Hooks, OnEvent, Running
 from corral.node.snapshots import Snapshots
 from corral.node.start import encoded
-from corral.node.volumes import Volumes
+from corral.node.volumes import Volumes, name_of
 from corral.places import Places
 from corral.schema.egress import Approval, Decision, EgressPolicy, Flow, Flows, Verdict
 from corral.schema.observe import LogLine, Sample
@@ -411,6 +411,31 @@ class Node:
 
     def logs(self, id: str) -> list[LogLine]:
         return self._get(id).box.log_lines()
+
+    # Its volumes
+
+    async def attach_volume(self, id: str, use: VolumeUse) -> None:
+        """Have a volume appear in a running sandbox."""
+        running = self._get(id)
+        (name,) = await self.volumes.attach(id, [use], running.box.volumes)
+        try:
+            await running.guest.volume(name, use.path, attach=True)
+        except BaseException:
+            await asyncio.shield(self.volumes.detach(id, use, running.box.volumes, left=running.spec.volumes))
+            raise
+        running.spec = self._engine.set_volumes(id, (*running.spec.volumes, use))
+
+    async def detach_volume(self, id: str, use: VolumeUse) -> None:
+        """Take a volume away from a running sandbox. What it has open there it may use on. Nothing happens if it does not have it."""
+        running = self._get(id)
+        left = tuple(other for other in running.spec.volumes if other != use)
+        try:
+            await running.guest.volume(name_of(use), use.path, attach=False)
+        except (InvalidArgument, FileNotFound) as error:
+            # Root inside has unmounted it before.
+            log.info("a volume was not where it had been attached", sandbox=id, volume=use.id, why=error.message)
+        await self.volumes.detach(id, use, running.box.volumes, left=left)
+        running.spec = self._engine.set_volumes(id, left)
 
     # What it may reach
 

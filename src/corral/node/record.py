@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,11 @@ def write(directory: Path, record: Record) -> None:
     del document["spec"]["exposed"]
     fresh.write_text(json.dumps(document, default=_plain))
     fresh.rename(target)
+
+
+def change(directory: Path, spec: BoxSpec) -> None:
+    """It is asked to be something else from now on."""
+    write(directory, replace(parse(json.loads((directory / f"{spec.id}.json").read_bytes())), spec=spec))
 
 
 def remove(directory: Path, id: str) -> None:

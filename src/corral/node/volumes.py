@@ -2,7 +2,8 @@
 
     <pool>/volumes/vo-….img          the image; its size is a hard limit. With a journal and barriers: what a sandbox synced is there after a power cut
     <run>/volumes/vo-…/m             where it is mounted while a sandbox has it; its files are in `u`
-    <member>/vol/<name>              the bind that one sandbox sees, read-only from birth where it is to be
+    <member>/vol/<name>              the bind that one sandbox sees, read-only from birth where it is to be; its name follows from what it shows and where,
+                                     so that a later server finds it, and a memory that is restored
 
 Several sandboxes may write one at once: for the host they are processes on one file system.
 """
@@ -10,14 +11,17 @@ Several sandboxes may write one at once: for the host they are processes on one 
 from __future__ import annotations
 
 import asyncio
+import errno
+import hashlib
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
 
-from corral.errors import NotFound
-from corral.node import ext4, mounts, syscalls
+from corral.errors import FileNotFound, NotFound
+from corral.node import capture, ext4, mounts, syscalls
 from corral.node.disk_pool import DiskPool
 from corral.node.interface import VolumeUse
 from corral.node.turns import Turns
@@ -49,6 +53,11 @@ class Volumes:
         async with self._turns.alone(id):
             await asyncio.to_thread(self._create, id, mib)
 
+    async def copy(self, id: str, source: str) -> None:
+        """A new volume with what is in another one at this moment; who writes that waits some milliseconds. Raises `NotFound`, `Unavailable` when the pool is full."""
+        async with self._turns.alone(source):
+            await asyncio.to_thread(self._copy, id, source)
+
     async def remove(self, id: str) -> None:
         """Delete it with everything in it. Nothing happens if there is none. A sandbox that is just ending may have it still: then it goes with that."""
         async with self._turns.alone(id):
@@ -58,13 +67,22 @@ class Volumes:
 
     async def attach(self, sandbox: str, uses: Sequence[VolumeUse], place: Path) -> list[str]:
         """Show volumes below `place`, a directory that a sandbox has as /vol; returns their names in it, in the order of `uses`. Raises `NotFound`."""
-        names: list[str] = []
-        for number, use in enumerate(uses):
+        for use in uses:
             async with self._turns.alone(use.id):
                 self._users.setdefault(use.id, set()).add(sandbox)
-                names.append(f"v{number}")
-                await asyncio.to_thread(self._attach, use, place / names[-1])
-        return names
+                await asyncio.to_thread(self._attach, use, place / name_of(use))
+        return [name_of(use) for use in uses]
+
+    async def detach(self, sandbox: str, use: VolumeUse, place: Path, *, left: Sequence[VolumeUse]) -> None:
+        """Show it no longer; what has files of it open may use them on. `left`: what the sandbox has besides. Nothing happens if it isn't shown."""
+        async with self._turns.alone(use.id):
+            await asyncio.to_thread(_hide, place / name_of(use))
+            if all(other.id != use.id for other in left):
+                users = self._users.get(use.id, set())
+                users.discard(sandbox)
+                if not users:
+                    self._users.pop(use.id, None)
+                    await asyncio.to_thread(self._unmount, use.id)
 
     def adopt(self, sandbox: str, uses: Sequence[VolumeUse]) -> None:
         """A sandbox of an earlier server has these."""
@@ -114,6 +132,23 @@ class Volumes:
     def _create(self, id: str, mib: int) -> None:
         self._pool.new_image(self._image(id), mib, volume=True)
 
+    def _copy(self, id: str, source: str) -> None:
+        original, target, mounted = self._image(source), self._image(id), self._mounted_at(source)
+        if not original.exists():
+            raise NotFound(f"there is no volume {source}", hint="`corral volume ls` lists those there are")
+        aside = target.with_name(f".new-{target.name}")
+        try:
+            if mounted.is_mount():
+                capture.capture(mounted, lambda: self._pool.copy(original, aside))
+            else:
+                self._pool.copy(original, aside)
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
+            aside.rename(target)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
     def _attach(self, use: VolumeUse, target: Path) -> None:
         mounted = self._mounted_at(use.id)
         if not mounted.is_mount():
@@ -121,8 +156,16 @@ class Volumes:
                 raise NotFound(f"there is no volume {use.id}", hint="`corral volume ls` lists those there are")
             mounted.mkdir(mode=0o700, parents=True, exist_ok=True)
             ext4.mount(self._image(use.id), mounted, durable=True)
-        target.mkdir()
-        syscalls.bind(mounted / ext4.UPPER, target, read_only=use.read_only)
+        directory = _directory(mounted / ext4.UPPER, use)
+        try:
+            target.mkdir()
+            try:
+                syscalls.bind(f"/proc/self/fd/{directory}", target, read_only=use.read_only)
+            except BaseException:
+                target.rmdir()
+                raise
+        finally:
+            os.close(directory)
 
     def _unmount(self, id: str) -> None:
         target = self._mounted_at(id)
@@ -140,3 +183,52 @@ class Volumes:
         if self._mounts.is_dir():
             mounts.sweep(self._mounts)
             shutil.rmtree(self._mounts)
+
+
+def name_of(use: VolumeUse) -> str:
+    """Under which a sandbox is shown it."""
+    what = "\0".join((use.id, use.path, use.sub_path, str(use.read_only)))
+    return "v" + hashlib.sha256(os.fsencode(what)).hexdigest()[:16]
+
+
+def _directory(root: Path, use: VolumeUse) -> int:
+    """A descriptor of what is to be shown of a volume. Through no link: sandboxes wrote what is on the way. Directories that are missing are made unless it is read-only."""
+    found = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    for part in use.sub_path.split("/") if use.sub_path else ():
+        try:
+            inner = _inner(found, part, make=not use.read_only)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV):
+                raise
+            raise FileNotFound(f"the volume {use.id} has no directory {use.sub_path!r}", hint="it is made when it is attached to be written") from None
+        finally:
+            os.close(found)
+        found = inner
+    return found
+
+
+def _inner(directory: int, name: str, *, make: bool) -> int:
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+    try:
+        return syscalls.open_beneath(directory, os.fsencode(name), flags)
+    except FileNotFoundError:
+        if not make:
+            raise
+    try:
+        os.mkdir(name, dir_fd=directory)
+    except FileExistsError:
+        return syscalls.open_beneath(directory, os.fsencode(name), flags)
+    # Every user may write it, as the volume's root.
+    made = syscalls.open_beneath(directory, os.fsencode(name), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    os.fchmod(made, 0o777)
+    return made
+
+
+def _hide(target: Path) -> None:
+    try:
+        syscalls.umount(target, lazy=True)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
+    if target.is_dir():
+        target.rmdir()

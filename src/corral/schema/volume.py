@@ -9,6 +9,8 @@ from pydantic import AfterValidator, Field
 
 from corral.schema.model import Answer, Request
 
+MOST = 16
+"""Volumes of one sandbox."""
 VolumeName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
 
 
@@ -21,21 +23,40 @@ def _place(path: str) -> str:
     return path
 
 
+def _within(path: str) -> str:
+    if path and ("\0" in path or any(part in ("", ".", "..") for part in path.split("/"))):
+        raise ValueError(f"{path[:80]!r} is not a path within a volume, without . and .. and a slash at its beginning or end")
+    return path
+
+
+Place = Annotated[str, Field(max_length=1024), AfterValidator(_place)]
+
+
 class VolumeMount(Request):
     """A volume in a sandbox."""
 
     volume: str = Field(min_length=1, max_length=63, description="its name or id")
     read_only: bool = False
+    sub_path: Annotated[str, Field(max_length=1024), AfterValidator(_within)] = Field(
+        "", description="only this directory of it; one that is missing is made, unless it is read-only"
+    )
 
 
-VolumeMounts = Annotated[dict[Annotated[str, Field(max_length=1024), AfterValidator(_place)], VolumeMount], Field(max_length=16)]
+VolumeMounts = Annotated[dict[Place, VolumeMount], Field(max_length=MOST)]
+
+
+class VolumeAttach(VolumeMount):
+    """POST /v1/sandboxes/{sandbox}/volumes."""
+
+    path: Place = Field(description="where it appears")
 
 
 class VolumeCreate(Request):
     """POST /v1/volumes."""
 
     name: VolumeName = Field(description="unique among the project's volumes")
-    size: int = Field(1024, ge=64, le=4_194_304, description="MiB it can hold; taken from the node's disk as it is used")
+    size: int | None = Field(None, ge=64, le=4_194_304, description="MiB it can hold; taken from the node's disk as it is used. Null: 1024, or as `source`")
+    source: str | None = Field(None, min_length=1, max_length=63, description="name or id of the volume of which it is a copy, as that is now")
 
 
 class Volume(Answer):

@@ -44,6 +44,14 @@ class Volume(msgspec.Struct, frozen=True):
     target: bytes
 
 
+class MountVolume(Request, frozen=True, kw_only=True, tag="volume"):
+    """Have a volume that the host shows appear at `target`, or no longer."""
+
+    name: str
+    target: bytes
+    attach: bool
+
+
 class Claim(Request, frozen=True, kw_only=True, tag="claim"):
     hostname: str
     memory: int

@@ -111,9 +111,9 @@ class VolumeList:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    async def create(self, name: str, *, size: int = 1024) -> Volume:
+    async def create(self, name: str, *, size: int | None = None, source: str | Volume | None = None) -> Volume:
         """See `Volume.create`."""
-        return await Volume.create(name, size=size, client=self._client)
+        return await Volume.create(name, size=size, source=source, client=self._client)
 
     async def get(self, name_or_id: str) -> Volume:
         return await Volume.get(name_or_id, client=self._client)

@@ -18,6 +18,7 @@ from corral.schema.sandbox import Reason, SandboxCreate, SandboxExtend, SandboxP
 from corral.schema.sandbox import Sandbox as SandboxInfo
 from corral.schema.snapshot import CheckpointCreate, Checkpoints, Diff, Rewind, SnapshotCreate
 from corral.schema.snapshot import Snapshot as SnapshotInfo
+from corral.schema.volume import VolumeAttach
 from corral.sdk import faults
 from corral.sdk._async import event
 from corral.sdk._async.code import Code
@@ -27,7 +28,7 @@ from corral.sdk._async.preview import Preview, Tunnel
 from corral.sdk._async.process import Process
 from corral.sdk._async.run import Callback, Run, start_request
 from corral.sdk._async.snapshot import Snapshot
-from corral.sdk._async.volume import Volume, mounts
+from corral.sdk._async.volume import Volume, mount, mounts
 from corral.sdk.egress import Egress, policy
 from corral.sdk.options import KEEP, Keep
 from corral.sdk.result import Result
@@ -315,6 +316,15 @@ class Sandbox:
         given = {"name": name, "tags": tags, "timeout": timeout, "idle_timeout": idle_timeout, "on_timeout": on_timeout}
         request = faults.build(SandboxUpdate, **{field: value for field, value in given.items() if value is not KEEP})
         self.info = faults.decode(SandboxInfo, await self._transport.call("PATCH", self._path, body=faults.encode(request), safe=True))
+
+    async def attach(self, path: str, volume: Volume | str) -> None:
+        """Have a volume appear at `path`: at once, or, if it is stopped, when it starts. Raises `Conflict` when there is one already."""
+        request = faults.encode(faults.build(VolumeAttach, path=path, **mount(volume).model_dump()))
+        self.info = faults.decode(SandboxInfo, await self._transport.call("POST", self._path + "/volumes", body=request))
+
+    async def detach(self, path: str) -> None:
+        """Take the volume at `path` away. What programs have open there they may use on."""
+        self.info = faults.decode(SandboxInfo, await self._transport.call("DELETE", self._path + "/volumes", query={"path": path}))
 
     async def snapshot(self, name: str | None = None) -> Snapshot:
         """Keep its disk as it is now, as an image; it goes on running. Raises `Conflict` when the project has a snapshot or the node an image of that name."""

@@ -110,9 +110,9 @@ class VolumeList:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def create(self, name: str, *, size: int = 1024) -> Volume:
+    def create(self, name: str, *, size: int | None = None, source: str | Volume | None = None) -> Volume:
         """See `Volume.create`."""
-        return Volume.create(name, size=size, client=self._client)
+        return Volume.create(name, size=size, source=source, client=self._client)
 
     def get(self, name_or_id: str) -> Volume:
         return Volume.get(name_or_id, client=self._client)

@@ -19,6 +19,7 @@ from corral.schema.sandbox import Reason, SandboxCreate, SandboxExtend, SandboxP
 from corral.schema.sandbox import Sandbox as SandboxInfo
 from corral.schema.snapshot import CheckpointCreate, Checkpoints, Diff, Rewind, SnapshotCreate
 from corral.schema.snapshot import Snapshot as SnapshotInfo
+from corral.schema.volume import VolumeAttach
 from corral.sdk import faults
 from corral.sdk._sync import event
 from corral.sdk._sync.code import Code
@@ -28,7 +29,7 @@ from corral.sdk._sync.preview import Preview, Tunnel
 from corral.sdk._sync.process import Process
 from corral.sdk._sync.run import Callback, Run, start_request
 from corral.sdk._sync.snapshot import Snapshot
-from corral.sdk._sync.volume import Volume, mounts
+from corral.sdk._sync.volume import Volume, mount, mounts
 from corral.sdk.egress import Egress, policy
 from corral.sdk.options import KEEP, Keep
 from corral.sdk.result import Result
@@ -316,6 +317,15 @@ class Sandbox:
         given = {"name": name, "tags": tags, "timeout": timeout, "idle_timeout": idle_timeout, "on_timeout": on_timeout}
         request = faults.build(SandboxUpdate, **{field: value for field, value in given.items() if value is not KEEP})
         self.info = faults.decode(SandboxInfo, self._transport.call("PATCH", self._path, body=faults.encode(request), safe=True))
+
+    def attach(self, path: str, volume: Volume | str) -> None:
+        """Have a volume appear at `path`: at once, or, if it is stopped, when it starts. Raises `Conflict` when there is one already."""
+        request = faults.encode(faults.build(VolumeAttach, path=path, **mount(volume).model_dump()))
+        self.info = faults.decode(SandboxInfo, self._transport.call("POST", self._path + "/volumes", body=request))
+
+    def detach(self, path: str) -> None:
+        """Take the volume at `path` away. What programs have open there they may use on."""
+        self.info = faults.decode(SandboxInfo, self._transport.call("DELETE", self._path + "/volumes", query={"path": path}))
 
     def snapshot(self, name: str | None = None) -> Snapshot:
         """Keep its disk as it is now, as an image; it goes on running. Raises `Conflict` when the project has a snapshot or the node an image of that name."""

@@ -19,22 +19,24 @@ if TYPE_CHECKING:
 class Volume:
     """A volume, or the name of one. In `Sandbox.create(volumes={"/data": Volume.named("data")})` it says what appears where."""
 
-    def __init__(self, ref: str, *, info: VolumeInfo | None = None, read_only: bool = False, client: Client | None = None) -> None:
+    def __init__(self, ref: str, *, info: VolumeInfo | None = None, read_only: bool = False, sub_path: str = "", client: Client | None = None) -> None:
         self.ref = ref
         self.read_only = read_only
+        self.sub_path = sub_path
         self._info = info
         self._client = client
 
     @classmethod
-    def named(cls, name: str, *, read_only: bool = False) -> Self:
-        """The volume of that name or id, without asking the server. `read_only`: the sandbox can't write it."""
-        return cls(name, read_only=read_only)
+    def named(cls, name: str, *, read_only: bool = False, sub_path: str = "") -> Self:
+        """The volume of that name or id, without asking the server. `read_only`: the sandbox can't write it. `sub_path`: it sees only this directory of it."""
+        return cls(name, read_only=read_only, sub_path=sub_path)
 
     @classmethod
-    def create(cls, name: str, *, size: int = 1024, client: Client | None = None) -> Self:
-        """An empty volume of at most `size` MiB. Raises `Conflict` when the project has one of that name, `QuotaExceeded`."""
+    def create(cls, name: str, *, size: int | None = None, source: str | Self | None = None, client: Client | None = None) -> Self:
+        """An empty volume of at most `size` MiB (1024 unless said), or a copy of `source` as that is now. Raises `Conflict` when the project has one of that name, `QuotaExceeded`."""
         client = client or _default()
-        request = faults.encode(faults.build(VolumeCreate, name=name, size=size))
+        wanted = {"size": size, "source": source.ref if isinstance(source, Volume) else source}
+        request = faults.encode(faults.build(VolumeCreate, name=name, **{field: value for field, value in wanted.items() if value is not None}))
         return cls._of(client, faults.decode(VolumeInfo, client.transport.call("POST", "/v1/volumes", body=request, key=faults.new_key())))
 
     @classmethod
@@ -71,16 +73,25 @@ class Volume:
     def name(self) -> str:
         return self.info.name
 
+    def clone(self, name: str) -> Self:
+        """A new volume with what is in this one now. Writers of this one wait some milliseconds."""
+        return self.create(name, source=self, client=self._client)
+
     def delete(self) -> None:
         """Delete it with everything in it. Raises `Conflict` while a living sandbox has it."""
         client = self._client or _default()
         client.transport.call("DELETE", "/v1/volumes/" + faults.segment(self.ref))
 
 
+def mount(volume: Volume | str) -> VolumeMount:
+    """As an attach says it."""
+    one = Volume.named(volume) if isinstance(volume, str) else volume
+    return faults.build(VolumeMount, volume=one.ref, read_only=one.read_only, sub_path=one.sub_path)
+
+
 def mounts(volumes: Mapping[str, Volume | str]) -> dict[str, VolumeMount]:
     """As a create says it."""
-    named = {path: Volume.named(one) if isinstance(one, str) else one for path, one in volumes.items()}
-    return {path: faults.build(VolumeMount, volume=one.ref, read_only=one.read_only) for path, one in named.items()}
+    return {path: mount(one) for path, one in volumes.items()}
 
 
 def _default() -> Client:
