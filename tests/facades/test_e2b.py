@@ -173,6 +173,60 @@ def test_a_terminal_is_opened_typed_into_and_resized(box: Sandbox) -> None:
     assert b"xterm-256color" in b"".join(seen)
 
 
+def test_metadata_stays_with_a_file_and_goes_into_snapshots(box: Sandbox, client: E2B) -> None:
+    files: Any = box.files  # its types are not complete
+    assert files.write("kept.txt", "x", metadata={"author": "mish", "kind": "a b"}).metadata == {"author": "mish", "kind": "a b"}
+    assert files.rename("kept.txt", "moved.txt").metadata == {"author": "mish", "kind": "a b"}
+    files.write("plain.txt", "x", metadata={"old": "1"})
+    files.write("plain.txt", "y")
+    shown = {entry.name: entry.metadata for entry in files.list(".")}
+    assert (shown["moved.txt"], shown["plain.txt"]) == ({"author": "mish", "kind": "a b"}, None)
+    with pytest.raises(InvalidArgumentException, match="not on the sandbox's disk"):
+        files.write("/tmp/nowhere.txt", "x", metadata={"a": "b"})
+
+    snapshot = box.create_snapshot(name="with_words")
+    assert [one.snapshot_id for one in client.Sandbox.list_snapshots(sandbox_id=box.sandbox_id).next_items()] == [snapshot.snapshot_id]
+    copy = client.Sandbox.create("with_words")
+    assert copy.files.get_info("moved.txt").metadata == {"author": "mish", "kind": "a b"}
+    copy.kill()
+    assert client.Sandbox.delete_snapshot(snapshot.snapshot_id)
+    assert not client.Sandbox.delete_snapshot(snapshot.snapshot_id)
+
+
+def test_a_paused_sandbox_goes_on_where_it_was(client: E2B) -> None:
+    box = client.Sandbox.create("base", timeout=300, lifecycle={"on_timeout": "pause", "auto_resume": True})
+    counting = box.commands.run("n=0; while true; do echo $((n+=1)) > count; sleep 0.1; done", background=True)
+    assert box.pause()
+    assert box.get_info().state is SandboxState.PAUSED
+    assert box.sandbox_id in [one.sandbox_id for one in client.Sandbox.list(query=SandboxQuery(state=[SandboxState.PAUSED])).next_items()]
+    assert counting.pid in [each.pid for each in box.commands.list()], "what is asked of it resumes it"
+    assert box.pause()
+    box.connect(timeout=60)
+    assert box.get_info().state is SandboxState.RUNNING
+    assert int(box.files.read("count")) > 0
+    box.kill()
+
+    asleep = client.Sandbox.create("base", timeout=300)
+    asleep.pause()
+    assert not asleep.is_running(), "without auto_resume only connecting resumes it"
+    assert client.Sandbox.connect(asleep.sandbox_id).is_running()
+    asleep.kill()
+
+
+def test_volumes_and_secrets_are_made_and_used(client: E2B) -> None:
+    volume = client.Volume.create("shared-by-e2b")
+    one = client.Sandbox.create("base", volume_mounts={"/data": volume})
+    two = client.Sandbox.create("base", volume_mounts={"/data": volume.name})
+    one.commands.run("echo both > /data/file", user="root")
+    assert two.files.read("/data/file") == "both\n"
+    one.kill()
+    two.kill()
+    assert client.Volume.destroy(volume.volume_id)
+    secret = client.Secret.create("e2b_key", "hush")
+    assert [each.name for each in client.Secret.list().next_items()] == ["e2b_key"]
+    assert client.Secret.destroy(secret.secret_id)
+
+
 def test_nobody_comes_in_without_the_key_or_token(client: E2B, box: Sandbox, server: Server) -> None:
     stranger = E2B(api_key="e2b_" + "0" * 40, api_url=server.url, sandbox_url=server.url)
     with pytest.raises(e2b.AuthenticationException):

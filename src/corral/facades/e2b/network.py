@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import Field
@@ -14,6 +15,7 @@ from corral.schema.egress import EgressPolicy, Preset, Rule
 Range = ipaddress.IPv4Network
 EVERYTHING = Range("0.0.0.0/0")
 _MOST_RANGES = 900
+_SECRET = re.compile(r"\$\{e2b\.secrets\.([A-Za-z0-9_-]+)\}")
 
 
 class Transform(Body):
@@ -106,8 +108,15 @@ def _injecting(rules: Mapping[str, Sequence[TransformRule]], names: Sequence[str
     for domain, wanted in rules.items():
         headers = {name: value for one in wanted if one.transform is not None for name, value in (one.transform.headers or {}).items()}
         if headers and (open_to_all or any(_covers(name, domain) for name in names)):
-            made.append(_rule(name=f"headers for {domain}"[:63], to=[domain], inject=headers))
+            made.append(_rule(name=f"headers for {domain}"[:63], to=[domain], inject={name: _with_secrets(value) for name, value in headers.items()}))
     return made
+
+
+def _with_secrets(value: str) -> str:
+    """`${e2b.secrets.name}` is where a secret goes."""
+    if "${e2b.identity" in value:
+        raise Refused(400, "rules: sandboxes have no workload identity here; use secrets")
+    return _SECRET.sub(lambda found: "{{" + found[1].lower() + "}}", value)
 
 
 def _covers(allowed: str, domain: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from corral.facades.e2b.rest import lives, look, sandboxes, snapshots, templates
+from corral.facades.e2b.rest import lives, look, sandboxes, secrets, snapshots, templates, volumes
 from corral.facades.e2b.rest.call import Endpoint
 
 ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
@@ -26,4 +26,14 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/sandboxes/{sandbox}/snapshots", snapshots.create),
     ("GET", "/snapshots", snapshots.listing),
     ("DELETE", "/templates/{template}", templates.delete),
+    ("GET", "/volumes", volumes.listing),
+    ("POST", "/volumes", volumes.create),
+    ("GET", "/volumes/{volume}", volumes.get),
+    ("DELETE", "/volumes/{volume}", volumes.delete),
+    *((method, "/volumecontent/{path:path}", volumes.content) for method in ("GET", "POST", "PUT", "PATCH", "DELETE")),
+    ("GET", "/secrets", secrets.listing),
+    ("POST", "/secrets", secrets.create),
+    ("GET", "/secrets/{secret}", secrets.get),
+    ("POST", "/secrets/{secret}", secrets.change),
+    ("DELETE", "/secrets/{secret}", secrets.delete),
 )

@@ -1,0 +1,62 @@
+"""/volumes of E2B. What is in a volume is reached through a sandbox that has it; without one it is not."""
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from corral.control.quota import Use
+from corral.control.roles import Permission
+from corral.control.volumes import VolumeRecord
+from corral.errors import NotFound
+from corral.facades.e2b.body import Body
+from corral.facades.e2b.refusal import Refused
+from corral.facades.e2b.rest.call import Call, told
+from corral.schema.volume import VolumeCreate
+
+
+class NewVolume(Body):
+    """POST /volumes."""
+
+    name: str
+
+
+async def create(call: Call) -> Response:
+    call.actor.require(Permission.USE)
+    wanted = VolumeCreate.model_validate({"name": (await call.body(NewVolume)).name})
+    call.services.sandboxes.quotas.check(call.actor.project, Use(disk=wanted.size))
+    return told(_opened(call, await call.services.volumes.create(call.actor, wanted)), 201)
+
+
+async def listing(call: Call) -> Response:
+    call.actor.require(Permission.LOOK)
+    return told([_shown(record) for record in call.services.volumes.of(call.actor.project)])
+
+
+async def get(call: Call) -> Response:
+    call.actor.require(Permission.LOOK)
+    return told(_opened(call, _found(call)))
+
+
+async def delete(call: Call) -> Response:
+    call.actor.require(Permission.USE)
+    await call.services.volumes.delete(call.actor, _found(call).id)
+    return Response(status_code=204)
+
+
+async def content(_call: Call) -> Response:
+    raise Refused(501, "files of a volume are reached through a sandbox that has it: create one with volume_mounts, and use its files")
+
+
+def _found(call: Call) -> VolumeRecord:
+    try:
+        return call.services.volumes.get(call.actor.project, call.part("volume"))
+    except NotFound:
+        raise Refused(404, f"volume {call.part('volume')[:80]} not found") from None
+
+
+def _shown(record: VolumeRecord) -> dict[str, str]:
+    return {"volumeID": record.id, "name": record.name}
+
+
+def _opened(call: Call, record: VolumeRecord) -> dict[str, str]:
+    return {**_shown(record), "token": call.tokens.of("volume", record.id)}
