@@ -6,11 +6,12 @@ import threading
 
 import pytest
 
-from corral import Process, Sandbox
+from corral import Sandbox
 from corral.errors import InvalidState, SandboxEnded, Unsupported
 from corral.places import Places
 from harness import leaks
 from harness.server import Server
+from harness.site import Site, read_until
 
 COMPUTE = r"""
 import hashlib, sys
@@ -20,21 +21,6 @@ for step in range(600):
         digest = hashlib.sha256(digest).digest()
     print(step, digest.hex(), flush=True)
 """
-SERVE = r"""
-import http.server, sqlite3, threading
-data = sqlite3.connect("/var/tmp/data.db", check_same_thread=False)
-data.execute("pragma journal_mode=wal"); data.execute("create table hits (n integer)"); data.commit()
-lock = threading.Lock()
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        with lock:
-            data.execute("insert into hits values (1)"); data.commit()
-            text = str(data.execute("select count(*) from hits").fetchone()[0]).encode()
-        self.send_response(200); self.send_header("Content-Length", str(len(text))); self.end_headers(); self.wfile.write(text)
-    def log_message(self, *_): pass
-http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
-"""
-ASK = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:8000/', timeout=50).read().decode())"
 
 
 def computed() -> str:
@@ -47,27 +33,6 @@ def computed() -> str:
             digest = hashlib.sha256(digest).digest()
         lines.append(f"{step} {digest.hex()}\n")
     return "".join(lines)
-
-
-def serve(box: Sandbox) -> None:
-    box.files.write("/var/tmp/serve.py", SERVE)
-    box.exec("python3", "/var/tmp/serve.py")
-    ready = "import socket, time\nwhile socket.socket().connect_ex(('127.0.0.1', 8000)): time.sleep(0.05)"
-    assert box.run(["python3", "-c", ready], timeout=60).exit_code == 0
-
-
-def read_until(process: Process[str], text: str) -> str:
-    """What a terminal shows until it has shown this."""
-    seen = ""
-    for piece in process.stdout:
-        seen += piece
-        if text in seen:
-            break
-    return seen
-
-
-def ask(box: Sandbox) -> int:
-    return int(box.run(["python3", "-c", ASK]).check().stdout)
 
 
 def test_a_computation_goes_on_after_a_pause_and_a_restart_of_the_server(server: Server) -> None:
@@ -93,15 +58,15 @@ def test_a_computation_goes_on_after_a_pause_and_a_restart_of_the_server(server:
 
 def test_servers_terminals_timers_and_files_go_on(server: Server) -> None:
     with Sandbox.create("base") as box:
-        serve(box)
-        assert [ask(box) for _ in range(3)] == [1, 2, 3]
+        site = Site(box)
+        assert [site.ask() for _ in range(3)] == [1, 2, 3]
         terminal = box.exec("sh", pty=True)
         terminal.stdin.write("cd /tmp; x=kept; echo $x > file; tty\n")
         sleeper = box.exec("sh", "-c", "sleep 2; exit 7")
         read_until(terminal, "/dev/pts")
         box.pause()
         # The next use resumes it.
-        assert ask(box) == 4
+        assert site.ask() == 4
         assert box.refresh().state in ("running", "frozen")
         terminal.stdin.write("echo $x-$(cat file)-$PWD\n")
         read_until(terminal, "kept-kept-/tmp")

@@ -25,6 +25,7 @@ COMMANDS = [
     "rm",
     "stop",
     "start",
+    "fork",
     "pause",
     "resume",
     "extend",

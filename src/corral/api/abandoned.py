@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
+from pydantic import TypeAdapter
 from starlette.requests import ClientDisconnect, Request
 
 from corral.api.stream import Streams, hung_up
@@ -18,10 +19,13 @@ from corral.control.idempotency import Answer
 from corral.control.roles import Actor
 from corral.control.sandboxes import Sandboxes
 from corral.errors import CorralError
+from corral.schema.fork import Forks
 from corral.schema.sandbox import Sandbox
 
 PATIENCE = 60.0
 """Seconds within which a client whose connection broke may come back."""
+
+_MADE: TypeAdapter[Sandbox | Forks] = TypeAdapter(Sandbox | Forks)
 
 log = structlog.get_logger(__name__)
 
@@ -91,9 +95,15 @@ class Abandoned:
         task.add_done_callback(self._ending.discard)
 
     async def _end(self, actor: Actor, answer: Answer) -> None:
-        id = Sandbox.model_validate_json(answer.body).id
-        log.info("sandbox_abandoned", sandbox=id)
-        try:
-            await self._sandboxes.delete(actor, id)
-        except CorralError as error:
-            log.error("sandbox_abandoned_stays", sandbox=id, error=str(error))
+        for id in _ids(answer):
+            log.info("sandbox_abandoned", sandbox=id)
+            try:
+                await self._sandboxes.delete(actor, id)
+            except CorralError as error:
+                log.error("sandbox_abandoned_stays", sandbox=id, error=str(error))
+
+
+def _ids(answer: Answer) -> list[str]:
+    """Of what was made: a sandbox, or forks."""
+    made = _MADE.validate_json(answer.body)
+    return [made.id] if isinstance(made, Sandbox) else [fork.sandbox.id for fork in made.forks if fork.sandbox is not None]

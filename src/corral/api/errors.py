@@ -35,8 +35,12 @@ class RangeNotSatisfiable(RequestError):
 
 def body(error: CorralError) -> bytes:
     """The error as it is sent."""
-    info = ErrorInfo(code=error.code, message=error.message, hint=error.hint, details=error.details)
-    return ErrorBody(error=info).model_dump_json().encode()
+    return ErrorBody(error=info(error)).model_dump_json().encode()
+
+
+def info(error: CorralError) -> ErrorInfo:
+    """The error within an answer that tells of several things."""
+    return ErrorInfo(code=error.code, message=error.message, hint=error.hint, details=error.details)
 
 
 def answer(error: CorralError, headers: Mapping[str, str] | None = None) -> Response:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from corral.api import pages
+from corral.api import errors, pages
 from corral.api.idempotent import idempotent
 from corral.api.route import JSON, Actor, Services, may, router
 from corral.control.idempotency import Answer, Claim
@@ -17,6 +17,7 @@ from corral.control.lifecycle import LIVING
 from corral.control.record import Record
 from corral.control.roles import Permission
 from corral.errors import InvalidArgument
+from corral.schema.fork import Fork, Forks, SandboxFork
 from corral.schema.sandbox import Sandbox, SandboxCreate, SandboxDelete, SandboxExtend, SandboxPage, SandboxUpdate, State
 
 routes = router("sandboxes", 409, 410, 429)
@@ -126,6 +127,20 @@ async def pause(services: Services, actor: Actor, sandbox: str) -> Sandbox:
 async def resume(services: Services, actor: Actor, sandbox: str) -> Sandbox:
     """Have a paused one go on where it was."""
     return (await services.sandboxes.pauses.resume(actor, sandbox)).show()
+
+
+@routes.post("/v1/sandboxes/{sandbox}/fork", status_code=201, response_model=Forks)
+async def fork(request: Request, services: Services, actor: Actor, sandbox: str, wanted: SandboxFork) -> Response:
+    """New sandboxes with its disk, its memory and all its processes, while it goes on; for each the sandbox, or why there is none. `Idempotency-Key` makes it safe to repeat."""
+
+    async def make(_claim: Claim | None) -> Answer:
+        made = await services.sandboxes.forks.fork(actor, sandbox, wanted)
+        stopped = max((one.timing.get("stopped", 0.0) for one in made if isinstance(one, Record) and one.timing), default=0.0)
+        forks = [Fork(sandbox=one.show()) if isinstance(one, Record) else Fork(error=errors.info(one)) for one in made]
+        return Answer(201, Forks(forks=forks, stopped=stopped).model_dump_json().encode())
+
+    answer = await services.abandoned.watch(request, actor, idempotent(request, services, actor, make))
+    return Response(answer.body, answer.status, None, JSON)
 
 
 def _tag(text: str) -> tuple[str, str]:

@@ -98,6 +98,27 @@ def resume(sandboxes: options.Boxes = None, *, json: options.Json = False) -> No
     _each(sandboxes, "resume", json=json)
 
 
+def fork(
+    sandbox: options.Box,
+    *,
+    count: Annotated[int, typer.Option("--count", "-n", help="How many.")] = 1,
+    name: Annotated[list[str] | None, typer.Option(help="Of a fork; may be given again, once for each.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Make new sandboxes with the disk, memory and processes of one that goes on, and print their ids."""
+    from corral import Client
+
+    if name and count not in (1, len(name)):
+        raise options.WrongUse("give --count, or --name once for each")
+    with Client() as client:
+        made = client.sandboxes.get(sandbox).fork([{"name": one} for one in name] if name else count)
+        if json:
+            show.as_json([box.info for box in made])
+        else:
+            for box in made:
+                print(box.id)
+
+
 def extend(sandbox: options.Box, seconds: Annotated[float, typer.Argument(help="From now.")], *, json: options.Json = False) -> None:
     """Move a sandbox's deadline."""
     from corral import Client

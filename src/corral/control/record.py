@@ -52,6 +52,8 @@ class Record:
     on_timeout: Literal["terminate", "stop", "pause"]
     created_at: float
     created_by: str
+    forked_from: str | None = None
+    """The sandbox that it is a fork of."""
     checkpoint_every: int | None = None
     """A checkpoint after so many processes have ended."""
     reason: Reason | None = None
@@ -113,6 +115,7 @@ class Record:
             timeout=self.timeout,
             idle_timeout=self.idle_timeout,
             on_timeout=self.on_timeout,
+            forked_from=self.forked_from,
             checkpoint_every=self.checkpoint_every,
             volumes={use.path: VolumeMount(volume=use.id, read_only=use.read_only, sub_path=use.sub_path) for use in self.volumes},
             created_at=moment(self.created_at),

@@ -15,6 +15,7 @@ from corral.control.accounts import Accounts
 from corral.control.admission import Gate
 from corral.control.alarm import Alarm
 from corral.control.events import EventLog
+from corral.control.forks import Forks
 from corral.control.idempotency import Claim
 from corral.control.launch import Launch
 from corral.control.ledger import Ledger
@@ -78,6 +79,7 @@ class Sandboxes:
             watch=self._go_on,
             later=self.later,
         )
+        self.forks = Forks(self, node=node, gate=gate, clock=clock)
         self._alarm = Alarm(clock, self._ring)
         self._tasks: set[asyncio.Task[None]] = set()
         self.on_exit: Callable[[Living, int], None] = lambda _living, _count: None
@@ -155,7 +157,7 @@ class Sandboxes:
                 written = self.ledger.enter(living, claim)
                 timing = await self._make(living, launch, written)
                 timing = {"queue": queued, **timing, "total": time.perf_counter() - began}
-                return self._runs(living, actor=actor.key, timing=timing)
+                return self.runs(living, actor=actor.key, timing=timing)
         except BaseException:
             if living.reserved:
                 self.ledger.registry.drop(record.id)
@@ -214,7 +216,7 @@ class Sandboxes:
             self.ledger.removed(self.ledger.move(living, Action.FAIL, reason=reason, detail=detail))
             raise
 
-    def _runs(self, living: Living, **how: Any) -> Record:
+    def runs(self, living: Living, **how: Any) -> Record:
         """The node's answer was that it runs."""
         self.ledger.move(living, Action.RUN, **how)
         self._go_on(living)
@@ -322,7 +324,7 @@ class Sandboxes:
                     queued = time.perf_counter() - began
                     living.overtaken = None
                     timing = {"queue": queued, **await launch.start(), "total": time.perf_counter() - began}
-                return self._runs(living, actor=actor.key, timing=timing)
+                return self.runs(living, actor=actor.key, timing=timing)
 
     @asynccontextmanager
     async def hold(self, project: str, id_or_name: str) -> AsyncGenerator[Living]:
@@ -346,7 +348,7 @@ class Sandboxes:
                 launch = await self.policies.launch(record, self.node.image(record.image_id))
                 living.overtaken = None
                 timing = await launch.start()
-                record = self._runs(living, actor=actor.key, timing=timing, deadline=record.deadline)
+                record = self.runs(living, actor=actor.key, timing=timing, deadline=record.deadline)
         return record
 
     async def delete(self, actor: Actor, id_or_name: str) -> Record:

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
@@ -25,11 +25,12 @@ from corral.node import death, holder_client, record, runsc
 from corral.node.box import RunscBox
 from corral.node.cgroup import Groups, find_hierarchies
 from corral.node.holder_client import HolderClient, HolderError
-from corral.node.interface import Box, BoxSpec, Disks, Ended, OnEnd, Timing, VolumeUse
+from corral.node.interface import Box, BoxSpec, Disks, Ended, OnEnd, Rootfs, Timing, VolumeUse
 from corral.node.limits import limits
 from corral.node.members import Member, Members, runsc_root
-from corral.node.memory import Needs, Returning, Still, read
+from corral.node.memory import Needs, Returning, Still
 from corral.node.network import Network, Watcher
+from corral.node.place import Place
 from corral.node.pool import Pool
 from corral.node.record import Record
 from corral.node.runsc import Runsc
@@ -58,13 +59,6 @@ class EngineSettings:
     platform: str = "systrap"
     resolvers: tuple[str, ...] = ()
     """DNS servers for sandboxes' names, `ADDRESS[:PORT]`; none: this machine's."""
-
-
-class Rootfs(Protocol):
-    """How a sandbox's root is put together: `corral.node.rootfs`."""
-
-    def mount_root(self, member_root: Path, layers: tuple[Path, ...], writable: Path) -> None: ...
-    def unmount_root(self, member_root: Path) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -336,8 +330,8 @@ class RunscEngine:
         member = pool.take()
         return (await pool.make(), True) if member is None else (member, False)
 
-    async def _return(self, member: Member, place: Path) -> None:
-        with read(place) as files:
+    async def _return(self, member: Member, place: Place) -> None:
+        with place.read() as files:
             async with self._open.members.talk(member) as calls:
                 await calls.restore(files)
 
@@ -345,9 +339,14 @@ class RunscEngine:
 
     @asynccontextmanager
     async def still(self, id: str) -> AsyncGenerator[Still]:
-        """For as long as it lasts a box' guest stands still: none of its tasks runs. It goes on in any case, unless the box is ended meanwhile."""
+        """For as long as it lasts a box' guest stands still: none of its tasks runs. It goes on in any case, unless the box is ended meanwhile.
+
+        What its sentry writes then counts for its group: the limit is twice as high until `tighten`, or until it goes on by itself after an error.
+        """
         box = self._living(id)
         member = box.member
+        wide = limits(box.spec)
+        member.group.limit(replace(wide, memory=2 * wide.memory, cpu=None))
         record.stand_still(self._places.boxes, id)
         async with self._open.members.talk(member) as calls:
             await calls.pause()
@@ -363,6 +362,12 @@ class RunscEngine:
         async with self._open.members.talk(self._living(id).member) as calls:
             await calls.resume()
         record.go_on(self._places.boxes, id)
+
+    def tighten(self, id: str) -> None:
+        """The limits are what they were, if it still lives."""
+        box = self._boxes.get(id)
+        if box is not None and box.ending is None:
+            box.group.limit(limits(box.spec))
 
     def stands_still(self, id: str) -> bool:
         """Whether an earlier server may have left it so."""

@@ -67,6 +67,14 @@ class BoxSpec:
 
 
 @dataclass(frozen=True)
+class Child:
+    """A fork to be made. `secrets`: values by name, of those that its egress policy uses."""
+
+    spec: BoxSpec
+    secrets: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+
+
+@dataclass(frozen=True)
 class Moment:
     """Of a sandbox's disk: a snapshot, by its id; its image (`image`); or, without either, how it is now."""
 
@@ -127,6 +135,13 @@ class Engine(Protocol):
     async def shutdown(self) -> None:
         """End everything of this installation: boxes, pool, holder, mounts, cgroups."""
         ...
+
+
+class Rootfs(Protocol):
+    """How a sandbox's root is put together: `corral.node.rootfs`."""
+
+    def mount_root(self, member_root: Path, layers: tuple[Path, ...], writable: Path) -> None: ...
+    def unmount_root(self, member_root: Path) -> None: ...
 
 
 class Disks(Protocol):

@@ -48,8 +48,9 @@ class StdinEnded(msgspec.Struct, frozen=True, tag_field="fact", tag="stdin_ended
 
 
 class Slept(msgspec.Struct, frozen=True, tag_field="fact", tag="slept"):
-    """The sandbox was paused for so long: the time of its processes stood still."""
+    """The sandbox was paused for so long while a process ran: its time stood still."""
 
+    id: str
     seconds: float
 
 
@@ -130,6 +131,11 @@ class Journal:
             os.ftruncate(fd, self.size)  # half a line would spoil the next one
             raise
         self.size += len(data)
+
+    def start(self, facts: Iterable[Fact]) -> None:
+        """Begin one with these facts, where there is none."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.rewrite(facts)
 
     def rewrite(self, facts: Iterable[Fact]) -> None:
         """Replace everything by these facts, in one step."""

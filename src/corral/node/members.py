@@ -101,7 +101,7 @@ class Members:
         self._groups = groups
         self._holder = holder
         self._network = network
-        self._dialect = urpc.Dialect.CREATE_LINKS
+        self._dialect = urpc.Dialect.SET_NETWORK_ARGS
         self.programs = Programs(places, runsc, agent)
 
     @property

@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Collection, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,12 @@ import structlog
 
 from corral.errors import SetupError
 from corral.ids import is_id
+from corral.node.place import FILES, OnDisk, Place
 from corral.node.urpc import Sentry
 from corral.places import Places
 
 VERSION = 1
 """Of the documents. A greater one is refused: it is a later Corral's."""
-FILES = ("state", "pages_meta", "pages")
-"""In the order in which a sentry takes them."""
 _DOCUMENT = "memory.json"
 _NEW = ".new-"
 
@@ -58,7 +56,7 @@ class Saved:
 class Returning:
     """A memory to be restored. `mount_volumes` is told the directory that the guest has as /vol, and mounts there what was mounted when it was saved."""
 
-    place: Path
+    place: Place
     needs: Needs
     mount_volumes: Callable[[Path], Awaitable[object]]
 
@@ -69,9 +67,9 @@ class Still:
     def __init__(self, calls: Sentry) -> None:
         self._calls = calls
 
-    async def save(self, place: Path) -> None:
-        """Write its memory into an empty directory. Raises `UrpcError` when something in it can't be saved."""
-        with written(place) as files:
+    async def save(self, place: Place) -> None:
+        """Write its memory. Raises `UrpcError` when something in it can't be saved."""
+        with place.write() as files:
             await self._calls.save(files)
 
 
@@ -105,17 +103,17 @@ class Memories:
     def get(self, id: str) -> Saved | None:
         return self._known.get(id)
 
-    def place(self, id: str) -> Path:
+    def place(self, id: str) -> OnDisk:
         """Where it is."""
-        return self._directory / id
+        return OnDisk(self._directory / id)
 
-    def begin(self, id: str) -> Path:
+    def begin(self, id: str) -> OnDisk:
         """An empty place for a memory that is about to be written."""
         place = self._directory / f"{_NEW}{id}"
         if place.exists():
             shutil.rmtree(place)
         place.mkdir(mode=0o700)
-        return place
+        return OnDisk(place)
 
     def settle(self, saved: Saved) -> None:
         """What was written at its new place is whole and safe on the disk when this returns."""
@@ -136,47 +134,13 @@ class Memories:
     def forget(self, id: str) -> None:
         """It is no more; `drop` removes the rest of it."""
         self._known.pop(id, None)
-        (self.place(id) / _DOCUMENT).unlink(missing_ok=True)
+        (self._directory / id / _DOCUMENT).unlink(missing_ok=True)
 
     def drop(self, id: str) -> None:
         """Remove it. Nothing happens if there is none."""
         self.forget(id)
-        if self.place(id).exists():
-            shutil.rmtree(self.place(id))
-
-
-@contextmanager
-def written(place: Path) -> Generator[list[int]]:
-    """Descriptors for a sentry to write a memory into."""
-    with _open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fds:
-        yield fds
-
-
-@contextmanager
-def read(place: Path) -> Generator[list[int]]:
-    """Descriptors for a sentry to read a memory from. Any number may at once."""
-    with _open(place, os.O_RDONLY) as fds:
-        yield fds
-
-
-@contextmanager
-def _open(place: Path, flags: int) -> Generator[list[int]]:
-    with ExitStack() as stack:
-        yield [stack.enter_context(_descriptor(place / name, flags)) for name in FILES]
-
-
-@contextmanager
-def _descriptor(path: Path, flags: int) -> Generator[int]:
-    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def size(place: Path) -> int:
-    """Bytes that a memory takes."""
-    return sum((place / name).stat().st_size for name in FILES)
+        if (self._directory / id).exists():
+            shutil.rmtree(self._directory / id)
 
 
 def cpu_features() -> tuple[str, ...]:

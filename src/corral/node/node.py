@@ -27,17 +27,18 @@ from corral.errors import CorralError, FileNotFound, InvalidArgument, InvalidSta
 from corral.ids import is_id
 from corral.images import Catalog, StoredImage
 from corral.net.authority import Authority
-from corral.node import metadata, rootfs, trust
+from corral.node import identity, metadata, rootfs, trust
 from corral.node.box import RunscBox
 from corral.node.differences import Differences
 from corral.node.disks import PoolDisks
 from corral.node.engine import EngineSettings, RunscEngine
 from corral.node.files import Files
+from corral.node.forks import Forks
 from corral.node.holder_client import HolderClient
+from corral.node.identity import returned
 from corral.node.idler import Crowd
-from corral.node.interface import BoxSpec, Ended, ImageSpec, Moment, OnEnd, Timing, VolumeUse
+from corral.node.interface import BoxSpec, Child, Ended, ImageSpec, Moment, OnEnd, Timing, VolumeUse
 from corral.node.network import Watcher
-from corral.node.nft import GATEWAY
 from corral.node.outward import Outward
 from corral.node.pauses import Pauses
 from corral.node.pool import default_size
@@ -105,6 +106,7 @@ class Node:
         self.snapshots = Snapshots(places, self._disks)
         self.volumes = Volumes(places, self._disks.pool)
         self._pauses = Pauses(places, self._engine, self._disks, self.volumes)
+        self._forks = Forks(places, self._engine, self._disks, self.volumes, self._pauses)
         self._differences = Differences(places, self._disks, self.snapshots)
         self._running: dict[str, Running] = {}
         self._crowd = Crowd(os.cpu_count() or 1)
@@ -128,6 +130,7 @@ class Node:
         await self.snapshots.open()
         await self.volumes.open()
         await self._pauses.open(known)
+        await asyncio.to_thread(self._forks.sweep)
         boxes = [box for box in await self._engine.open(self._died) if isinstance(box, RunscBox)]
         if known is not None:
             await self._remove_strangers([box.id for box in boxes if box.id not in known], known)
@@ -233,7 +236,7 @@ class Node:
                 pids=spec.pids,
                 tmp=max(16, spec.memory // 2),
                 sudo=spec.sudo,
-                files=_files(spec.hostname, box.address),
+                files=identity.files(spec.hostname, box.address),
                 volumes=[requests.Volume(name, os.fsencode(use.path)) for name, use in zip(names, spec.volumes, strict=True)],
             )
             # Both are sent at once; the agent takes them in this order.
@@ -259,25 +262,36 @@ class Node:
 
     async def resume(self, spec: BoxSpec, *, secrets: Mapping[str, str] | None = None) -> Timing:
         """Have a paused sandbox go on where it was. When it fails it is paused as before."""
-        return await asyncio.shield(self._resume(spec, secrets or {}))
-
-    async def _resume(self, spec: BoxSpec, secrets: Mapping[str, str]) -> Timing:
         await self.snapshots.ready(spec.image)
-        saved = self._pauses.memories.get(spec.id)
+        saved, slept = self._pauses.memories.get(spec.id), 0.0
 
         async def enter(box: RunscBox) -> None:
+            nonlocal slept
             running = self._enter(spec, box, book=self._books.pop(spec.id, None))
-            if saved is not None:
-                running.guest.processes.slept(max(0.0, time.time() - saved.at))
-            await running.guest.hello()
-            await running.guest.restored(hostname=spec.hostname, files=_files(spec.hostname, box.address))
+            slept = max(0.0, time.time() - saved.at) if saved is not None else 0.0
+            running.guest.processes.slept(slept)
+            await returned(running.guest, spec, box, fork=False)
             await self._make_trust(running, spec.egress)
 
         def leave() -> None:
             if (running := self._running.pop(spec.id, None)) is not None:
                 self._books[spec.id] = running.suspend()
+                running.guest.processes.slept(-slept)
 
-        return await self._pauses.resume(spec, secrets, enter, leave)
+        return await asyncio.shield(self._pauses.resume(spec, secrets or {}, enter, leave))
+
+    async def fork(self, id: str, children: Sequence[Child]) -> list[Timing | CorralError]:
+        """New sandboxes with the disk, memory and processes of a running one. For each how long it took, or why it failed: then nothing of it is left. Raises `Unsupported` when that can't be saved."""
+        source = self._get(id)
+        await self.snapshots.ready(source.spec.image)
+
+        async def enter(child: Child, box: RunscBox) -> None:
+            running = self._enter(child.spec, box)
+            for why in await returned(running.guest, child.spec, box, fork=True):
+                self._event(child.spec.id, "fork.hook_failed", {"why": why})
+            await self._make_trust(running, child.spec.egress)
+
+        return await asyncio.shield(self._forks.fork(source, children, enter, self.remove))
 
     def paused(self, id: str) -> bool:
         return id in self._pauses
@@ -560,13 +574,3 @@ class Node:
     async def rewind(self, id: str, snapshot: str) -> None:
         """Make the disk of a stopped sandbox that of a snapshot of it: wholly, or not at all."""
         await self._disks.replace(id, self.snapshots.image_of(snapshot))
-
-
-def _files(hostname: str, address: str | None) -> list[requests.GuestFile]:
-    """What a guest must know of itself. Without a network device its host name is an address of its loopback."""
-    hosts = f"127.0.0.1 localhost\n{address or '127.0.1.1'} {hostname}\n"
-    files = {"/etc/hostname": f"{hostname}\n", "/etc/hosts": hosts}
-    if address is not None:
-        # Two seconds are enough for a server next door; it is asked again before a program gives up.
-        files["/etc/resolv.conf"] = f"nameserver {GATEWAY}\noptions timeout:2 attempts:3\n"
-    return [requests.GuestFile(path=path.encode(), content=content.encode(), mode=0o644) for path, content in files.items()]

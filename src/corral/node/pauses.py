@@ -18,7 +18,6 @@ from typing import NoReturn
 import structlog
 
 from corral.errors import CorralError, InvalidState, Unsupported
-from corral.node import memory
 from corral.node.box import RunscBox
 from corral.node.disks import PoolDisks
 from corral.node.engine import RunscEngine
@@ -86,7 +85,7 @@ class Pauses:
                     stopped = time.perf_counter()
                     await still.save(place)
                     saved = time.perf_counter()
-                    document = Saved(id, needs, time.time(), memory.size(place), len(running.spec.volumes))
+                    document = Saved(id, needs, time.time(), place.size(), len(running.spec.volumes))
                     await asyncio.gather(asyncio.to_thread(self.memories.settle, document), self._disks.write_out(id))
                     safe = time.perf_counter()
                     leave()
@@ -95,6 +94,7 @@ class Pauses:
                 if id in self.memories:
                     raise
                 await asyncio.shield(asyncio.to_thread(self.memories.give_up, id))
+                self._engine.tighten(id)
                 await self.explained(running, error)
         await self._volumes.release(id)
         ended = time.perf_counter()

@@ -16,7 +16,7 @@ from corral.node.journal import Asked, Exited
 from corral.node.link import Link, RequestFailed, again
 from corral.node.notice import Notice
 from corral.node.refusals import refusal
-from corral.node.spool import Spool
+from corral.node.spool import Segment, Spool
 from corral.schema import process as schema
 from corral.wire import messages
 from corral.wire.channel import Receiver, Sender
@@ -103,6 +103,10 @@ class Process:
             if self.exited and spool.end < (end := _offset(self.exited, stream)):
                 spool.skip(end)
         return spool
+
+    def spools(self) -> list[list[Segment]]:
+        """What is kept of each stream."""
+        return [segments for stream in (1, 2) if (segments := self.spool(stream).segments())]
 
     # ── channel ──
 

@@ -19,7 +19,7 @@ from corral.node.journal import Asked, Closed, Exited, Fact, Forgotten, Journal,
 from corral.node.link import Link, RequestFailed
 from corral.node.process import CHUNK, Chunk, Process
 from corral.node.refusals import start_refusal
-from corral.node.spool import BOUND
+from corral.node.spool import BOUND, Segment
 from corral.node.start import Defaults, prepare
 from corral.schema import process as schema
 from corral.wire import requests
@@ -45,6 +45,24 @@ class Bounds:
     stream: int = BOUND
     sandbox: int = 512 << 20
     finished: int = 1000
+
+
+class Branch:
+    """Processes at one moment, to be written down again elsewhere."""
+
+    def __init__(self, directory: Path, facts: list[Fact], spools: list[tuple[str, list[Segment]]]) -> None:
+        self._directory = directory
+        self._facts = facts
+        self._spools = spools
+
+    def write(self, directory: Path) -> None:
+        """Blocks: it copies the newest part of what each process wrote, and shares the rest. What has been given up meanwhile is missing."""
+        for id, segments in self._spools:
+            target = directory / id
+            target.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for segment in segments:
+                segment.share(self._directory / id, target)
+        Journal(directory / "processes.jsonl").start(self._facts)
 
 
 class ProcessBook:
@@ -96,8 +114,8 @@ class ProcessBook:
                     process.timed_out = True
                 case StdinEnded() if process := self._processes.get(fact.id):
                     process.stdin_ended = fact.offset
-                case Slept():
-                    self._slept(fact.seconds)
+                case Slept() if process := self._processes.get(fact.id):
+                    process.slept += fact.seconds
                 case Exited() if process := self._processes.get(fact.id):
                     process.exited, process.pid, process.closed = fact, fact.pid, fact.closed
                     self._finished[fact.id] = None
@@ -161,14 +179,11 @@ class ProcessBook:
             process.suspend()
 
     def slept(self, seconds: float) -> None:
-        """It was paused for so long, which counts for no process' timeout."""
-        self._slept(seconds)
-        self._append(Slept(seconds))
-
-    def _slept(self, seconds: float) -> None:
+        """It was paused for so long, which counts for no process' timeout. Less than nothing: it was not, after all."""
         for process in self._processes.values():
-            if process.running:
+            if process.running and process.asked.timeout is not None:
                 process.slept += seconds
+                self._append(Slept(process.asked.id, seconds))
 
     def next_channel(self) -> int:
         """A channel number that was never used in this sandbox."""
@@ -390,20 +405,29 @@ class ProcessBook:
         if self._journal.size > self._compact_at:
             self._compact()
 
+    def branch(self) -> Branch:
+        """What a fork of this sandbox knows of its processes: the same as we, now. For a guest that sends nothing."""
+        return Branch(self._directory, self._facts(), [(id, spool) for id, process in self._processes.items() for spool in process.spools()])
+
     def _compact(self) -> None:
+        self._journal.rewrite(self._facts())
+        self._compact_at = 2 * self._journal.size + _JOURNAL_SLACK
+
+    def _facts(self) -> list[Fact]:
         facts: list[Fact] = [Opened(epoch=self._epoch, channels=self._channels_reserved)]
         for process in self._processes.values():
             facts.append(process.asked)
             if process.timed_out:
                 facts.append(TimedOut(process.asked.id))
+            if process.slept and process.running:
+                facts.append(Slept(process.asked.id, process.slept))
             if process.stdin_ended is not None and process.running:
                 facts.append(StdinEnded(process.asked.id, process.stdin_ended))
             if process.exited is not None:
                 facts.append(process.exited)
                 if process.closed and not process.exited.closed:
                     facts.append(Closed(process.asked.id))
-        self._journal.rewrite(facts)
-        self._compact_at = 2 * self._journal.size + _JOURNAL_SLACK
+        return facts
 
     def _record(self, fact: Fact) -> None:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,28 @@ class Piece(NamedTuple):
     offset: int
     data: bytes
     dropped: int
+
+
+class Segment(NamedTuple):
+    """One file of a spool: its name, how much of it counts, whether it may still grow."""
+
+    name: str
+    size: int
+    grows: bool
+
+    def share(self, source: Path, target: Path) -> None:
+        """Have the same in another directory. One that grows is copied; what is gone by now stays away."""
+        try:
+            if not self.grows:
+                os.link(source / self.name, target / self.name)
+                return
+            with (source / self.name).open("rb") as old, (target / self.name).open("wb") as new:
+                os.fchmod(new.fileno(), 0o600)
+                left = self.size
+                while left and (sent := os.sendfile(new.fileno(), old.fileno(), None, left)):
+                    left -= sent
+        except FileNotFoundError:
+            log.info("spool_gone_before_it_was_shared", path=str(source / self.name))
 
 
 class Spool:
@@ -64,6 +87,11 @@ class Spool:
     def size(self) -> int:
         """Bytes kept."""
         return self.end - self.start
+
+    def segments(self) -> list[Segment]:
+        """The files it consists of now, oldest first."""
+        bounds = [*self._segments, self.end]
+        return [Segment(Path(self._path(begin)).name, end - begin, end == self.end) for begin, end in pairwise(bounds)]
 
     def append(self, payload: memoryview | bytes) -> None:
         """Write bytes at `end`. When the disk refuses them, they and all before them count as dropped: the process goes on, its reader is told."""

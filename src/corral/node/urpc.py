@@ -45,10 +45,10 @@ class UnknownMethod(UrpcError):
 class Dialect(StrEnum):
     """What differs between versions: the call that sets up the network."""
 
+    SET_NETWORK_ARGS = "containerManager.SetNetworkArgs"
+    """Newer ones keep the arguments until the start or the restore. They know the older call too, but it means nothing to what is restored: so this one is tried first."""
     CREATE_LINKS = "Network.CreateLinksAndRoutes"
     """Up to 2024."""
-    SET_NETWORK_ARGS = "containerManager.SetNetworkArgs"
-    """Later ones keep the arguments until the start."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Sentry:
 
     connection: Connection
     cid: str
-    dialect: Dialect = Dialect.CREATE_LINKS
+    dialect: Dialect = Dialect.SET_NETWORK_ARGS
 
     async def set_up_network(self, nic: Nic | None) -> None:
         """Give the sandbox its `lo` and, if there is one, its `eth0`; before `start` only. Learns the dialect. A sentry that refuses it is of no more use."""

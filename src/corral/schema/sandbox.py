@@ -148,6 +148,7 @@ class Sandbox(Answer):
     timeout: float | None
     idle_timeout: float | None
     on_timeout: Literal["terminate", "stop", "pause"]
+    forked_from: str | None = Field(None, description="the sandbox that it is a fork of")
     checkpoint_every: int | None = None
     volumes: dict[str, VolumeMount] = Field(default_factory=dict[str, VolumeMount])
     created_at: datetime

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ValidationError
 
 from corral.errors import BY_CODE, CommandFailed, CorralError, InternalError, InvalidArgument, RequestError, Unauthenticated, Unavailable
-from corral.schema.error import ErrorBody
+from corral.schema.error import ErrorBody, ErrorInfo
 from corral.sdk.retry import Lost
 
 M = TypeVar("M", bound=BaseModel)
@@ -29,6 +29,16 @@ def from_answer(status: int, body: bytes) -> CorralError:
         return known(f"{info.message} [{info.code}]", hint=info.hint, details=info.details)
     if known is Unauthenticated and info.hint is None:
         return known(info.message, hint="set CORRAL_API_KEY, or run `corral key create` where you have a key", details=info.details)
+    return known(info.message, hint=info.hint, details=info.details)
+
+
+def told(info: ErrorInfo | None) -> CorralError:
+    """The exception for an error that is a part of an answer."""
+    if info is None:
+        return InternalError("the server's answer says neither what it made nor why not", hint="is the client as new as the server?")
+    known = BY_CODE.get(info.code)
+    if known is None or issubclass(known, CommandFailed):
+        return InternalError(f"{info.message} [{info.code}]", hint=info.hint, details=info.details)
     return known(info.message, hint=info.hint, details=info.details)
 
 

@@ -44,6 +44,7 @@ sandboxes = Table(
     Column("removed", Boolean, nullable=False),
     Column("egress", Text, nullable=False, server_default="{}", comment="JSON object: the policy"),
     Column("previews", Text, nullable=False, server_default="{}", comment="JSON object: who may see which port"),
+    Column("forked_from", String(32)),
     Column("secrets", Text, nullable=False, server_default="[]", comment="JSON list: which secrets are which variables; never their values"),
     Column("facade", Text, nullable=False, server_default="{}", comment="JSON object"),
     Index("sandboxes_page", "project", "created_at", "id"),

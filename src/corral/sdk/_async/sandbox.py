@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 from corral.errors import Conflict, CorralError
 from corral.schema.egress import EgressPolicy
+from corral.schema.fork import ForkChild, Forks, SandboxFork
 from corral.schema.observe import Event, LogLine, Logs, Metrics, Port, Ports, Sample
 from corral.schema.preview import Hold, PreviewToken
 from corral.schema.preview import Preview as PreviewInfo
@@ -298,6 +299,32 @@ class Sandbox:
     async def resume(self) -> None:
         """Have it go on where it was paused."""
         await self._change("/resume")
+
+    @overload
+    async def fork(self, children: int | Sequence[ForkChild | Mapping[str, Any]] = 1, *, partial: Literal[False] = False) -> Sequence[Self]: ...
+    @overload
+    async def fork(self, children: int | Sequence[ForkChild | Mapping[str, Any]] = 1, *, partial: Literal[True]) -> Sequence[Self | CorralError]: ...
+    async def fork(self, children: int | Sequence[ForkChild | Mapping[str, Any]] = 1, *, partial: bool = False) -> Sequence[Self | CorralError]:
+        """New sandboxes with its disk, its memory and all its processes, as they are now, while it goes on. Say how many, or what each has of its own: name, env, secrets, tags, egress.
+
+        If one can't be made all that were are deleted, and its error is raised; with `partial` the error takes its place in the list. Raises `Unsupported` when something in it can't be saved.
+        """
+        wanted = {"count": children} if isinstance(children, int) else {"children": [dict(child) for child in children]}
+        request = faults.encode(faults.build(SandboxFork, **wanted))
+        answer = await self._transport.call("POST", self._path + "/fork", body=request, key=faults.new_key(), seconds=ROOM_SECONDS)
+        made: dict[int, Self] = {}
+        failed: dict[int, CorralError] = {}
+        forks = faults.decode(Forks, answer).forks
+        for number, fork in enumerate(forks):
+            if fork.sandbox is not None:
+                made[number] = type(self)(self.client, fork.sandbox)
+            else:
+                failed[number] = faults.told(fork.error)
+        if failed and not partial:
+            for box in made.values():
+                await box.delete()
+            raise next(iter(failed.values()))
+        return [made[number] if number in made else failed[number] for number in range(len(forks))]
 
     async def extend(self, seconds: float) -> None:
         """Move its deadline to at least `seconds` from now."""

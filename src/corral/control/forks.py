@@ -1,0 +1,123 @@
+"""Forks of running sandboxes: who they are, what they have of their own, and what is written down of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from corral.control.admission import Gate
+from corral.control.launch import Launch
+from corral.control.ports import Node
+from corral.control.quota import Use
+from corral.control.record import Record
+from corral.control.registry import Living
+from corral.control.roles import Actor
+from corral.errors import CorralError, InternalError, InvalidState
+from corral.ids import new_id
+from corral.node.interface import Child, Timing
+from corral.schema.fork import ForkChild, SandboxFork
+from corral.schema.sandbox import State
+
+if TYPE_CHECKING:
+    from corral.control.sandboxes import Sandboxes
+
+
+class Forks:
+    """Makes them. A fork is a sandbox like any other from the moment it is told of."""
+
+    def __init__(self, sandboxes: Sandboxes, *, node: Node, gate: Gate, clock: Callable[[], float]) -> None:
+        self._sandboxes = sandboxes
+        self._ledger = sandboxes.ledger
+        self._node = node
+        self._gate = gate
+        self._clock = clock
+
+    async def fork(self, actor: Actor, id_or_name: str, wanted: SandboxFork) -> list[Record | CorralError]:
+        """New sandboxes with the disk, memory and processes of one that goes on; for each its record, or why there is none. A paused one is resumed first.
+
+        Raises `Unsupported`, and makes none, when something in the source can't be saved; `Conflict` (a name is taken), `QuotaExceeded`, `Unavailable` (no room).
+        """
+        await self._sandboxes.use(actor.project, id_or_name, wake=True)
+        async with self._sandboxes.hold(actor.project, id_or_name) as source:
+            record = source.record
+            if record.state not in (State.RUNNING, State.FROZEN):
+                raise InvalidState(f"a sandbox that is {record.state} can't be forked", hint="start it first", details={"state": record.state})
+            for child in wanted.wanted:
+                if child.egress is not None:
+                    await self._sandboxes.policies.check(child.egress)
+            children = self._reserve(actor, record, wanted.wanted)
+            try:
+                async with self._gate.turn(record.project, wait=0):
+                    launches = [await self._sandboxes.policies.launch(child.record, self._node.image(record.image_id)) for child in children]
+                    results = await self._made(record.id, children, launches)
+            except BaseException:
+                for child in children:
+                    self._ledger.registry.drop(child.record.id)
+                raise
+            return [await self._enter(actor, child, result) for child, result in zip(children, results, strict=True)]
+
+    def _reserve(self, actor: Actor, source: Record, wanted: Sequence[ForkChild]) -> list[Living]:
+        """Their names and shares of the quota."""
+        count = len(wanted)
+        self._gate.capacity().check(cpu=source.cpu, memory=source.memory, disk=source.disk)
+        self._sandboxes.quotas.check(source.project, Use(count, count * source.cpu, count * source.memory, count * source.disk))
+        with ExitStack() as undo:
+            children: list[Living] = []
+            for child in wanted:
+                children += [self._ledger.registry.add(self._record(actor, source, child), reserved=True)]
+                undo.callback(self._ledger.registry.drop, children[-1].record.id)
+            undo.pop_all()
+        return children
+
+    def _record(self, actor: Actor, source: Record, child: ForkChild) -> Record:
+        id = new_id("sb")
+        return replace(
+            source,
+            id=id,
+            name=child.name,
+            hostname=child.name or id,
+            state=State.CREATING,
+            env={**source.env, **child.env},
+            tags=source.tags if child.tags is None else child.tags,
+            secrets=source.secrets if child.secrets is None else tuple(child.secrets),
+            egress=source.egress if child.egress is None else child.egress,
+            forked_from=source.id,
+            created_at=self._clock(),
+            created_by=actor.key,
+            started_at=None,
+            deadline=None,
+            timing=None,
+            reason=None,
+            detail=None,
+            ended_by=None,
+        )
+
+    async def _made(self, source: str, children: Sequence[Living], launches: Sequence[Launch]) -> Sequence[Timing | CorralError]:
+        making = asyncio.get_running_loop().create_task(self._node.fork(source, [Child(launch.spec, launch.secrets) for launch in launches]))
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+
+            async def undo() -> None:
+                """Nobody waits for them any more."""
+                await asyncio.wait([making])
+                await asyncio.gather(*(self._node.remove(child.record.id) for child in children))
+
+            self._sandboxes.later(undo())
+            raise
+
+    async def _enter(self, actor: Actor, child: Living, result: Timing | CorralError) -> Record | CorralError:
+        """From now on it is there for all to see; or nothing of it is."""
+        if isinstance(result, CorralError):
+            self._ledger.registry.drop(child.record.id)
+            return result
+        try:
+            await self._ledger.enter(child, None)
+        except Exception as error:
+            await self._node.remove(child.record.id)
+            self._ledger.registry.drop(child.record.id)
+            return InternalError(f"the fork could not be written down: {error}", hint="look at the server's log")
+        return self._sandboxes.runs(child, actor=actor.key, timing=result)
