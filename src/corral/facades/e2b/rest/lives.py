@@ -53,7 +53,7 @@ async def timeout(call: Call) -> Response:
     if wanted.timeout < 0:
         raise Refused(400, "timeout: it can't be negative")
     record = await call.sandbox()
-    await living(record.id, call.services.sandboxes.update(call.actor, record.id, _until(wanted.timeout)))
+    await living(record.id, call.services.sandboxes.update(call.actor, record.id, until(wanted.timeout)))
     return Response(status_code=204)
 
 
@@ -92,7 +92,7 @@ async def _resumed(call: Call, record: Record, seconds: float) -> Response:
     sandboxes = call.services.sandboxes
     going_on = sandboxes.pauses.resume if record.state is State.PAUSED else sandboxes.start
     await living(record.id, going_on(call.actor, record.id))
-    record = await living(record.id, sandboxes.update(call.actor, record.id, _until(seconds)))
+    record = await living(record.id, sandboxes.update(call.actor, record.id, until(seconds)))
     return told(await shown_access(call, record), 201)
 
 
@@ -108,7 +108,7 @@ async def pause(call: Call) -> Response:
     return Response(status_code=204)
 
 
-def _until(seconds: float) -> SandboxUpdate:
+def until(seconds: float) -> SandboxUpdate:
     """Only the fields that are given are changed."""
     return SandboxUpdate.model_validate({"timeout": max(LEAST, seconds)})
 
