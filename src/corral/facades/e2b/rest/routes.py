@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from corral.facades.e2b.rest import lives, look, sandboxes, secrets, snapshots, templates, volumes
+from corral.facades.e2b.rest import forks, lives, look, sandboxes, secrets, snapshots, templates, volumes
 from corral.facades.e2b.rest.call import Endpoint
 
 ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
@@ -19,6 +19,7 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/v2/sandboxes/{sandbox}/connect", lives.connect),
     ("POST", "/sandboxes/{sandbox}/pause", lives.pause),
     ("POST", "/sandboxes/{sandbox}/resume", lives.resume),
+    ("POST", "/sandboxes/{sandbox}/fork", forks.fork),
     ("PUT", "/sandboxes/{sandbox}/network", lives.network),
     ("GET", "/sandboxes/{sandbox}/metrics", look.metrics),
     ("GET", "/sandboxes/{sandbox}/logs", look.logs),

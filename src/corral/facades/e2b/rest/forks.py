@@ -1,0 +1,41 @@
+"""/sandboxes/{id}/fork of E2B: sandboxes that go on from where one is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+from starlette.responses import Response
+
+from corral.control.record import Record
+from corral.control.roles import Permission
+from corral.errors import CorralError
+from corral.facades.e2b.body import Body
+from corral.facades.e2b.refusal import sentence
+from corral.facades.e2b.rest.call import Call, living, shown_access, told
+from corral.facades.e2b.rest.lives import until
+from corral.schema.fork import MOST, SandboxFork
+
+
+class Fork(Body):
+    """POST …/fork."""
+
+    count: int = Field(default=1, ge=1, le=MOST)
+    timeout: int | None = None
+
+
+async def fork(call: Call) -> Response:
+    """For each fork how to reach it, or why there is none."""
+    call.actor.require(Permission.USE)
+    wanted = await call.body(Fork)
+    record = await call.sandbox()
+    made = await living(record.id, call.services.sandboxes.forks.fork(call.actor, record.id, SandboxFork(count=wanted.count, children=None)))
+    return told([await _shown(call, one, wanted.timeout) for one in made], 201)
+
+
+async def _shown(call: Call, made: Record | CorralError, timeout: int | None) -> dict[str, Any]:
+    if isinstance(made, CorralError):
+        return {"error": {"code": made.status, "message": sentence(made)}}
+    if timeout is not None:
+        made = await call.services.sandboxes.update(call.actor, made.id, until(timeout))
+    return {"sandbox": await shown_access(call, made)}
