@@ -1,7 +1,7 @@
 """Started members waiting for a claim, asleep, refilled in the background.
 
 Taking one is a `popleft`. Claims go first: members are made one after the other, by processes with a small share of the processors; with pauses in between while there are claims, and
-while these follow each other closely, only once half of the pool is used up.
+while these follow each other closely, only once seven eighths of the pool are used up.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ FLOOR = 0.10
 LOOK = 5.0
 """Seconds between two looks at the machine's memory."""
 CALM = 0.3
-"""Seconds after a claim in which a pool that is at least half full is left as it is: the new sandbox's first command is worth more."""
+"""Seconds after a claim in which a pool is left as it is: the new sandbox's first command is worth more …"""
+RESERVE = 8
+"""… unless less than this part of it is left."""
 BUSY = 2.0
 """Seconds after a claim in which making a member is followed by a pause of the same length."""
 RETRY = (0.5, 30.0)
@@ -188,7 +190,7 @@ class Pool:
                 continue
             began = time.monotonic()
             calm_in = self._taken_at + CALM - began
-            if calm_in > 0 and 2 * len(self._ready) >= self.size:
+            if calm_in > 0 and RESERVE * len(self._ready) >= self.size:
                 await asyncio.sleep(calm_in)
                 continue
             try:
