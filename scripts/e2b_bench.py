@@ -1,6 +1,6 @@
 """What E2B's client costs over Corral's own: create, and a hundred commands at once. Needs the package e2b and a server that is up.
 
-    CORRAL_URL=http://127.0.0.1:7070 CORRAL_API_KEY=ck_… scripts/e2b_bench.py [creates]
+CORRAL_URL=http://127.0.0.1:7070 CORRAL_API_KEY=ck_… scripts/e2b_bench.py [creates]
 """
 
 from __future__ import annotations

@@ -58,6 +58,7 @@ def main() -> int:
     chosen = parser.parse_args()
     expected = [Expected(**one) for one in tomllib.loads(Path(__file__).with_suffix(".toml").read_text())["expected"]]
 
+    chosen.scratch = chosen.scratch.absolute()
     python = _environment(chosen.scratch, chosen.client)
     suite = _suite(chosen.scratch, chosen.source)
     # Which tests need a server is found out with one client for all: with another some fail for reasons of their own.

@@ -24,7 +24,6 @@ from corral.facades.e2b.refusal import Refused
 from corral.facades.e2b.rest.call import Call, living, shown_access, told
 from corral.facades.e2b.rest.shown import detail, listed, state
 from corral.schema.sandbox import SandboxCreate, State
-from corral.schema.volume import VolumeMount
 
 LEAST = 0.001
 """Seconds that a sandbox lives whose timeout is 0."""
@@ -116,7 +115,7 @@ def _native(wanted: NewSandbox, timeout: int) -> SandboxCreate:
             "on_timeout": on_timeout(wanted),
             "env": wanted.env_vars or {},
             "tags": wanted.metadata or {},
-            "volumes": {mount.path: VolumeMount(volume=mount.name) for mount in wanted.volume_mounts or []},
+            "volumes": {mount.path: {"volume": mount.name} for mount in wanted.volume_mounts or []},
             "public_ports": "all" if wanted.network is None or wanted.network.allow_public_traffic is not False else [],
             "egress": policy(wanted.network or Network(), internet=wanted.allow_internet_access) if closed else None,
         }

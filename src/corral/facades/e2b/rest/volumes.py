@@ -23,7 +23,7 @@ class NewVolume(Body):
 async def create(call: Call) -> Response:
     call.actor.require(Permission.USE)
     wanted = VolumeCreate.model_validate({"name": (await call.body(NewVolume)).name})
-    call.services.sandboxes.quotas.check(call.actor.project, Use(disk=wanted.size))
+    call.services.sandboxes.quotas.check(call.actor.project, Use(disk=call.services.volumes.size(call.actor.project, wanted)))
     return told(_opened(call, await call.services.volumes.create(call.actor, wanted)), 201)
 
 
