@@ -23,9 +23,18 @@ type obstaclesAnswer struct {
 // obstaclesTold bounds the answer.
 const obstaclesTold = 64
 
-// obstacles answers the request of that name: connections to elsewhere, and files of the sandbox's disk that are open and deleted.
-func obstacles(*link, *nothing) (any, error) {
-	all := append(connections(), deletedFiles()...)
+type obstaclesArgs struct {
+	named
+	Files bool `json:"files"`
+}
+
+// obstacles answers the request of that name: connections to elsewhere, and with `files` also files of the sandbox's disk that are open and deleted, which takes
+// a look at every descriptor of every process.
+func obstacles(_ *link, args *obstaclesArgs) (any, error) {
+	all := connections()
+	if args.Files {
+		all = append(all, deletedFiles()...)
+	}
 	return obstaclesAnswer{all[:min(len(all), obstaclesTold)]}, nil
 }
 

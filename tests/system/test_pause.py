@@ -40,9 +40,6 @@ def test_a_computation_goes_on_after_a_pause_and_a_restart_of_the_server(server:
         process = box.exec("python3", "-c", COMPUTE)
         lines = iter(process.stdout)
         first = [next(lines) for _ in range(20)]
-        codes: list[int | None] = []
-        waiting = threading.Thread(target=lambda: codes.append(process.wait(timeout=120)))
-        waiting.start()
         box.pause()
         assert box.info.state == "paused"
         # Nothing of the host but files.
@@ -50,6 +47,9 @@ def test_a_computation_goes_on_after_a_pause_and_a_restart_of_the_server(server:
         server.kill()
         server.start()
         assert box.refresh().state == "paused"
+        codes: list[int | None] = []
+        waiting = threading.Thread(target=lambda: codes.append(process.wait(timeout=120)))
+        waiting.start()
         box.resume()
         assert "".join(first + list(lines)) == computed()
         waiting.join(timeout=120)
@@ -128,3 +128,17 @@ def test_a_sandbox_whose_time_is_up_pauses_if_it_is_to(server: Server) -> None:
         paused = next(iter(box.events(kind="sandbox.paused", follow=True)))
         assert paused.data["reason"] == "idle"
         assert box.run("cat /tmp/in-memory").stdout == "kept\n"
+
+
+def test_a_connection_to_another_machine_is_named_and_stays(server: Server) -> None:
+    with Sandbox.create("base") as box:
+        connect = "import re, socket, sys; s = socket.create_connection((re.search(r'nameserver (.*)', open('/etc/resolv.conf').read())[1], 53)); print('up', flush=True); sys.stdin.readline(); s.send(b'x'); print('still', flush=True)"
+        process = box.exec("python3", "-c", connect)
+        assert next(iter(process.stdout)) == "up\n"
+        for deed in (box.pause, box.fork):
+            with pytest.raises(Unsupported, match=r"python3.*connection"):
+                deed()
+        process.stdin.write("\n")
+        assert process.stdout.read() == "still\n"
+        box.pause()
+        assert box.run("echo alive").stdout == "alive\n"

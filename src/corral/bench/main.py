@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from corral import Client
-from corral.bench import bulk, cold, crowd, egress, hostile, latency, preview, state
+from corral.bench import bulk, cold, crowd, egress, hostile, latency, memory, preview, state
 from corral.bench.figure import Figure
 from corral.cli import show
 from corral.cli.options import WrongUse
@@ -28,6 +28,8 @@ FIGURES = {
     "files": Plan(bulk.files, 3),
     "cold": Plan(lambda client, n, image, _: cold.cold(client, n, image), 10),
     "snapshot": Plan(lambda client, n, image, _: state.snapshot(client, n, image), 10, usual=False),
+    "pause": Plan(lambda client, n, image, _: memory.pause(client, n, image), 5, usual=False),
+    "fork": Plan(lambda client, n, image, _: memory.fork(client, n, image), 5, usual=False),
     "burst": Plan(lambda client, n, image, _: crowd.burst(client, n, image), 100, usual=False),
     "hostile": Plan(lambda client, n, image, _: hostile.hostile(client, n, image), 200, usual=False),
     "egress": Plan(lambda client, n, image, _: egress.egress(client, n, image), 100, usual=False),

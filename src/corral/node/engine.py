@@ -369,10 +369,6 @@ class RunscEngine:
         if box is not None and box.ending is None:
             box.group.limit(limits(box.spec))
 
-    def stands_still(self, id: str) -> bool:
-        """Whether an earlier server may have left it so."""
-        return record.stands_still(self._places.boxes, id)
-
     def needs(self, id: str) -> Needs | None:
         """What a box' memory will need; None: it is of an earlier Corral, which did not say."""
         return self._living(id).member.needs

@@ -129,7 +129,7 @@ class Forks:
         id = source.spec.id
         with source.link.working():
             try:
-                await source.guest.quiesce(on=True)
+                await self._pauses.prepare(source)
                 branch = source.guest.processes.branch()
                 async with self._engine.still(id) as still:
                     began = time.perf_counter()

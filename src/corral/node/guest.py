@@ -120,9 +120,9 @@ class Guest:
         request = requests.Restored(hostname=hostname, files=files, env=told, fork=fork)
         return (await self._ask(request, messages.Hooks, timeout=HOOKS_TIMEOUT)).failed
 
-    async def obstacles(self) -> list[messages.Obstacle]:
-        """What in it can't be saved, as far as can be seen from inside."""
-        return (await self._ask(requests.Obstacles(), messages.Obstacles)).obstacles
+    async def obstacles(self, *, files: bool) -> list[messages.Obstacle]:
+        """What in it can't be saved, as far as can be seen from inside: connections, and `files` that are open and deleted, which takes longer to find."""
+        return (await self._ask(requests.Obstacles(files=files), messages.Obstacles)).obstacles
 
     def suspend(self) -> None:
         """It has been saved and is about to be ended: leave its processes to whoever resumes it."""

@@ -27,7 +27,7 @@ from corral.errors import CorralError, FileNotFound, InvalidArgument, InvalidSta
 from corral.ids import is_id
 from corral.images import Catalog, StoredImage
 from corral.net.authority import Authority
-from corral.node import identity, metadata, rootfs, trust
+from corral.node import identity, metadata, record, rootfs, trust
 from corral.node.box import RunscBox
 from corral.node.differences import Differences
 from corral.node.disks import PoolDisks
@@ -174,7 +174,7 @@ class Node:
                     await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
     async def _adopt(self, box: RunscBox) -> str | None:
-        still = self._engine.stands_still(box.id)
+        still = record.stands_still(self._places.boxes, box.id)
         if still and box.id in self._pauses:
             # It was saved, and only its end is missing.
             await self._engine.kill(box.id)

@@ -80,7 +80,7 @@ class Pauses:
         place = await asyncio.to_thread(self.memories.begin, id)
         with running.link.working():
             try:
-                await running.guest.quiesce(on=True)
+                await self.prepare(running)
                 async with self._engine.still(id) as still:
                     stopped = time.perf_counter()
                     await still.save(place)
@@ -106,11 +106,17 @@ class Pauses:
             raise Unsupported("the sandbox was started by an earlier Corral, which can't save its memory", hint="stop it and start it again, then it can be")
         return needs
 
+    async def prepare(self, running: Running) -> None:
+        """Before it stands still. Newer runscs cut connections to other machines when they save, in the source too, and older ones refuse late: so it is refused now. Then nothing is sent."""
+        if connected := await running.guest.obstacles(files=False):
+            raise obstructed(connected)
+        await running.guest.quiesce(on=True)
+
     async def explained(self, running: Running, error: BaseException) -> NoReturn:
         """A sandbox could not be saved, and goes on: say why, as far as it can be told."""
         try:
             await running.guest.quiesce(on=False)
-            obstacles = await running.guest.obstacles() if isinstance(error, UrpcError) else []
+            obstacles = await running.guest.obstacles(files=True) if isinstance(error, UrpcError) else []
         except CorralError:
             raise error from None  # it has ended meanwhile
         if not obstacles:

@@ -81,6 +81,7 @@ def go_on(directory: Path, id: str) -> None:
 
 
 def stands_still(directory: Path, id: str) -> bool:
+    """Whether an earlier server may have left it so."""
     return (directory / f"{id}.still").exists()
 
 

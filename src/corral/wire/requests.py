@@ -230,7 +230,7 @@ class Restored(Request, frozen=True, kw_only=True, tag="restored"):
 
 
 class Obstacles(Request, frozen=True, kw_only=True, tag="obstacles"):
-    pass
+    files: bool
 
 
 _encoder = msgspec.json.Encoder()

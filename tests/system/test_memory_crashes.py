@@ -1,0 +1,90 @@
+"""The server and sentries may be killed in the middle of a pause, a resume or a fork: what runs goes on, what is paused stays whole, what was half made is gone."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+
+import pytest
+
+from corral import Sandbox
+from corral.errors import CorralError
+from corral.places import Places
+from harness.server import Server
+
+COUNT = "i=0; while [ $i -lt 100000 ]; do echo line $i; i=$((i+1)); sleep 0.01; done"
+
+
+def attempt(box: Sandbox, deed: str) -> threading.Thread:
+    """Begin it in the background; what comes of it is nobody's business here."""
+
+    def do() -> None:
+        try:
+            box.fork(2) if deed == "fork" else getattr(box, deed)()
+        except CorralError:
+            pass
+
+    thread = threading.Thread(target=do)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("deed", ["pause", "resume", "fork"])
+def test_a_server_killed_in_the_middle_harms_nothing(server: Server, deed: str) -> None:
+    places = Places(server.home)
+    with Sandbox.create("tiny", timeout=None) as box:
+        counting = box.exec("sh", "-c", COUNT)
+        lines = iter(counting.stdout)
+        told = [next(lines)]
+        for _ in range(3):
+            if deed == "resume":
+                box.pause()
+            thread = attempt(box, deed)
+            # Anywhere within it: the test is about every moment.
+            time.sleep(random.uniform(0.01, 0.3))
+            server.kill()
+            server.start()
+            thread.join(timeout=120)
+            for kid in [kid for kid in Sandbox.list() if kid.info.forked_from == box.id]:
+                # One that was answered for lives; it is as whole as its source.
+                assert kid.run("echo alive").stdout == "alive\n"
+                kid.delete()
+            assert box.refresh().state in ("running", "frozen", "paused")
+            box.resume()
+            told += [next(lines) for _ in range(20)]
+            assert box.run("echo alive").stdout == "alive\n"
+            # Nothing half made is left.
+            assert [path.name for path in (*places.memory.glob(".*"), *places.paused.iterdir())] == []
+        assert told == [f"line {number}\n" for number in range(len(told))]
+        counting.kill()
+
+
+def sentry_of(places: Places, id: str) -> int:
+    import json
+
+    return int(json.loads((places.boxes / f"{id}.json").read_bytes())["identity"]["pid"])
+
+
+@pytest.mark.parametrize("deed", ["pause", "fork"])
+def test_a_sentry_killed_in_the_middle_leaves_its_disk_and_no_traces(server: Server, deed: str) -> None:
+    places = Places(server.home)
+    with Sandbox.create("tiny", timeout=None) as box:
+        box.run("echo kept > /kept; sync").check()
+        thread = attempt(box, deed)
+        time.sleep(random.uniform(0.01, 0.1))
+        try:
+            os.kill(sentry_of(places, box.id), signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # it was paused already
+        thread.join(timeout=120)
+        for kid in [kid for kid in Sandbox.list() if kid.info.forked_from == box.id]:
+            kid.delete()
+        deadline = time.monotonic() + 60
+        while box.refresh().state not in ("stopped", "paused") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        box.resume() if box.state == "paused" else box.start()
+        assert box.run("cat /kept").stdout == "kept\n"
+        assert [path.name for path in (*places.memory.glob(".*"), *places.paused.iterdir())] == []
