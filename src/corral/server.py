@@ -45,9 +45,11 @@ from corral.control.secrets import Secrets
 from corral.control.shelf import Shelf
 from corral.control.snapshots import Snapshots
 from corral.control.volumes import Volumes
+from corral.control.webhooks import Webhooks
 from corral.errors import CorralError, SetupError, Unavailable
 from corral.facades.e2b.front import DOOR, E2B
 from corral.facades.e2b.tokens import Tokens
+from corral.net.callout import Callout
 from corral.places import Places
 from corral.preview import secret
 from corral.preview.doors import DOORS, Door
@@ -90,7 +92,8 @@ class Application:
         self._node = node
         accounts = Accounts(self._store.accounts, time.time)
         events = EventLog(self._store.events, time.time)
-        secrets = Secrets(self._store.secrets, FileKeyRing(places.keys / "secrets.key"), events, time.time)
+        keys = FileKeyRing(places.keys / "secrets.key")
+        secrets = Secrets(self._store.secrets, keys, events, time.time)
         shelf = Shelf(self._store.snapshots, node.snapshots, self._standing)
         volumes = Volumes(rows=self._store.volumes, node=node.volumes, events=events, sandboxes=self._living)
         self._sandboxes = Sandboxes(
@@ -104,6 +107,9 @@ class Application:
             volumes=volumes,
             booted_at=booted_at(),
         )
+        resolvers = tuple(settings.resolvers.split(",")) if settings.resolvers else ()
+        webhooks = Webhooks(self._store.webhooks, keys, Callout(resolvers).post, events, time.time)
+        self._sandboxes.on_approval = webhooks.approval
         previews = Previews(sandboxes=self._sandboxes, accounts=accounts, node=node, rows=self._store.sandboxes)
         self._keeper = Keeper(places, previews)
         accounts.on_revoked = self._keeper.revoked
@@ -113,6 +119,7 @@ class Application:
             policies=self._sandboxes.policies,
             secrets=secrets,
             volumes=volumes,
+            webhooks=webhooks,
             previews=previews,
             attachments=Attachments(sandboxes=self._sandboxes, volumes=volumes, node=node),
             snapshots=Snapshots(rows=self._store.snapshots, shelf=shelf, sandboxes=self._sandboxes, node=node, events=events),
@@ -151,6 +158,7 @@ class Application:
     async def open_node(self) -> None:
         """Open the node and find again what lives. From then on requests are answered."""
         await self.services.volumes.load()
+        await self.services.webhooks.open()
         await self._sandboxes.open()
         await self.services.volumes.open()
         await self.services.snapshots.open()
@@ -188,6 +196,7 @@ class Application:
         self._housekeeper.stop()
         self._app.close()
         self.services.history.stop()
+        self.services.webhooks.close()
         if terminate:
             await self._sandboxes.stop_all()
         await self._sandboxes.close()

@@ -46,6 +46,8 @@ class Seen:
     queries: list[tuple[str, int]] = field(default_factory=list)
     requests: list[bytes] = field(default_factory=list)
     """Heads, as they came."""
+    posts: list[tuple[bytes, bytes]] = field(default_factory=list)
+    """Heads with their bodies, of those that had one."""
     connections: list[tuple[str, int]] = field(default_factory=list)
     """Local ends that were connected to."""
 
@@ -122,6 +124,8 @@ class Internet:
         self.seen = Seen()
         self.secret_echo: bytes = b""
         """What /leak answers, in pieces of three bytes."""
+        self.files: Path | None = None
+        """What is below /files/."""
         self._ready = threading.Event()
         self._news = threading.Condition()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -301,6 +305,7 @@ class Internet:
             await reader.readuntil(b"\r\n")
         elif length := int(headers.get("content-length", 0)):
             body = await reader.readexactly(length)
+            self.seen.posts.append((head, body))
 
         def whole(data: bytes, *more: str) -> bool:
             writer.write("\r\n".join(["HTTP/1.1 200 OK", f"Content-Length: {len(data)}", *more, "", ""]).encode() + (b"" if method == "HEAD" else data))
@@ -347,6 +352,12 @@ class Internet:
                     writer.write(data)
                     await writer.drain()
                 return False
+            case path if self.files is not None and path.startswith("/files/"):
+                file = self.files / path.removeprefix("/files/")
+                if file.is_file():
+                    return whole(file.read_bytes())
+                writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+                return True
             case _:
                 return whole(f"{method} {headers.get('host')} {target}\n".encode())
 

@@ -307,6 +307,27 @@ def test_what_was_reached_is_told_with_its_bytes(net: Server) -> None:
         assert (told[0].kind, told[0].verdict, told[0].sent > 40, told[0].received > 40) == ("tcp", "allowed", True, True)
 
 
+def test_git_clones_over_https_through_the_proxy(net: Server, internet: Internet, tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@example.com", *words], check=True, capture_output=True, cwd=tmp_path)
+
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/README").write_text("hello\n")
+    for words in (["init", "-q"], ["add", "README"], ["commit", "-qm", "first"]):
+        git("-C", "work", *words)
+    git("clone", "-q", "--bare", "work", "it.git")
+    git("-C", "it.git", "update-server-info")
+    internet.files = tmp_path
+    try:
+        with box(Egress.allow("www.example.com", ports=443)) as sandbox:
+            sandbox.files.write("/tmp/ca.pem", internet.authority.file.read_bytes())
+            clone = "GIT_SSL_CAINFO=/tmp/ca.pem git clone -q https://{host}/files/it.git /tmp/{host} && cat /tmp/{host}/README"
+            assert sandbox.run(clone.format(host="www.example.com"), timeout=60).check().stdout == "hello\n"
+            assert sandbox.run(clone.format(host="api.example.com"), timeout=60).exit_code != 0
+    finally:
+        internet.files = None
+
+
 def test_policies_hold_over_a_restart_of_the_server(net: Server) -> None:
     with box(Egress.allow(f"{WEB}/32").allow("www.example.com")) as sandbox:
         net.kill()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import time
 import uuid
@@ -12,7 +14,7 @@ import pytest
 from corral import Client, Egress, Sandbox, Secret
 from corral.errors import Conflict, InvalidArgument, NotFound
 from corral.schema.egress import Approval
-from harness.internet import OTHER, WEB, Internet
+from harness.internet import HERE, OTHER, WEB, Internet
 from harness.server import Server
 from security.test_network import box, python, reached
 
@@ -62,6 +64,51 @@ def test_a_secret_is_used_outside_and_is_not_inside(net: Server, internet: Inter
         net.start()
         assert python(sandbox, fetch.format(path=third)) == "200"
         assert [f"Bearer {VALUE[::-1]}" in head for head in heads(internet, f"/{third}")] == [True]
+
+
+def test_a_question_is_told_to_the_projects_own_server_signed_and_again_when_it_fails(net: Server, internet: Internet) -> None:
+    def arrived(path: str) -> list[tuple[dict[str, str], bytes]]:
+        found = [(head.decode(), body) for head, body in list(internet.seen.posts) if head.startswith(f"POST {path} ".encode())]
+        return [({k.lower(): v for k, _, v in (line.partition(": ") for line in head.split("\r\n")[1:])}, body) for head, body in found]
+
+    def until(path: str, count: int) -> list[tuple[dict[str, str], bytes]]:
+        deadline = time.monotonic() + 30
+        while len(arrived(path)) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return arrived(path)
+
+    with Client() as client, box(Egress.none().ask("*.example.com", ports=80, timeout=120)) as sandbox:
+        secret = client.approvals.set_webhook("https://api.example.com/echo?token=1").secret
+        assert secret is not None
+        found = client.approvals.webhook()
+        assert found is not None
+        assert (found.url, found.secret) == ("https://api.example.com/echo?token=1", None)
+        process = sandbox.exec("python3", "-c", ASK.format(host="www.example.com", path="x"))
+        headers, body = until("/echo?token=1", 1)[0]
+        told = json.loads(body)
+        assert (told["event"], told["sandbox"], told["approval"]["name"]) == ("egress.approval", sandbox.id, "www.example.com")
+        at, _, given = headers["corral-signature"].partition(",v1=")
+        assert hmac.new(secret.encode(), f"{at[2:]}.".encode() + body, hashlib.sha256).hexdigest() == given
+        # The server is killed in between; the webhook is kept, and one that fails is tried again with the same delivery.
+        client.approvals.allow(told["approval"]["id"])
+        assert process.communicate()[0] == "200\n"
+        assert json.loads(until("/echo?token=1", 2)[1][1])["approval"]["decision"] == "allow"
+        client.approvals.set_webhook("https://www.example.com/garbage")
+        process = sandbox.exec("python3", "-c", ASK.format(host="db.example.com", path="x"))
+        tries = until("/garbage", 2)
+        assert len({headers["corral-delivery"] for headers, _ in tries}) == 1
+        client.approvals.deny(asked(client, sandbox).id)
+        # Neither the machine itself nor what is private is ever called.
+        failed = client.events(sandbox=sandbox.id, kind="webhook.failed", follow=True)
+        for url in (f"https://{HERE}/x", "https://inside.example.com/x", "https://node.example.com/x", "https://127.0.0.1/x", "https://169.254.169.254/x"):
+            client.approvals.set_webhook(url)
+            sandbox.exec("python3", "-c", ASK.format(host="www.example.com", path=uuid.uuid4().hex))
+            assert "address" in next(event.data["reason"] for event in failed if event.data["url"] == url)
+        client.approvals.remove_webhook()
+        assert client.approvals.webhook() is None
+        with pytest.raises(InvalidArgument, match="https"):
+            client.approvals.set_webhook("http://www.example.com/")
 
 
 def test_a_policy_that_names_no_secret_of_the_project_is_refused(net: Server) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from corral.api.route import Actor, Services, may, router
 from corral.control.roles import Permission
 from corral.schema.egress import Approval, Approvals, Decision, KeptRules
+from corral.schema.webhook import Webhook, WebhookSet
 
 routes = router("approvals", 409, 410, 429)
 
@@ -41,6 +42,25 @@ async def decide(services: Services, actor: Actor, approval: str, wanted: Decisi
 async def rules(services: Services, actor: Actor) -> KeptRules:
     """What was decided for the project's sandboxes `always`."""
     return KeptRules(rules=services.policies.kept(actor.project))
+
+
+@routes.put("/v1/approvals/webhook", response_model=Webhook)
+async def set_webhook(services: Services, actor: Actor, wanted: WebhookSet) -> Webhook:
+    """Where a signed request goes for each connection that begins to wait, and for each decision. In place of the one before; `secret` is told this once."""
+    return await services.webhooks.set(actor, wanted)
+
+
+@routes.get("/v1/approvals/webhook", response_model=Webhook)
+@may(Permission.LOOK)
+async def webhook(services: Services, actor: Actor) -> Webhook:
+    """Where that is, if anywhere."""
+    return services.webhooks.get(actor.project)
+
+
+@routes.delete("/v1/approvals/webhook", status_code=204)
+async def remove_webhook(services: Services, actor: Actor) -> None:
+    """From now on nowhere."""
+    await services.webhooks.remove(actor)
 
 
 @routes.delete("/v1/approvals/rules/{rule}", status_code=204)

@@ -50,3 +50,4 @@ async def delete(services: Services, actor: Actor, name: str) -> None:  # noqa: 
         raise Conflict(f"the project {name} has {count} living sandboxes", hint="delete them first", details={"sandboxes": count})
     await services.accounts.remove_project(name)
     services.policies.project_removed(name)
+    await services.webhooks.forget(name)

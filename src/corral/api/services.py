@@ -23,6 +23,7 @@ from corral.control.sandboxes import Sandboxes
 from corral.control.secrets import Secrets
 from corral.control.snapshots import Snapshots
 from corral.control.volumes import Volumes
+from corral.control.webhooks import Webhooks
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Services:
     snapshots: Snapshots
     volumes: Volumes
     attachments: Attachments
+    webhooks: Webhooks
     code: Contexts
     previews: Previews
     accounts: Accounts

@@ -95,11 +95,15 @@ def approvals(
     *,
     rules: Annotated[bool, typer.Option("--rules", help="What was decided for the whole project instead.")] = False,
     forget: Annotated[str | None, typer.Option(metavar="ID", help="Take such a decision back.")] = None,
+    webhook: Annotated[str | None, typer.Option(metavar="URL|none|show", help="Where signed requests tell of each, from now on.")] = None,
     json: options.Json = False,
 ) -> None:
     """Connections that wait for a decision."""
     from corral import Client
 
+    if webhook is not None:
+        _webhook(webhook, json=json)
+        return
     if forget is not None:
         with Client() as client:
             client.approvals.forget(forget)
@@ -132,6 +136,22 @@ def approve(
         show.as_json(decided)
     else:
         print(show.line(f"{decided.decision} {decided.scope}: {_asked(decided)}"))
+
+
+def _webhook(wanted: str, *, json: bool) -> None:
+    from corral import Client
+
+    with Client() as client:
+        if wanted == "none":
+            client.approvals.remove_webhook()
+            return
+        found = client.approvals.webhook() if wanted == "show" else client.approvals.set_webhook(wanted)
+    if json:
+        show.as_json(found)
+    elif found is None:
+        print("none")
+    else:
+        show.fields(found.model_dump(exclude_none=True))
 
 
 def _rules(*, json: bool) -> None:

@@ -20,6 +20,7 @@ from corral.schema.process import Output, Process, ProcessStart, Signal, Stream,
 from corral.schema.sandbox import State
 from corral.schema.secret import Secret
 from corral.schema.snapshot import Diff
+from corral.schema.webhook import Webhook
 
 if TYPE_CHECKING:
     from corral.control.shelf import SnapshotRecord
@@ -318,6 +319,20 @@ class RuleRows(Protocol):
     async def remove(self, project: str, id: str) -> None: ...
 
 
+class WebhookRows(Protocol):
+    """Where projects want to be told of approvals, at most one URL each. Secrets come sealed."""
+
+    async def all(self) -> list[tuple[str, Webhook, bytes]]: ...
+    async def put(self, project: str, webhook: Webhook, sealed: bytes, *, by: str) -> None: ...
+    async def remove(self, project: str) -> bool: ...
+
+
+class Deliver(Protocol):
+    """Posts a body to a URL that a user has given. Raises `Unavailable` unless the answer is one of success, `Forbidden` when it must not be called."""
+
+    async def __call__(self, url: str, headers: Sequence[tuple[str, str]], body: bytes) -> None: ...
+
+
 class Store(Protocol):
     """The whole store."""
 
@@ -337,4 +352,6 @@ class Store(Protocol):
     def secrets(self) -> SecretRows: ...
     @property
     def rules(self) -> RuleRows: ...
+    @property
+    def webhooks(self) -> WebhookRows: ...
     async def checkpoint(self) -> None: ...

@@ -84,6 +84,8 @@ class Sandboxes:
         self._tasks: set[asyncio.Task[None]] = set()
         self.on_exit: Callable[[Living, int], None] = lambda _living, _count: None
         """Told that a process of a sandbox has ended, and the how manieth since this server started."""
+        self.on_approval: Callable[[Record, Mapping[str, Any]], None] = lambda _record, _data: None
+        """Told of a connection that begins to wait for a decision, and of the decision."""
         self.on_removed: Callable[[Record], Awaitable[None]] | None = None
         """Told that the node has nothing of a sandbox any more."""
 
@@ -437,6 +439,8 @@ class Sandboxes:
             return
         if self.policies.worth_telling(id, kind, data):
             self.ledger.log.note(kind, living.record.project, sandbox=id, actor="guest", data=data)
+        if kind == "egress.approval":
+            self.on_approval(living.record, data)
         if kind == "process.exited":
             living.exits += 1
             self.on_exit(living, living.exits)

@@ -11,6 +11,7 @@ from corral.store.sandboxes import SandboxRows
 from corral.store.secrets import SecretRows
 from corral.store.snapshots import SnapshotRows
 from corral.store.volumes import VolumeRows
+from corral.store.webhooks import WebhookRows
 
 
 class Store:
@@ -26,6 +27,7 @@ class Store:
         self.replays = ReplayRows(self.database)
         self.secrets = SecretRows(self.database)
         self.rules = RuleRows(self.database)
+        self.webhooks = WebhookRows(self.database)
 
     def open(self) -> None:
         """Bring the tables up to date; then it can be used."""

@@ -155,6 +155,16 @@ secrets = Table(
     Index("secrets_name", "project", "name", unique=True),
 )
 
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("project", String(63), primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("sealed", LargeBinary, nullable=False, comment="what requests are signed with, encrypted by the key ring"),
+    Column("created_at", Double, nullable=False),
+    Column("created_by", String(32), nullable=False),
+)
+
 egress_rules = Table(
     "egress_rules",
     metadata,

@@ -8,8 +8,9 @@ from collections.abc import Generator, Mapping
 from contextlib import closing
 from typing import Any, Literal
 
-from corral.errors import SandboxEnded
+from corral.errors import NotFound, SandboxEnded
 from corral.schema.egress import Approval, Approvals, Decision, EgressPolicy, EgressView, Flow, Flows, KeptRule, KeptRules
+from corral.schema.webhook import Webhook, WebhookSet
 from corral.sdk import faults
 from corral.sdk._sync import stream
 from corral.sdk._sync.transport import Transport
@@ -97,6 +98,21 @@ class ApprovalList:
     def rules(self) -> builtins.list[KeptRule]:
         """What was decided for the project's sandboxes `always`."""
         return faults.decode(KeptRules, self._transport.call("GET", "/v1/approvals/rules")).rules
+
+    def set_webhook(self, url: str) -> Webhook:
+        """Have a signed request sent there for each connection that begins to wait, and for each decision. Its `secret` is told this once."""
+        body = faults.encode(faults.build(WebhookSet, url=url))
+        return faults.decode(Webhook, self._transport.call("PUT", "/v1/approvals/webhook", body=body))
+
+    def webhook(self) -> Webhook | None:
+        """Where that is; None: nowhere."""
+        try:
+            return faults.decode(Webhook, self._transport.call("GET", "/v1/approvals/webhook"))
+        except NotFound:
+            return None
+
+    def remove_webhook(self) -> None:
+        self._transport.call("DELETE", "/v1/approvals/webhook")
 
     def forget(self, id: str) -> None:
         """Take such a decision back: the same question is asked again."""
