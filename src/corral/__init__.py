@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from corral.errors import CommandFailed, CorralError, DeadlineExceeded
     from corral.sdk._sync.client import Client
     from corral.sdk._sync.files import Files
+    from corral.sdk._sync.image import Image
     from corral.sdk._sync.process import Process
     from corral.sdk._sync.sandbox import Sandbox
     from corral.sdk._sync.secret import Secret
@@ -35,6 +36,7 @@ __all__ = [
     "DeadlineExceeded",
     "Egress",
     "Files",
+    "Image",
     "Process",
     "Result",
     "Sandbox",
@@ -53,6 +55,7 @@ _PLACES = {
     "DeadlineExceeded": "corral.errors",
     "Egress": "corral.sdk.egress",
     "Files": "corral.sdk._sync.files",
+    "Image": "corral.sdk._sync.image",
     "Process": "corral.sdk._sync.process",
     "Result": "corral.sdk.result",
     "Sandbox": "corral.sdk._sync.sandbox",

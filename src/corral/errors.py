@@ -17,6 +17,7 @@ CorralError
 │   ├── TooLarge                 too_large        413
 │   ├── NotExecutable            not_executable   422   the program is missing or can't be run
 │   ├── Unsupported              unsupported      422   an option that this server or engine can't honour
+│   ├── BuildFailed              build_failed     422   a step of an image's build failed; `details` has the step and its output
 │   ├── QuotaExceeded            quota_exceeded   429
 │   ├── DiskFull                 disk_full        507   (OSError) the sandbox's disk is full
 │   └── DeadlineExceeded         timeout          408   (TimeoutError) `partial` holds the output so far
@@ -120,6 +121,13 @@ class NotExecutable(RequestError):
 
 class Unsupported(RequestError):
     code = "unsupported"
+    status = 422
+
+
+class BuildFailed(RequestError):
+    """A step of a build failed. `details`: `step` (its number), `text`, `before` (the step above it), `output` (the end of it), `exit_code`."""
+
+    code = "build_failed"
     status = 422
 
 

@@ -33,19 +33,26 @@ from corral.code.contexts import Contexts
 from corral.control.accounts import Accounts
 from corral.control.admission import Gate
 from corral.control.attachments import Attachments
+from corral.control.builder import Builder
+from corral.control.builds import Builds
 from corral.control.events import EventLog
 from corral.control.history import History
 from corral.control.housekeeping import Housekeeper
 from corral.control.idempotency import Replays
+from corral.control.images import Images
 from corral.control.ports import Node
 from corral.control.previews import Address, Previews
 from corral.control.record import Record
+from corral.control.roles import Actor
 from corral.control.sandboxes import Sandboxes
 from corral.control.secrets import Secrets
 from corral.control.shelf import Shelf
 from corral.control.snapshots import Snapshots
+from corral.control.starts import Starts
+from corral.control.templates import Templates
 from corral.control.volumes import Volumes
 from corral.control.webhooks import Webhooks
+from corral.control.workbench import Workbench
 from corral.errors import CorralError, SetupError, Unavailable
 from corral.facades.e2b.front import DOOR, E2B
 from corral.facades.e2b.tokens import Tokens
@@ -54,6 +61,7 @@ from corral.places import Places
 from corral.preview import secret
 from corral.preview.doors import DOORS, Door
 from corral.preview.keeper import Edge, Keeper
+from corral.schema.image import BuildCreate
 from corral.settings import Settings
 from corral.store import Store
 from corral.store.keyring import FileKeyRing
@@ -113,6 +121,18 @@ class Application:
         previews = Previews(sandboxes=self._sandboxes, accounts=accounts, node=node, rows=self._store.sandboxes)
         self._keeper = Keeper(places, previews)
         accounts.on_revoked = self._keeper.revoked
+        snapshots = Snapshots(rows=self._store.snapshots, shelf=shelf, sandboxes=self._sandboxes, node=node, events=events)
+        self._images = Images(rows=self._store.images, shelf=shelf, node=node, events=events, living=self._living)
+        self._templates = Templates(rows=self._store.templates, images=self._images, shelf=shelf, node=node, events=events)
+
+        def bench(actor: Actor, wanted: BuildCreate, build: str, image: str) -> Workbench:
+            return Workbench(
+                actor, wanted, build, image, sandboxes=self._sandboxes, snapshots=snapshots, volumes=volumes, secrets=secrets, node=node, room=node.library.room
+            )
+
+        self._sandboxes.on_created = Starts(node=node, events=events, config=self._templates.config_of).after
+        builder = Builder(images=self._images, templates=self._templates, shelf=shelf, node=node, uploads=node.library.uploads, secrets=secrets, bench=bench)
+        self._builds = Builds(builder, templates=self._templates, sandboxes=self._sandboxes, events=events)
         streams = Streams()
         self.services = Services(
             sandboxes=self._sandboxes,
@@ -122,8 +142,11 @@ class Application:
             webhooks=webhooks,
             previews=previews,
             attachments=Attachments(sandboxes=self._sandboxes, volumes=volumes, node=node),
-            snapshots=Snapshots(rows=self._store.snapshots, shelf=shelf, sandboxes=self._sandboxes, node=node, events=events),
             code=Contexts(node.processes),
+            images=self._images,
+            templates=self._templates,
+            builds=self._builds,
+            snapshots=snapshots,
             accounts=accounts,
             events=events,
             replays=Replays(time.time),
@@ -159,9 +182,13 @@ class Application:
         """Open the node and find again what lives. From then on requests are answered."""
         await self.services.volumes.load()
         await self.services.webhooks.open()
+        await self._images.load()
+        await self._templates.load()
         await self._sandboxes.open()
         await self.services.volumes.open()
         await self.services.snapshots.open()
+        await self._images.open()
+        await self._builds.open()
         self._housekeeper.start()
         self.services.history.start()
         self._ready.set()
@@ -197,6 +224,7 @@ class Application:
         self._app.close()
         self.services.history.stop()
         self.services.webhooks.close()
+        await self._builds.close()
         if terminate:
             await self._sandboxes.stop_all()
         await self._sandboxes.close()

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 from corral.api import (
     approvals,
     attach,
+    builds,
     checkpoints,
     code,
     egress,
@@ -27,6 +28,7 @@ from corral.api import (
     sandboxes,
     secrets,
     snapshots,
+    templates,
     tree,
     volumes,
 )
@@ -51,7 +53,9 @@ ROUTERS: tuple[APIRouter, ...] = (
     snapshots.routes,
     checkpoints.routes,
     volumes.routes,
+    builds.routes,
     images.routes,
+    templates.routes,
     secrets.routes,
     egress.routes,
     approvals.routes,

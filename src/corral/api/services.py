@@ -13,15 +13,18 @@ from corral.api.stream import Streams
 from corral.code.contexts import Contexts
 from corral.control.accounts import Accounts
 from corral.control.attachments import Attachments
+from corral.control.builds import Builds
 from corral.control.events import EventLog
 from corral.control.history import History
 from corral.control.idempotency import Replays
+from corral.control.images import Images
 from corral.control.policies import Policies
 from corral.control.ports import Node, Store
 from corral.control.previews import Previews
 from corral.control.sandboxes import Sandboxes
 from corral.control.secrets import Secrets
 from corral.control.snapshots import Snapshots
+from corral.control.templates import Templates
 from corral.control.volumes import Volumes
 from corral.control.webhooks import Webhooks
 
@@ -39,6 +42,9 @@ class Services:
     webhooks: Webhooks
     code: Contexts
     previews: Previews
+    images: Images
+    templates: Templates
+    builds: Builds
     accounts: Accounts
     events: EventLog
     replays: Replays

@@ -1,4 +1,4 @@
-"""`corral image`, `corral key`, `corral project`."""
+"""`corral key`, `corral project`."""
 
 from __future__ import annotations
 
@@ -8,24 +8,10 @@ import typer
 
 from corral.cli import options, show
 
-image = typer.Typer(help="The images on the node.", no_args_is_help=True, rich_markup_mode=None)
 key = typer.Typer(help="API keys.", no_args_is_help=True, rich_markup_mode=None)
 project = typer.Typer(help="Projects: units of ownership and quota.", no_args_is_help=True, rich_markup_mode=None)
 
 Limit = Annotated[int | None, typer.Option(help="[default: no limit]")]
-
-
-@image.command("ls")
-def image_ls(*, json: options.Json = False) -> None:
-    """List images."""
-    from corral import Client
-
-    with Client() as client:
-        images = client.images.list()
-    if json:
-        show.as_json(images)
-    else:
-        show.table(("id", "name", "size", "age", "user"), [(one.id, one.name, show.size(one.size), show.ago(one.created_at), one.user) for one in images])
 
 
 @key.command("create")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from corral.cli import accounts, chaos, code, copy, egress, execute, life, look, machine, options, preview, run, secret, serve, snapshot, volume
+from corral.cli import accounts, chaos, code, copy, egress, execute, image, life, look, machine, options, preview, run, secret, serve, snapshot, volume
 from corral.version import __version__
 
 app = typer.Typer(
@@ -55,7 +55,8 @@ app.add_typer(snapshot.checkpoint, name="checkpoint")
 app.add_typer(volume.volume, name="volume")
 app.command()(snapshot.diff)
 app.command()(snapshot.rewind)
-app.add_typer(accounts.image, name="image")
+app.add_typer(image.image, name="image")
+app.add_typer(image.template, name="template")
 app.add_typer(accounts.key, name="key")
 app.add_typer(accounts.project, name="project")
 app.add_typer(secret.secret, name="secret")

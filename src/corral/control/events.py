@@ -38,6 +38,11 @@ class EventLog:
         """Go on counting where the store ends."""
         self._seq = self._told = await self._rows.last()
 
+    @property
+    def seq(self) -> int:
+        """Of the newest event."""
+        return self._seq
+
     def next(self, kind: str, project: str, *, sandbox: str | None = None, actor: str | None = None, data: Mapping[str, Any] | None = None) -> Event:
         """The next event. The caller stores it and everything else in the order of these calls."""
         self._seq += 1

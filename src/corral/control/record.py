@@ -13,6 +13,9 @@ from corral.schema.sandbox import Reason, Sandbox, State
 from corral.schema.secret import SecretUse
 from corral.schema.volume import VolumeMount
 
+BUILD = "corral.build"
+"""The tag of sandboxes in which an image is built."""
+
 
 @dataclass(frozen=True)
 class Exposure:
@@ -90,6 +93,7 @@ class Record:
             volumes=self.volumes,
             egress=policy,
             exposed=exposed,
+            tmp_on_disk=BUILD in self.tags,
         )
 
     def show(self, *, frozen: bool = False) -> Sandbox:

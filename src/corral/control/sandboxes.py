@@ -24,7 +24,7 @@ from corral.control.pauses import Pauses
 from corral.control.policies import Policies
 from corral.control.ports import Node, Store
 from corral.control.quota import Quotas, Use
-from corral.control.record import Exposure, Record
+from corral.control.record import BUILD, Exposure, Record
 from corral.control.recovery import fate
 from corral.control.registry import Living
 from corral.control.roles import Actor
@@ -86,6 +86,8 @@ class Sandboxes:
         """Told that a process of a sandbox has ended, and the how manieth since this server started."""
         self.on_approval: Callable[[Record, Mapping[str, Any]], None] = lambda _record, _data: None
         """Told of a connection that begins to wait for a decision, and of the decision."""
+        self.on_created: Callable[[Record], Awaitable[None]] | None = None
+        """Told of a new one that runs, before its create is answered; when it fails, so does the create."""
         self.on_removed: Callable[[Record], Awaitable[None]] | None = None
         """Told that the node has nothing of a sandbox any more."""
 
@@ -139,13 +141,17 @@ class Sandboxes:
 
     # Making one
 
-    async def create(self, actor: Actor, wanted: SandboxCreate, *, claim: Claim | None = None, facade: Mapping[str, Any] | None = None) -> Record:
-        """A running sandbox. `facade` is kept with it.
+    async def create(
+        self, actor: Actor, wanted: SandboxCreate, *, claim: Claim | None = None, facade: Mapping[str, Any] | None = None, build: bool = False
+    ) -> Record:
+        """A running sandbox. `facade` is kept with it; `build`: one in which an image is built.
 
         Raises `ImageNotFound`, `InvalidArgument`, `Conflict` (the name is taken), `QuotaExceeded`, `Unavailable` (no room for `wait` seconds), or what
         the node met; then nothing is left of it but its row.
         """
         began = time.perf_counter()
+        if BUILD in wanted.tags and not build:
+            raise InvalidArgument(f"the tag {BUILD} is for sandboxes in which images are built", hint="use another word", details={"field": "tags"})
         if wanted.egress is not None:
             await self.policies.check(wanted.egress)
         record = self._plan(actor, wanted, facade or {})
@@ -159,11 +165,18 @@ class Sandboxes:
                 written = self.ledger.enter(living, claim)
                 timing = await self._make(living, launch, written)
                 timing = {"queue": queued, **timing, "total": time.perf_counter() - began}
-                return self.runs(living, actor=actor.key, timing=timing)
+                record = self.runs(living, actor=actor.key, timing=timing)
         except BaseException:
             if living.reserved:
                 self.ledger.registry.drop(record.id)
             raise
+        if self.on_created is not None and not build:
+            try:
+                await self.on_created(record)
+            except BaseException:
+                await asyncio.shield(self.delete(actor, record.id))
+                raise
+        return record
 
     def _plan(self, actor: Actor, wanted: SandboxCreate, facade: Mapping[str, Any]) -> Record:
         image = self.node.image(self._shelf.image(actor.project, wanted.image))
@@ -268,6 +281,11 @@ class Sandboxes:
     def running(self) -> list[str]:
         """Ids of those that run, of all projects."""
         return [living.record.id for living in self.ledger.registry if living.record.state in (State.RUNNING, State.FROZEN)]
+
+    @property
+    def cores(self) -> float:
+        """Of the machine."""
+        return self._gate.capacity().cores
 
     def records(self) -> list[Record]:
         """Of all living ones, of all projects."""

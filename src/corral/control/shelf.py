@@ -45,6 +45,11 @@ class SnapshotRecord:
     """Nobody sees it any more, but something may stand on it."""
 
     @property
+    def layer(self) -> bool:
+        """It is the result of a build's step, which `control.images` looks after."""
+        return self.automatic and not self.checkpoint
+
+    @property
     def scope(self) -> str:
         """Within what its name is unique: the project, or its sandbox."""
         return self.sandbox if self.checkpoint else ""
@@ -80,6 +85,8 @@ class Shelf:
         self._names: dict[tuple[str, str, str], str] = {}
         self._kept = Counter[str]()
         self._collecting = asyncio.Lock()
+        self.also: Callable[[str, str], str | None] = lambda _project, _ref: None
+        """What images and templates of a project mean on the node."""
 
     async def open(self) -> None:
         """Bring together what the rows say and what the node has. The node must be open."""
@@ -113,6 +120,8 @@ class Shelf:
         """What a sandbox of this project gets when it asks for that image: a snapshot's id, or the word itself. Raises `ImageNotFound` for another's snapshot."""
         if (record := self.find(project, ref)) is not None:
             return record.id
+        if (meant := self.also(project, ref)) is not None:
+            return meant
         if is_id(ref, "sn"):
             raise ImageNotFound(f"there is no snapshot {ref}", hint="`corral snapshot ls` lists those there are", details={"image": ref})
         return ref

@@ -19,6 +19,7 @@ from corral.control.sandboxes import Sandboxes
 from corral.control.shelf import MIB, Shelf, SnapshotRecord
 from corral.errors import Conflict, ImageNotFound, InvalidState
 from corral.ids import new_id
+from corral.images.config import ImageConfig
 from corral.node.interface import Moment
 from corral.schema.observe import Event
 from corral.schema.sandbox import State
@@ -62,7 +63,7 @@ class Snapshots:
 
     def page(self, project: str, *, sandbox: str | None, before: tuple[float, str] | None, limit: int) -> list[SnapshotRecord]:
         """Newest first, without checkpoints."""
-        found = [record for record in self._shelf.of(project) if not record.checkpoint and sandbox in (None, record.sandbox)]
+        found = [record for record in self._shelf.of(project) if not record.checkpoint and not record.layer and sandbox in (None, record.sandbox)]
         found = [record for record in found if before is None or (record.created_at, record.id) < before]
         return sorted(found, key=lambda record: (record.created_at, record.id), reverse=True)[:limit]
 
@@ -85,8 +86,21 @@ class Snapshots:
         async with self._sandboxes.hold(actor.project, sandbox) as living:
             return await self._make(living, name, actor=actor.key, checkpoint=True, claim=claim)
 
+    async def layer(self, actor: Actor, sandbox: str, config: ImageConfig) -> SnapshotRecord:
+        """What a build has made of a sandbox, with these defaults. It is in no list, and nobody's but the build's to delete."""
+        async with self._sandboxes.hold(actor.project, sandbox) as living:
+            return (await self._make(living, None, actor=actor.key, automatic=True, config=config))[0]
+
     async def _make(
-        self, living: Living, name: str | None, *, actor: str, checkpoint: bool = False, automatic: bool = False, claim: Claim | None = None
+        self,
+        living: Living,
+        name: str | None,
+        *,
+        actor: str,
+        checkpoint: bool = False,
+        automatic: bool = False,
+        claim: Claim | None = None,
+        config: ImageConfig | None = None,
     ) -> tuple[SnapshotRecord, dict[str, float]]:
         box, began = living.record, time.perf_counter()
         if box.state not in _HAVE_DISK:
@@ -96,9 +110,12 @@ class Snapshots:
             self._shelf.reserve(box.project, scope, name, id)
         try:
             image = self._node.image(box.image_id)
+            if config is not None:
+                image = config.spec(image)
+            user, workdir = (box.user, box.workdir) if config is None else (config.user, config.workdir)
             # It counts for what the disk has now.
             with self._sandboxes.quotas.room(box.project, Use(disk=-(-self._node.snapshots.estimate(box.id) // MIB))):
-                stored = await self._node.snapshots.make(id, box.id, image, disk=box.disk, user=box.user, workdir=box.workdir)
+                stored = await self._node.snapshots.make(id, box.id, image, disk=box.disk, user=user, workdir=workdir)
                 record = SnapshotRecord(
                     id=id,
                     project=box.project,
@@ -114,7 +131,7 @@ class Snapshots:
                     created_by=actor,
                 )
                 self._shelf.put(record)
-            kind = "checkpoint.created" if checkpoint else "snapshot.created"
+            kind = "checkpoint.created" if checkpoint else "image.layer_created" if record.layer else "snapshot.created"
             event = self._event(kind, record, actor)
             written = self._rows.create(record, [event], claim)
             self._events.when_stored(written, event)

@@ -11,6 +11,7 @@ import os
 import platform
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -42,11 +43,8 @@ def key(*, host_mirrors: bool) -> str:
 
 def build(root: Path, *, cache: Path, on_line: OnLine, host_mirrors: bool) -> Defaults:
     """See `Recipe.build`."""
-    if not shutil.which("mmdebstrap"):
-        raise SetupError("mmdebstrap, which builds the image `base`, is not installed", hint="apt-get install mmdebstrap")
     release = host_release()
-    kept = _Cache(cache / f"{release.distribution}-{release.codename}")
-    _install(root, release, kept, on_line)
+    install(root, release, cache, on_line, name="base", packages=_PACKAGES)
     on_line("image base: setting it up for use")
     extra = base_files.finish(root, release, mirrors=HostMirrors.of_host(release) if host_mirrors else None)
     return Defaults(
@@ -70,22 +68,26 @@ class _Cache:
         return self.lists.is_dir() and any(self.lists.glob("*_Packages*"))
 
 
-def _install(root: Path, release: Release, cache: _Cache, on_line: OnLine) -> None:
-    """Fresh packages when the archive answers, else those of the cache."""
+def install(root: Path, release: Release, downloads: Path, on_line: OnLine, *, name: str, packages: Sequence[str]) -> None:
+    """A system of these packages: fresh ones when the archive answers, else those of the cache. Raises `SetupError`."""
+    if not shutil.which("mmdebstrap"):
+        raise SetupError(f"mmdebstrap, which builds the image `{name}`, is not installed", hint="apt-get install mmdebstrap")
+    cache = _Cache(downloads / f"{release.distribution}-{release.codename}")
+    say = _Progress(on_line, name)
     try:
-        _mmdebstrap(root, release, cache, on_line, online=True)
+        _mmdebstrap(root, release, cache, say, packages, online=True)
     except spawn.ProgramFailed as error:
         if not cache.has_lists:
             raise SetupError(
-                f"the packages of the image `base` can't be installed: {error.message}",
+                f"the packages of the image `{name}` can't be installed: {error.message}",
                 hint="check that `apt-get update` works on this machine (network, proxy, mirror), then run `corral setup` again",
             ) from error
-        on_line("image base: the package archive can't be used; building from the packages kept in the cache")
+        on_line(f"image {name}: the package archive can't be used; building from the packages kept in the cache")
         _empty(root)
-        _mmdebstrap(root, release, cache, on_line, online=False)
+        _mmdebstrap(root, release, cache, say, packages, online=False)
 
 
-def _mmdebstrap(root: Path, release: Release, cache: _Cache, on_line: OnLine, *, online: bool) -> None:
+def _mmdebstrap(root: Path, release: Release, cache: _Cache, say: _Progress, packages: Sequence[str], *, online: bool) -> None:
     archives, lists = shlex.quote(str(cache.archives)), shlex.quote(str(cache.lists))
     into = f'mkdir -p "$1"/var/cache/apt/archives "$1"/var/lib/apt/lists && cp -a {archives}/. "$1"/var/cache/apt/archives/'
     if not online:
@@ -98,7 +100,7 @@ def _mmdebstrap(root: Path, release: Release, cache: _Cache, on_line: OnLine, *,
         *("setpriv", "--pdeathsig", "TERM", "mmdebstrap", "--mode=root", "--variant=apt", "--format=directory"),
         *(f"--aptopt={option}" for option in _apt_options()),
         "--dpkgopt=force-unsafe-io",
-        f"--include={','.join(_PACKAGES)}",
+        f"--include={','.join(packages)}",
         f"--skip={','.join(skipped)}",
         f"--setup-hook={into}",
         f"--customize-hook={keep_archives}",
@@ -107,7 +109,7 @@ def _mmdebstrap(root: Path, release: Release, cache: _Cache, on_line: OnLine, *,
         *(source.line(release.keyring) for source in host_sources(release)),
     ]
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
-    spawn.run(argv, timeout=3600, env=environment, on_line=_Progress(on_line)).check()
+    spawn.run(argv, timeout=3600, env=environment, on_line=say).check()
 
 
 def _apt_options() -> list[str]:
@@ -131,21 +133,22 @@ class _Progress:
         "installing remaining packages": "installing everything else",
     }
 
-    def __init__(self, on_line: OnLine) -> None:
+    def __init__(self, on_line: OnLine, name: str) -> None:
         self._on_line = on_line
+        self._name = name
         self._unpacked = 0
 
     def __call__(self, line: str) -> None:
         if line.startswith(("E:", "Err:")):
-            self._on_line(f"image base: {line}")
+            self._on_line(f"image {self._name}: {line}")
         elif line.startswith("I: "):
             for start, phase in self._PHASES.items():
                 if line.startswith("I: " + start):
-                    self._on_line(f"image base: {phase}")
+                    self._on_line(f"image {self._name}: {phase}")
         elif line.startswith("Setting up "):
             self._unpacked += 1
             if self._unpacked % 100 == 0:
-                self._on_line(f"image base: {self._unpacked} packages installed")
+                self._on_line(f"image {self._name}: {self._unpacked} packages installed")
 
 
 def _empty(directory: Path) -> None:

@@ -39,15 +39,17 @@ update-notifier=false
 """
 
 
-def finish(root: Path, release: Release, *, mirrors: HostMirrors | None) -> dict[str, str]:
-    """Make an installed root ready for use; returns environment variables that its processes need."""
-    _chroot(root, "useradd", "--create-home", "--uid", "1000", "--shell", "/bin/bash", "user")
+def finish(root: Path, release: Release, *, mirrors: HostMirrors | None, user: bool = True) -> dict[str, str]:
+    """Make an installed root ready for use, with a user `user` if asked; returns environment variables that its processes need."""
+    if user:
+        _chroot(root, "useradd", "--create-home", "--uid", "1000", "--shell", "/bin/bash", "user")
     (root / "etc/hostname").write_text("sandbox\n")
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n")
     _write(root / "etc/dpkg/dpkg.cfg.d/corral", _DPKG)
     _write(root / "etc/apt/apt.conf.d/90corral", 'APT::Install-Recommends "false";\nAcquire::Languages "none";\n')
     _write(root / "etc/pip.conf", _PIP)
-    _write(root / "home/user/.npmrc", _NPM_USER, owner=1000)
+    if user:
+        _write(root / "home/user/.npmrc", _NPM_USER, owner=1000)
     _sources(root, release, release.official)
     environment = _trust(root)
     if mirrors:

@@ -10,14 +10,15 @@ from pathlib import Path
 
 from corral.errors import ImageNotFound
 from corral.ids import new_id
-from corral.images import base, code_interpreter, tiny
+from corral.images import base, code_interpreter, scratch, tiny
 from corral.images.catalog import Catalog, StoredImage
+from corral.images.debian import Debian
 from corral.images.recipe import OnLine, Recipe
 from corral.images.workshop import new_layer, only_builder
 from corral.node.interface import ImageSpec
 from corral.places import Places
 
-RECIPES: dict[str, Recipe] = {"base": base, "code-interpreter": code_interpreter, "tiny": tiny}
+RECIPES: dict[str, Recipe] = {"base": base, "code-interpreter": code_interpreter, "scratch": scratch, "tiny": tiny}
 BENEATH: dict[str, str] = {"code-interpreter": code_interpreter.BENEATH}
 """Images whose files lie on those of another one."""
 
@@ -28,16 +29,18 @@ def ensure(places: Places, names: Sequence[str] = ("base", "tiny"), *, on_line: 
     Costs milliseconds when nothing is to be done. Needs root for a build. A killed build leaves nothing that counts as an image, and what it leaves is
     cleared away by the next call. Raises `ImageNotFound` for a name that is not built in, else as `Recipe.build`.
     """
-    for name in names:
-        if name not in RECIPES:
+    recipes = {name: RECIPES.get(name) or Debian.named(name) for name in names}
+    for name, recipe in recipes.items():
+        if recipe is None:
             raise ImageNotFound(f"Corral has no built-in image {name!r}", hint=f"built in: {', '.join(sorted(RECIPES))}")
     catalog = Catalog(places)
     with only_builder(places):
-        return [_ensure_one(places, catalog, name, on_line=on_line, host_mirrors=host_mirrors) for name in names]
+        return [
+            _ensure_one(places, catalog, name, recipe, on_line=on_line, host_mirrors=host_mirrors) for name, recipe in recipes.items() if recipe is not None
+        ]
 
 
-def _ensure_one(places: Places, catalog: Catalog, name: str, *, on_line: OnLine, host_mirrors: bool) -> StoredImage:
-    recipe = RECIPES[name]
+def _ensure_one(places: Places, catalog: Catalog, name: str, recipe: Recipe, *, on_line: OnLine, host_mirrors: bool) -> StoredImage:
     key = recipe.key(host_mirrors=host_mirrors)
     for image in catalog.list():
         if image.spec.name == name and image.recipe == key and all(layer.exists() for layer in image.spec.layers):
@@ -47,11 +50,11 @@ def _ensure_one(places: Places, catalog: Catalog, name: str, *, on_line: OnLine,
     identity = new_id("im")
     cache = places.home / "cache"
     cache.mkdir(mode=0o755, exist_ok=True)
-    lower = _ensure_one(places, catalog, BENEATH[name], on_line=on_line, host_mirrors=host_mirrors).spec if name in BENEATH else None
+    lower = _ensure_one(places, catalog, BENEATH[name], RECIPES[BENEATH[name]], on_line=on_line, host_mirrors=host_mirrors).spec if name in BENEATH else None
     with new_layer(places, identity) as root:
         defaults = recipe.build(root, cache=cache, on_line=on_line, host_mirrors=host_mirrors)
     layer = places.layers / identity
-    size = _size(layer)
+    size = tree_size(layer)
     layers, env = (layer,), defaults.env
     if lower is not None:
         layers, env = (*lower.layers, layer), {**lower.env, **env, "PATH": env["PATH"] + lower.env["PATH"]}
@@ -62,7 +65,7 @@ def _ensure_one(places: Places, catalog: Catalog, name: str, *, on_line: OnLine,
     return image
 
 
-def _size(root: Path) -> int:
+def tree_size(root: Path) -> int:
     """Bytes that the files below take on disk, hard links counted once."""
     seen: set[int] = set()
     total = 0

@@ -42,10 +42,26 @@ def host_release() -> Release:
             f"images can be built on Debian and Ubuntu, not on {facts.get('PRETTY_NAME', distribution)}",
             hint="build them on a Debian 12 machine and copy its `images` and `layers` directories into this CORRAL_HOME",
         )
-    keyring = f"/usr/share/keyrings/{distribution}-archive-keyring.gpg"
     domain = (urlsplit(facts.get("HOME_URL", "")).hostname or "").removeprefix("www.")
+    return _release(distribution, codename, domain)
+
+
+def release(distribution: str, codename: str | None) -> Release:
+    """Another release of the host's own distribution. Raises `SetupError` for one whose keys the host has not."""
+    host = host_release()
+    if distribution != host.distribution:
+        raise SetupError(
+            f"images of {distribution} can't be made on {host.distribution}: its packages' keys are not here",
+            hint=f"take one from a registry: Image.from_registry({distribution!r})",
+        )
+    if codename in (None, host.codename):
+        return host
+    return _release(distribution, codename, (urlsplit(host.official[0].uri).hostname or "").partition(".")[2])
+
+
+def _release(distribution: str, codename: str, domain: str) -> Release:
     official = _debian(domain, codename) if distribution == "debian" else _ubuntu(domain, codename)
-    return Release(distribution, codename, keyring, official)
+    return Release(distribution, codename, f"/usr/share/keyrings/{distribution}-archive-keyring.gpg", official)
 
 
 def _debian(domain: str, codename: str) -> tuple[Source, ...]:

@@ -175,12 +175,12 @@ class Files:
         return download
 
     async def tar_in(self, at: Path, chunks: AsyncIterator[bytes], *, user: str | None = None, parents: bool = True) -> Unpacked:
-        """Unpack a tar stream below a directory; nothing leaves it, by name or by link."""
+        """Unpack a tar stream below a directory; nothing leaves it, by name or by link. `user` "": files belong to whom the stream says."""
         path = self._place(at)
         number = self._next_channel()
 
         def request(window: int) -> requests.TarIn:
-            return requests.TarIn(channel=number, path=path, user=user or self._user, parents=parents, window=window)
+            return requests.TarIn(channel=number, path=path, user=(self._user if user is None else user) or None, parents=parents, window=window)
 
         done = await upload(self._link, number, path, request, chunks)
         return Unpacked(done.files, done.bytes)

@@ -62,6 +62,8 @@ class BoxSpec:
     sudo: bool = True
     volumes: tuple[VolumeUse, ...] = ()
     egress: EgressPolicy = field(default_factory=EgressPolicy)
+    tmp_on_disk: bool = False
+    """The directory for temporary files is a part of the disk, as builds need it, and not of memory."""
     exposed: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     """Variables that hold secrets: the guest is told them when it is claimed; they are written nowhere."""
 

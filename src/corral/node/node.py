@@ -26,6 +26,7 @@ from corral.agent_binary import agent_binary
 from corral.errors import CorralError, FileNotFound, InvalidArgument, InvalidState, NotFound, SandboxEnded, Unavailable
 from corral.ids import is_id
 from corral.images import Catalog, StoredImage
+from corral.images.library import Library
 from corral.net.authority import Authority
 from corral.node import identity, metadata, record, rootfs, trust
 from corral.node.box import RunscBox
@@ -102,6 +103,7 @@ class Node:
         watcher = Watcher(self._outward.on_flows, self._outward.on_approval)
         self._engine = RunscEngine(places, settings=engine, disks=self._disks, rootfs=rootfs, watcher=watcher)
         self._catalog = Catalog(places)
+        self.library = Library(places, self._catalog)
         self._authority = Authority(places.keys)
         self.snapshots = Snapshots(places, self._disks)
         self.volumes = Volumes(places, self._disks.pool)
@@ -131,6 +133,7 @@ class Node:
         await self.volumes.open()
         await self._pauses.open(known)
         await asyncio.to_thread(self._forks.sweep)
+        await asyncio.to_thread(self.library.open)
         boxes = [box for box in await self._engine.open(self._died) if isinstance(box, RunscBox)]
         if known is not None:
             await self._remove_strangers([box.id for box in boxes if box.id not in known], known)
@@ -234,7 +237,7 @@ class Node:
                 memory=spec.memory,
                 cpus=min(math.ceil(spec.cpu), os.cpu_count() or 1),
                 pids=spec.pids,
-                tmp=max(16, spec.memory // 2),
+                tmp=0 if spec.tmp_on_disk else max(16, spec.memory // 2),
                 sudo=spec.sudo,
                 files=identity.files(spec.hostname, box.address),
                 volumes=[requests.Volume(name, os.fsencode(use.path)) for name, use in zip(names, spec.volumes, strict=True)],

@@ -68,21 +68,6 @@ class Logs(Answer):
     lines: list[LogLine]
 
 
-class Image(Answer):
-    id: str
-    name: str | None
-    created_at: datetime
-    size: int = Field(description="bytes")
-    user: str | None
-    workdir: str | None
-    env: dict[str, str]
-    command: list[str] | None
-
-
-class Images(Answer):
-    images: list[Image]
-
-
 class Health(Answer):
     ok: bool
     version: str

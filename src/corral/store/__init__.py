@@ -6,6 +6,7 @@ from corral.store.accounts import AccountRows
 from corral.store.database import Database
 from corral.store.events import EventRows
 from corral.store.idempotency import ReplayRows
+from corral.store.images import ImageRows, TemplateRows
 from corral.store.rules import RuleRows
 from corral.store.sandboxes import SandboxRows
 from corral.store.secrets import SecretRows
@@ -22,6 +23,8 @@ class Store:
         self.sandboxes = SandboxRows(self.database)
         self.snapshots = SnapshotRows(self.database)
         self.volumes = VolumeRows(self.database)
+        self.images = ImageRows(self.database)
+        self.templates = TemplateRows(self.database)
         self.events = EventRows(self.database)
         self.accounts = AccountRows(self.database)
         self.replays = ReplayRows(self.database)

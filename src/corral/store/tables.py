@@ -91,6 +91,34 @@ volumes = Table(
     Index("volumes_name", "project", "name", unique=True),
 )
 
+images = Table(
+    "images",
+    metadata,
+    Column("project", String(63), primary_key=True),
+    Column("id", String(32), primary_key=True),
+    Column("key", String(64), nullable=False),
+    Column("node_image", String(32), nullable=False),
+    Column("parent", String(64), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("config", Text, nullable=False, comment="JSON object"),
+    Column("size", BigInteger, nullable=False),
+    Column("kept", Boolean, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("created_by", String(32), nullable=False),
+    Column("used_at", Double, nullable=False),
+)
+
+templates = Table(
+    "templates",
+    metadata,
+    Column("project", String(63), primary_key=True),
+    Column("name", String(63), primary_key=True),
+    Column("tag", String(128), primary_key=True),
+    Column("image", String(32), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("created_by", String(32), nullable=False),
+)
+
 events = Table(
     "events",
     metadata,

@@ -12,11 +12,13 @@ from weakref import WeakKeyDictionary
 
 from corral.errors import InvalidArgument
 from corral.schema.account import Key, KeyCreate, Keys, NewKey, Project, ProjectCreate, Projects, Role
-from corral.schema.observe import Event, Health, Image, Images
+from corral.schema.image import ImageInfo, ImageInfos, Prune, Pruned, Template, Templates, TemplateSet, Usage
+from corral.schema.observe import Event, Health
 from corral.schema.sandbox import SandboxDelete, SandboxPage, State
 from corral.sdk import faults
 from corral.sdk._async import event
 from corral.sdk._async.egress import ApprovalList
+from corral.sdk._async.image import Image
 from corral.sdk._async.sandbox import Sandbox
 from corral.sdk._async.secret import SecretList
 from corral.sdk._async.snapshot import Snapshot
@@ -37,6 +39,7 @@ class Client:
         self.snapshots = Snapshots(self)
         self.volumes = VolumeList(self)
         self.images = ImageList(self.transport)
+        self.templates = TemplateList(self.transport)
         self.projects = ProjectList(self.transport)
         self.keys = KeyList(self.transport)
         self.secrets = SecretList(self.transport)
@@ -71,7 +74,7 @@ class Sandboxes:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    async def create(self, image: str | Snapshot | None = None, **options: Unpack[CreateOptions]) -> Sandbox:
+    async def create(self, image: str | Snapshot | Image | None = None, **options: Unpack[CreateOptions]) -> Sandbox:
         """A running sandbox: see `Sandbox.create`."""
         return await Sandbox.create(image, client=self._client, **options)
 
@@ -123,13 +126,55 @@ class VolumeList:
 
 
 class ImageList:
-    """The images on the node."""
+    """The images of the key's project, and those that ship with Corral."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    async def list(self) -> list[Image]:
-        return faults.decode(Images, await self._transport.call("GET", "/v1/images")).images
+    async def list(self) -> list[ImageInfo]:
+        """Newest first."""
+        return faults.decode(ImageInfos, await self._transport.call("GET", "/v1/images")).images
+
+    async def get(self, ref: str) -> ImageInfo:
+        """By its id, or a template's `name:tag`."""
+        return faults.decode(ImageInfo, await self._transport.call("GET", "/v1/images/" + faults.segment(ref)))
+
+    async def delete(self, id: str) -> None:
+        """Raises `Conflict` while a template names it or a sandbox stands on it."""
+        await self._transport.call("DELETE", "/v1/images/" + faults.segment(id))
+
+    async def usage(self) -> Usage:
+        """What images, results of steps and uploads take."""
+        return faults.decode(Usage, await self._transport.call("GET", "/v1/images/usage"))
+
+    async def prune(self, *, older_than: float | None = None, keep_size: int | None = None, images: bool = False) -> Pruned:
+        """Forget what builds have not used for `older_than` seconds, and the longest unused until `keep_size` bytes are left; `images`: unused images too."""
+        given = {"older_than": older_than, "keep_size": keep_size}
+        request = faults.build(Prune, images=images, **{name: value for name, value in given.items() if value is not None})
+        return faults.decode(Pruned, await self._transport.call("POST", "/v1/images/prune", body=faults.encode(request), safe=True))
+
+
+class TemplateList:
+    """Names for images."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def list(self) -> list[Template]:
+        """By name."""
+        return faults.decode(Templates, await self._transport.call("GET", "/v1/templates")).templates
+
+    async def get(self, name: str) -> Template:
+        return faults.decode(Template, await self._transport.call("GET", "/v1/templates/" + faults.segment(name)))
+
+    async def set(self, name: str, image: str | ImageInfo, *, tag: str = "latest") -> Template:
+        """Let `name:tag` mean an image."""
+        request = faults.build(TemplateSet, image=image if isinstance(image, str) else image.id, tag=tag)
+        return faults.decode(Template, await self._transport.call("PUT", "/v1/templates/" + faults.segment(name), body=faults.encode(request), safe=True))
+
+    async def delete(self, name: str, *, tag: str | None = None) -> None:
+        """Forget it, or only one of its tags. Images and sandboxes stay."""
+        await self._transport.call("DELETE", "/v1/templates/" + faults.segment(name), query={"tag": tag})
 
 
 class ProjectList:

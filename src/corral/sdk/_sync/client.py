@@ -12,11 +12,13 @@ from weakref import WeakKeyDictionary
 
 from corral.errors import InvalidArgument
 from corral.schema.account import Key, KeyCreate, Keys, NewKey, Project, ProjectCreate, Projects, Role
-from corral.schema.observe import Event, Health, Image, Images
+from corral.schema.image import ImageInfo, ImageInfos, Prune, Pruned, Template, Templates, TemplateSet, Usage
+from corral.schema.observe import Event, Health
 from corral.schema.sandbox import SandboxDelete, SandboxPage, State
 from corral.sdk import faults
 from corral.sdk._sync import event
 from corral.sdk._sync.egress import ApprovalList
+from corral.sdk._sync.image import Image
 from corral.sdk._sync.sandbox import Sandbox
 from corral.sdk._sync.secret import SecretList
 from corral.sdk._sync.snapshot import Snapshot
@@ -36,6 +38,7 @@ class Client:
         self.snapshots = Snapshots(self)
         self.volumes = VolumeList(self)
         self.images = ImageList(self.transport)
+        self.templates = TemplateList(self.transport)
         self.projects = ProjectList(self.transport)
         self.keys = KeyList(self.transport)
         self.secrets = SecretList(self.transport)
@@ -70,7 +73,7 @@ class Sandboxes:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def create(self, image: str | Snapshot | None = None, **options: Unpack[CreateOptions]) -> Sandbox:
+    def create(self, image: str | Snapshot | Image | None = None, **options: Unpack[CreateOptions]) -> Sandbox:
         """A running sandbox: see `Sandbox.create`."""
         return Sandbox.create(image, client=self._client, **options)
 
@@ -122,13 +125,55 @@ class VolumeList:
 
 
 class ImageList:
-    """The images on the node."""
+    """The images of the key's project, and those that ship with Corral."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(self) -> list[Image]:
-        return faults.decode(Images, self._transport.call("GET", "/v1/images")).images
+    def list(self) -> list[ImageInfo]:
+        """Newest first."""
+        return faults.decode(ImageInfos, self._transport.call("GET", "/v1/images")).images
+
+    def get(self, ref: str) -> ImageInfo:
+        """By its id, or a template's `name:tag`."""
+        return faults.decode(ImageInfo, self._transport.call("GET", "/v1/images/" + faults.segment(ref)))
+
+    def delete(self, id: str) -> None:
+        """Raises `Conflict` while a template names it or a sandbox stands on it."""
+        self._transport.call("DELETE", "/v1/images/" + faults.segment(id))
+
+    def usage(self) -> Usage:
+        """What images, results of steps and uploads take."""
+        return faults.decode(Usage, self._transport.call("GET", "/v1/images/usage"))
+
+    def prune(self, *, older_than: float | None = None, keep_size: int | None = None, images: bool = False) -> Pruned:
+        """Forget what builds have not used for `older_than` seconds, and the longest unused until `keep_size` bytes are left; `images`: unused images too."""
+        given = {"older_than": older_than, "keep_size": keep_size}
+        request = faults.build(Prune, images=images, **{name: value for name, value in given.items() if value is not None})
+        return faults.decode(Pruned, self._transport.call("POST", "/v1/images/prune", body=faults.encode(request), safe=True))
+
+
+class TemplateList:
+    """Names for images."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def list(self) -> list[Template]:
+        """By name."""
+        return faults.decode(Templates, self._transport.call("GET", "/v1/templates")).templates
+
+    def get(self, name: str) -> Template:
+        return faults.decode(Template, self._transport.call("GET", "/v1/templates/" + faults.segment(name)))
+
+    def set(self, name: str, image: str | ImageInfo, *, tag: str = "latest") -> Template:
+        """Let `name:tag` mean an image."""
+        request = faults.build(TemplateSet, image=image if isinstance(image, str) else image.id, tag=tag)
+        return faults.decode(Template, self._transport.call("PUT", "/v1/templates/" + faults.segment(name), body=faults.encode(request), safe=True))
+
+    def delete(self, name: str, *, tag: str | None = None) -> None:
+        """Forget it, or only one of its tags. Images and sandboxes stay."""
+        self._transport.call("DELETE", "/v1/templates/" + faults.segment(name), query={"tag": tag})
 
 
 class ProjectList:

@@ -26,6 +26,7 @@ from corral.sdk._sync import event
 from corral.sdk._sync.code import Code
 from corral.sdk._sync.egress import SandboxEgress
 from corral.sdk._sync.files import Files
+from corral.sdk._sync.image import Image
 from corral.sdk._sync.preview import Preview, Tunnel
 from corral.sdk._sync.process import Process
 from corral.sdk._sync.run import Callback, Run, start_request
@@ -61,7 +62,7 @@ class Sandbox:
     @classmethod
     def create(
         cls,
-        image: str | Snapshot | None = None,
+        image: str | Snapshot | Image | None = None,
         *,
         name: str | None = None,
         cpu: float = 1,
@@ -87,15 +88,17 @@ class Sandbox:
     ) -> Self:
         """A running sandbox.
 
-        `image` is a name or id of an image, or a snapshot. `cpu` in cores, `memory` and `disk` in MiB, times in seconds; `timeout=None` never ends it;
+        `image` is a name or id of an image, a snapshot, or an `Image`, which is built if it is not there. `cpu` in cores, `memory` and `disk` in MiB, times in seconds; `timeout=None` never ends it;
         `checkpoint_every`: a checkpoint after every so many commands; `volumes` by the path at which each appears; `wait` is for room on a full node.
         `egress` is what it may reach: `Egress.allow("api.example.com")`, or "none", "public", "all"; None: the server's default.
         `public_ports`: those whose previews need no key, or "all".
         `secrets` become environment variables inside: `Secret.named("TOKEN", expose=True)`.
         Raises `ImageNotFound`, `InvalidArgument`, `QuotaExceeded`, `Unavailable` (no server, or no room), `Unsupported`.
         """
+        client = client or _default()
+        named = (image.build(client=client)).id if isinstance(image, Image) else _ref(image)
         given = {
-            "image": _ref(image),
+            "image": named,
             "checkpoint_every": checkpoint_every,
             "volumes": volumes and mounts(volumes),
             "name": name,
@@ -121,10 +124,12 @@ class Sandbox:
             **({} if egress is None else {"egress": policy(egress)}),
             **{field: value for field, value in given.items() if value is not None},
         )
-        client = client or _default()
         ask = Creation(client, faults.encode(request), wait + ROOM_SECONDS)
         try:
-            return cls(client, ask.send())
+            made = cls(client, ask.send())
+            if isinstance(image, Image):
+                image.give_files(made)
+            return made
         except Exception:
             raise
         except BaseException:  # cancelled, or Ctrl-C: nobody would know of a sandbox that is being made now
