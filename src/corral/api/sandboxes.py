@@ -12,6 +12,7 @@ from starlette.responses import Response
 from corral.api import errors, pages
 from corral.api.idempotent import idempotent
 from corral.api.route import JSON, Actor, Services, may, router
+from corral.code.start import IMAGE, WARM
 from corral.control.idempotency import Answer, Claim
 from corral.control.lifecycle import LIVING
 from corral.control.record import Record
@@ -43,6 +44,8 @@ async def create(request: Request, services: Services, actor: Actor, wanted: San
         record = await services.sandboxes.create(actor, wanted, claim=claim)
         timing.update(record.timing or {})
         services.meter.created(timing)
+        if record.image == IMAGE:
+            services.code.warm(record.id, WARM)
         return Answer(201, record.show().model_dump_json().encode())
 
     async def again(id: str) -> Answer | None:

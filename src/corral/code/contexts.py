@@ -21,6 +21,8 @@ CONTEXTS = 64
 """Contexts that one sandbox may have at once."""
 START_SECONDS = 150.0
 """How long a kernel may take to start, or to start again."""
+ORDER_SECONDS = 30.0
+"""How long a context may take to read an order."""
 GARBAGE = 16
 """Lines without sense among those of one execution, after which nothing more is read."""
 _LARGE = 256 << 10
@@ -208,7 +210,10 @@ def unable(reason: str) -> Unsupported:
 
 async def _order(book: ProcessBook, context: str, order: dict[str, object]) -> None:
     try:
-        await book.write_stdin(context, json.dumps(order).encode() + b"\n")
+        async with asyncio.timeout(ORDER_SECONDS):
+            await book.write_stdin(context, json.dumps(order).encode() + b"\n")
+    except TimeoutError:
+        raise Unavailable(f"the code context {context} takes no orders", hint="it may be stopped; remove it and create another one") from None
     except InvalidState as error:
         raise NotFound(f"the code context {context} has ended", hint="create another one", details={"context": context}) from error
 
@@ -230,6 +235,8 @@ async def _ready(book: ProcessBook, id: str) -> None:
             case _:
                 pass
     ended = book.get(id)
+    if ended.lost:
+        raise SandboxEnded(f"the sandbox {ended.sandbox} ended while a kernel was started in it")
     tail = [chunk.data async for chunk in _stderr(book, id)]
     words = b"".join(tail)[-1000:].decode(errors="replace").strip().splitlines()
     raise unable(words[-1] if words else f"its process ended with {ended.exit_code}")

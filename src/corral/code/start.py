@@ -8,6 +8,9 @@ from pathlib import Path
 
 from corral.schema.process import Process, ProcessStart
 
+IMAGE = "code-interpreter"
+WARM = ("python",)
+"""Languages whose default contexts are begun as soon as there is a sandbox of that image."""
 _GUEST = Path(__file__).with_name("guest")
 _FIRST = "import json,sys;given=json.loads(sys.stdin.buffer.readline());exec(compile(given['driver'],'<corral>','exec'))"
 _TAG = "corral.code"

@@ -20,20 +20,20 @@ from corral.api.stream import ByteStream
 from corral.code import lines
 from corral.code.contexts import Execution, Gap
 from corral.code.lines import Line
+from corral.code.start import IMAGE, WARM
 from corral.control.record import Record
 from corral.errors import NotFound
 from corral.facades.e2b.rest.shown import closed
 from corral.facades.e2b.tokens import Tokens
 from corral.schema.code import CodeContext, CodeContextCreate, CodeRun
 
+__all__ = ["IMAGE", "PORT", "SIZE", "TEMPLATE", "WARM", "Interpreter"]
+
 PORT = 49999
 TEMPLATE = "code-interpreter-v1"
 """What the clients call the image."""
-IMAGE = "code-interpreter"
 SIZE = {"cpu": 2, "memory": 1024}
 """Of the sandboxes that this protocol makes of it: its clients can't say."""
-WARM = ("python",)
-"""Languages whose default contexts are begun as soon as there is a sandbox."""
 _DEFAULTS = ("python", "javascript")
 """Languages whose default contexts the clients expect to find."""
 _KEEP_ALIVE = 5.0
