@@ -75,12 +75,16 @@ async def test_a_program_that_is_killed_inside_is_replaced(box: Sandbox) -> None
     assert kernels.stdout == "1\n", "the kernel of the killed one is gone"
 
 
-async def test_lies_are_not_believed(box: Sandbox) -> None:
-    forge = "import os\nout = os.open(f'/proc/{os.getppid()}/fd/1', os.O_WRONLY)\n"
-    assert (await box.code(forge + "os.write(out, b'no line of ours\\n{\"t\":\"end\"}\\n')\n'fine'")).text == "'fine'"
-    with pytest.raises(InvalidState, match="makes no sense"):
-        await box.code('os.write(out, b\'{"t":"stdout","id":7}\\n\' * 100)')
-    assert (await box.code("'still here'")).text == "'still here'"
+@pytest.mark.parametrize("says", ['yes \'{"t":"stdout","id":7}\'', "cat /dev/zero", 'yes \'{"t":"end","id":"ex-another"}\' | head -c 100000; exit 3'])
+async def test_lies_are_not_believed(server: Server, says: str) -> None:
+    async with Client(url=server.url, key=server.key) as client, await client.sandboxes.create("tiny") as box:
+        await box.exec("sh", "-c", f"read order; {says}", tag="corral.code:python:default")
+        try:
+            assert (await box.code("1")).status is Status.DIED
+            assert "exit" in says
+        except InvalidState as error:
+            assert "no sense" in error.message or "does not end" in error.message
+            assert "exit" not in says
 
 
 async def test_executions_outlive_the_server(box: Sandbox, server: Server) -> None:
