@@ -75,7 +75,9 @@ async def test_a_program_that_is_killed_inside_is_replaced(box: Sandbox) -> None
     assert kernels.stdout == "1\n", "the kernel of the killed one is gone"
 
 
-@pytest.mark.parametrize("says", ['yes \'{"t":"stdout","id":7}\'', "cat /dev/zero", 'yes \'{"t":"end","id":"ex-another"}\' | head -c 100000; exit 3'])
+@pytest.mark.parametrize(
+    "says", ['yes \'{"t":"stdout","id":7}\'', "cat /dev/zero", 'yes \'{"t":"end","id":"ex-another","status":"ok","seconds":0}\' | head -c 100000; exit 3']
+)
 async def test_lies_are_not_believed(server: Server, says: str) -> None:
     async with Client(url=server.url, key=server.key) as client, await client.sandboxes.create("tiny") as box:
         await box.exec("sh", "-c", f"read order; {says}", tag="corral.code:python:default")
