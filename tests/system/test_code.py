@@ -100,3 +100,11 @@ async def test_executions_outlive_the_server(box: Sandbox, server: Server) -> No
     assert (execution.text, execution.dropped) == ("'end'", 0)
     assert execution.stdout.split() == [str(i) for i in range(40)]
     assert (await box.code("i")).text == "39"
+
+
+async def test_forks_have_the_variables_and_go_their_own_ways(box: Sandbox) -> None:
+    await box.code("import os\nx = 1")
+    one, two = await box.fork(2)
+    async with one, two:
+        assert [(await fork.code(f"x += {add}\nx")).text for fork, add in ((one, 10), (two, 20))] == ["11", "21"]
+    assert (await box.code("x")).text == "1"

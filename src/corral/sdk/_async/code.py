@@ -21,7 +21,7 @@ from corral.schema.code import (
 )
 from corral.sdk import faults
 from corral.sdk._async import stream
-from corral.sdk._async.transport import Transport
+from corral.sdk._async.transport import Answer, Transport
 from corral.sdk.code import Execution, Gathering, Value
 from corral.sdk.retry import Lost, delays
 from corral.sdk.sse import Event
@@ -147,10 +147,13 @@ class Code:
     async def _events(self, body: bytes, gathering: Gathering) -> AsyncGenerator[Event, None]:
         """The events of one execution, over as many connections as it takes once it is known to be there."""
         headers = [*stream.ACCEPT, (b"content-type", b"application/json")]
-        answer = await self._transport.stream("POST", self._path + "/executions", body=body, headers=headers, seconds=START_SECONDS)
+        answer: Answer | None = await self._transport.stream("POST", self._path + "/executions", body=body, headers=headers, seconds=START_SECONDS)
         waits, last = delays(), ""
         while True:
             try:
+                if answer is None:
+                    query = {"context": gathering.context, "after": last}
+                    answer = await self._transport.stream("GET", f"{self._path}/executions/{gathering.id}/events", query=query, headers=stream.ACCEPT)
                 async with aclosing(stream.events(answer)) as events:
                     async for event in events:
                         waits, last = delays(), event.id
@@ -166,8 +169,7 @@ class Code:
                 if not gathering.id:
                     raise
                 await self._transport.pause(waits, error, again=True)
-            query = {"context": gathering.context, "after": last}
-            answer = await self._transport.stream("GET", f"{self._path}/executions/{gathering.id}/events", query=query, headers=stream.ACCEPT)
+            answer = None
 
 
 def _ended(execution: Execution, timeout: float | None) -> Execution:

@@ -10,7 +10,7 @@ from corral.errors import DeadlineExceeded, QuotaExceeded
 from corral.schema.code import CodeBegin, CodeContext, CodeContextCreate, CodeContexts, CodeDropped, CodeEnd, CodeError, CodeResult, CodeRun, CodeText, Status
 from corral.sdk import faults
 from corral.sdk._sync import stream
-from corral.sdk._sync.transport import Transport
+from corral.sdk._sync.transport import Answer, Transport
 from corral.sdk.code import Execution, Gathering, Value
 from corral.sdk.retry import Lost, delays
 from corral.sdk.sse import Event
@@ -136,10 +136,13 @@ class Code:
     def _events(self, body: bytes, gathering: Gathering) -> Generator[Event, None]:
         """The events of one execution, over as many connections as it takes once it is known to be there."""
         headers = [*stream.ACCEPT, (b"content-type", b"application/json")]
-        answer = self._transport.stream("POST", self._path + "/executions", body=body, headers=headers, seconds=START_SECONDS)
+        answer: Answer | None = self._transport.stream("POST", self._path + "/executions", body=body, headers=headers, seconds=START_SECONDS)
         waits, last = delays(), ""
         while True:
             try:
+                if answer is None:
+                    query = {"context": gathering.context, "after": last}
+                    answer = self._transport.stream("GET", f"{self._path}/executions/{gathering.id}/events", query=query, headers=stream.ACCEPT)
                 with closing(stream.events(answer)) as events:
                     for event in events:
                         waits, last = delays(), event.id
@@ -155,8 +158,7 @@ class Code:
                 if not gathering.id:
                     raise
                 self._transport.pause(waits, error, again=True)
-            query = {"context": gathering.context, "after": last}
-            answer = self._transport.stream("GET", f"{self._path}/executions/{gathering.id}/events", query=query, headers=stream.ACCEPT)
+            answer = None
 
 
 def _ended(execution: Execution, timeout: float | None) -> Execution:
