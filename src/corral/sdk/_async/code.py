@@ -23,7 +23,7 @@ from corral.sdk import faults
 from corral.sdk._async import stream
 from corral.sdk._async.transport import Answer, Transport
 from corral.sdk.code import Execution, Gathering, Value
-from corral.sdk.retry import Lost, delays
+from corral.sdk.retry import Lost, Unreached, delays
 from corral.sdk.sse import Event
 
 OnText = Callable[[str], object]
@@ -165,7 +165,7 @@ class Code:
                         if event.name == "end":
                             return
                 raise Lost("the server ended a stream early", hint="is it being restarted?")
-            except Lost as error:
+            except (Lost, Unreached) as error:
                 if not gathering.id:
                     raise
                 await self._transport.pause(waits, error, again=True)
