@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -66,10 +67,17 @@ def main() -> int:
     key = "e2b_" + chosen.key.removeprefix("ck_").removeprefix("e2b_")
     without = chosen.scratch / "without-server.xml"
     if not without.exists():
-        _run(_environment(chosen.scratch, CLIENT), suite, without, {**silent, "E2B_API_KEY": key, "E2B_API_URL": NOWHERE, "E2B_SANDBOX_URL": NOWHERE}, jobs=chosen.jobs)
+        _run(
+            _environment(chosen.scratch, CLIENT),
+            suite,
+            without,
+            {**silent, "E2B_API_KEY": key, "E2B_API_URL": NOWHERE, "E2B_SANDBOX_URL": NOWHERE},
+            jobs=chosen.jobs,
+        )
     idle = {id for id, passed in _results(without).items() if passed}
     report = chosen.scratch / f"report-{chosen.client}.xml"
     live_environment = {**silent, "E2B_API_KEY": key, "E2B_API_URL": chosen.server, "E2B_SANDBOX_URL": chosen.server}
+    _stand_in(chosen.server, chosen.key)
     _run(python, suite, report, live_environment, jobs=chosen.jobs, files=_files(_results(without), idle, chosen.only))
     results = {id: passed for id, passed in _results(report).items() if id not in idle and fnmatch.fnmatchcase(id, chosen.only)}
     return _judge(results, expected)
@@ -90,6 +98,14 @@ def _judge(results: dict[str, bool], expected: list[Expected]) -> int:
         f"{sum(results.values())} of {len(results)} tests that need a server passed; of those that can without an internet and TLS, {sum(offline.values())} of {len(offline)}"
     )
     return 1 if surprises else 0
+
+
+def _stand_in(server: str, key: str) -> None:
+    """Let `base` stand for the image that most template builds start from, so that none is fetched."""
+    native = {"Authorization": "Bearer ck_" + key.removeprefix("e2b_").removeprefix("ck_"), "Content-Type": "application/json"}
+    body = json.dumps({"image": "base", "tag": "22.04"}).encode()
+    with urllib.request.urlopen(urllib.request.Request(server + "/v1/templates/ubuntu", body, native, method="PUT"), timeout=60):
+        pass
 
 
 def _environment(scratch: Path, version: str) -> Path:

@@ -76,6 +76,10 @@ class Progress:
             ended_at=None if self._ended is None else moment(self._ended),
         )
 
+    def lines(self) -> list[BuildLog]:
+        """The log so far."""
+        return list(self._lines)
+
     async def follow(self, after: int) -> AsyncIterator[BuildLog]:
         """The log from there on, until the build has ended."""
         while True:

@@ -22,8 +22,9 @@ from corral.errors import Unauthenticated
 from corral.facades.e2b import envd, interpreter
 from corral.facades.e2b.envd.desk import Desk, not_found, port_closed
 from corral.facades.e2b.refusal import Refused, answer, body
+from corral.facades.e2b.rest.builds import Builds
 from corral.facades.e2b.rest.call import Call, Endpoint
-from corral.facades.e2b.rest.routes import ROUTES
+from corral.facades.e2b.rest.routes import ROUTES, Routes, building, unlocked
 from corral.facades.e2b.tokens import Tokens
 from corral.preview.doors import Door
 from corral.schema.account import Role
@@ -32,6 +33,8 @@ from corral.schema.sandbox import State
 _HOST = re.compile(r"(\d{1,5})-(sb-[a-z2-7]{16})\.")
 _PATHS = ("/sandboxes", "/v2/", "/v3/", "/templates", "/snapshots", "/volumes", "/secrets", "/volumecontent/", "/events/", "/default-templates")
 _LEAST_WOKEN = 300.0
+_NOBODY = Actor("", "", Role.READER)
+"""Who has nothing but the address."""
 _RUNNING = frozenset({State.RUNNING, State.FROZEN})
 
 DOOR = Door(
@@ -57,7 +60,9 @@ class E2B:
         self._desk = Desk(services, tokens)
         self.ports: dict[int, PortHandler] = {envd.PORT: self._desk.answer, interpreter.PORT: interpreter.Interpreter(services, tokens).answer}
         """By port, what is answered outside the sandbox."""
-        self._router = Router(routes=[Route(path, self._endpoint(endpoint), methods=[method]) for method, path, endpoint in ROUTES], redirect_slashes=False)
+        builds = Builds()
+        routes = [*self._routes((*ROUTES, *building(builds)), self._actor), *self._routes(unlocked(builds), lambda _: _NOBODY)]
+        self._router = Router(routes=routes, redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -129,10 +134,13 @@ class E2B:
                 return
         await body(404, f"there is no {scope['method']} {scope['path'][:200]} here; docs/from-e2b.md says what there is")(scope, receive, send)
 
-    def _endpoint(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    def _routes(self, routes: Routes, who: Callable[[Request], Actor]) -> list[Route]:
+        return [Route(path, self._endpoint(endpoint, who), methods=[method]) for method, path, endpoint in routes]
+
+    def _endpoint(self, endpoint: Endpoint, who: Callable[[Request], Actor]) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:
             try:
-                return await endpoint(Call(request, self._services, self._tokens, self._actor(request)))
+                return await endpoint(Call(request, self._services, self._tokens, who(request)))
             except Exception as error:
                 return answer(error, self._services.meter)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from corral.facades.e2b.rest import forks, lives, look, sandboxes, secrets, snapshots, templates, volumes
+from corral.facades.e2b.rest.builds import Builds
 from corral.facades.e2b.rest.call import Endpoint
 
-ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
+Routes = tuple[tuple[str, str, Endpoint], ...]
+
+ROUTES: Routes = (
     ("POST", "/sandboxes", sandboxes.create),
     ("POST", "/v2/sandboxes", sandboxes.create_v2),
     ("GET", "/sandboxes", sandboxes.listing),
@@ -26,6 +29,12 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/v2/sandboxes/{sandbox}/logs", look.logs_v2),
     ("POST", "/sandboxes/{sandbox}/snapshots", snapshots.create),
     ("GET", "/snapshots", snapshots.listing),
+    ("GET", "/templates", templates.listing),
+    ("GET", "/v2/templates", templates.listing),
+    ("GET", "/templates/aliases/{alias}", templates.alias),
+    ("POST", "/templates/tags", templates.assign),
+    ("DELETE", "/templates/tags", templates.remove),
+    ("GET", "/templates/{template}/tags", templates.tags),
     ("DELETE", "/templates/{template}", templates.delete),
     ("GET", "/volumes", volumes.listing),
     ("POST", "/volumes", volumes.create),
@@ -38,3 +47,18 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/secrets/{secret}", secrets.change),
     ("DELETE", "/secrets/{secret}", secrets.delete),
 )
+
+
+def building(builds: Builds) -> Routes:
+    """Those of template builds."""
+    return (
+        ("POST", "/v3/templates", builds.request),
+        ("GET", "/templates/{template}/files/{hash}", builds.files),
+        ("POST", "/v2/templates/{template}/builds/{build}", builds.start),
+        ("GET", "/templates/{template}/builds/{build}/status", builds.status),
+    )
+
+
+def unlocked(builds: Builds) -> Routes:
+    """Those whose address is the permission."""
+    return (("PUT", "/templates/uploads/{place}", builds.upload),)

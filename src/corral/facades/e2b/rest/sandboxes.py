@@ -22,6 +22,7 @@ from corral.facades.e2b.body import Body
 from corral.facades.e2b.network import Network, policy
 from corral.facades.e2b.refusal import Refused
 from corral.facades.e2b.rest.call import Call, living, shown_access, told
+from corral.facades.e2b.rest.recipe import CPU, MEMORY
 from corral.facades.e2b.rest.shown import detail, listed, state
 from corral.schema.sandbox import SandboxCreate, State
 
@@ -73,7 +74,7 @@ async def create_v2(call: Call) -> Response:
 async def _create(call: Call, *, timeout: int, secure: bool) -> Response:
     call.actor.require(Permission.USE)
     wanted = await call.body(NewSandbox)
-    native = _native(wanted, timeout)
+    native = _native(wanted, timeout, _size(call, wanted.template_id))
     facade = _facade(wanted, secure=secure)
     services, actor = call.services, call.actor
 
@@ -100,7 +101,16 @@ def _kept(record: Record) -> Answer:
     return Answer(201, record.show().model_dump_json().encode())
 
 
-def _native(wanted: NewSandbox, timeout: int) -> SandboxCreate:
+def _size(call: Call, template: str) -> Mapping[str, float]:
+    """What was chosen when the template was built: the clients can't say it later."""
+    if image(template) == interpreter.IMAGE:
+        return interpreter.SIZE
+    found = call.services.templates.image(call.actor.project, image(template))
+    labels: Mapping[str, str] = {} if found is None else found.settings.labels
+    return {name: int(labels[label]) for name, label in (("cpu", CPU), ("memory", MEMORY)) if labels.get(label, "").isdecimal()}
+
+
+def _native(wanted: NewSandbox, timeout: int, size: Mapping[str, float]) -> SandboxCreate:
     if wanted.iam:
         raise Refused(400, "iam: sandboxes have no workload identity here; put secrets into the headers of network rules instead")
     if wanted.network is not None and wanted.network.mask_request_host is not None:
@@ -110,7 +120,7 @@ def _native(wanted: NewSandbox, timeout: int) -> SandboxCreate:
     return SandboxCreate.model_validate(
         {
             "image": image(wanted.template_id),
-            **(interpreter.SIZE if image(wanted.template_id) == interpreter.IMAGE else {}),
+            **size,
             "timeout": max(LEAST, given),
             "on_timeout": on_timeout(wanted),
             "env": wanted.env_vars or {},

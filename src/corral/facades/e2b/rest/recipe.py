@@ -1,0 +1,131 @@
+"""E2B's way to describe a template, in the words of an image's definition."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from corral.facades.e2b.body import Body
+from corral.facades.e2b.refusal import Refused
+from corral.schema.image import Definition
+
+BASE_IMAGES = frozenset({"e2bdev/base", "e2bdev/base:latest", "e2bdev/code-interpreter", "e2bdev/code-interpreter:latest"})
+"""What E2B calls its own images: Corral's of the same use stand for them."""
+CPU, MEMORY = "corral.e2b.cpu", "corral.e2b.memory"
+"""Labels that say of what size sandboxes of a template are."""
+_HOME = "/home/user"
+_SHELL = ["/bin/bash", "-l", "-c"]
+_USER_THERE = (
+    "id user >/dev/null 2>&1 || useradd --create-home --shell /bin/bash user 2>/dev/null"
+    " || adduser -D -s /bin/sh user; [ -x /bin/bash ] || ln -s /bin/sh /bin/bash; mkdir -p /home/user; chown user /home/user"
+)
+"""Commands run as `user`, whatever the image; /bin/bash is what they are given to."""
+
+
+class Registry(Body):
+    type: Literal["registry"]
+    username: str | None = None
+    password: str | None = None
+
+
+class Step(Body):
+    type: str
+    args: list[str] = Field(default_factory=list[str])
+    files_hash: str | None = Field(default=None, alias="filesHash")
+    force: bool = False
+    force_upload: bool | None = None
+    resolve_symlinks: bool | None = None
+    gzip: bool | None = None
+    """These three say what the client does when it sends the files; it sends them along."""
+
+
+class Template(Body):
+    """POST /v2/templates/{template}/builds/{build}."""
+
+    from_image: str | None = None
+    from_template: str | None = None
+    from_image_registry: dict[str, Any] | None = None
+    force: bool = False
+    steps: list[Step] = Field(default_factory=list[Step])
+    start_cmd: str | None = None
+    ready_cmd: str | None = None
+
+
+def definition(wanted: Template, *, is_here: Callable[[str], bool], upload: Callable[[str], str], cpu: int | None, memory: int | None) -> Definition:
+    """The same in Corral's words. `is_here`: whether the project has a template of an image's name, which then stands for it. `upload` gives the digest of files that were sent under E2B's hash. Raises `Refused`."""
+    if wanted.from_image_registry:
+        raise Refused(400, "fromImageRegistry: give the registry's password as a secret, and build with Corral's own client (Image.from_registry)")
+    known = True
+    match wanted.from_image, wanted.from_template:
+        case None, str() as template:
+            source: dict[str, Any] = {"kind": "image", "ref": template.removesuffix(":default")}
+        case str() as ref, None if ref in BASE_IMAGES:
+            source = {"kind": "image", "ref": "code-interpreter" if "interpreter" in ref else "base"}
+        case str() as ref, None:
+            known, source = False, {"kind": "image" if is_here(ref) else "registry", "ref": ref}
+        case _:
+            raise Refused(400, "give either fromImage or fromTemplate")
+    steps: list[dict[str, Any]] = [] if known else [{"do": "run", "command": _USER_THERE}, {"do": "user", "user": "user"}, {"do": "workdir", "path": _HOME}]
+    user = "user"
+    for step in wanted.steps:
+        made, user = _step(step, user, upload)
+        steps += made
+    labels = {name: str(value) for name, value in ((CPU, cpu), (MEMORY, memory)) if value is not None}
+    if labels:
+        steps.append({"do": "label", "labels": labels})
+    if wanted.start_cmd:
+        ready = {"command": wanted.ready_cmd} if wanted.ready_cmd else None
+        steps.append({"do": "start", "command": wanted.start_cmd, "ready": ready})
+    elif wanted.ready_cmd:
+        steps.append({"do": "run", "command": wanted.ready_cmd, "shell": _SHELL})
+    return Definition.model_validate({"source": source, "steps": steps})
+
+
+def _step(step: Step, user: str, upload: Callable[[str], str]) -> tuple[list[dict[str, Any]], str]:
+    """The steps for one of E2B's, and who runs the next one."""
+    args = step.args
+    match step.type.upper():
+        case "RUN" if args:
+            run = {"do": "run", "command": args[0], "shell": _SHELL, "force": step.force}
+            other = args[1] if len(args) > 1 and args[1] else user
+            return ([run] if other == user else [{"do": "user", "user": other}, run, {"do": "user", "user": user}]), user
+        case "COPY" if len(args) >= 2:
+            return [_copy(step, user, upload)], user
+        case "ENV" if args and len(args) % 2 == 0:
+            return [{"do": "env", "env": dict(zip(args[::2], args[1::2], strict=True))}], user
+        case "WORKDIR" if args:
+            return [{"do": "workdir", "path": args[0]}], user
+        case "USER" if args:
+            return [{"do": "user", "user": args[0]}], args[0]
+        case _:
+            raise Refused(400, f"steps: {step.type[:40]} with {len(args)} arguments is not known here")
+
+
+def _copy(step: Step, user: str, upload: Callable[[str], str]) -> dict[str, Any]:
+    source, target, owner, mode = [*step.args, "", ""][:4]
+    if step.files_hash is None:
+        raise Refused(400, f"steps: COPY of {source[:80]} without filesHash")
+    many = any(character in source for character in "*?[")
+    return {
+        "do": "copy",
+        "sources": [posixpath.normpath(source)],
+        "target": target.rstrip("/") + "/" if many or target.endswith("/") else target,
+        "upload": upload(step.files_hash),
+        "owner": owner or user,
+        "mode": int(mode, 8) if mode else None,
+    }
+
+
+def names_of(name: str, tags: Sequence[str]) -> tuple[str, list[str]]:
+    """A template's name and tags as Corral has them: `default` is `latest`. Raises `Refused`."""
+    plain, colon, tag = name.partition(":")
+    if not plain or (colon and not tag) or "/" in plain:
+        raise Refused(400, f"name: {name[:80]!r} is no name of a template: use lower case letters, digits and -, and a tag behind a colon")
+    return plain, list(dict.fromkeys(native_tag(one) for one in ([tag] if tag else []) + list(tags))) or [native_tag("default")]
+
+
+def native_tag(tag: str) -> str:
+    return "latest" if tag in ("default", "") else tag
