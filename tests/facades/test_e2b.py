@@ -259,3 +259,16 @@ def test_what_is_not_supported_is_refused_with_the_reason(server: Server, option
     assert answer.status_code in (400, 404)
     assert answer.json()["code"] == answer.status_code
     assert re.search(reason, answer.json()["message"])
+
+
+def test_a_template_is_built_tagged_and_used(client: E2B) -> None:
+    wanted = client.Template().from_template("base").run_cmd("echo made > made.txt").set_envs({"FLAVOR": "sweet"})
+    built = client.Template.build(wanted, "e2b-made:one", cpu_count=1, memory_mb=256)
+    assert client.Template.exists("e2b-made")
+    assert client.Template.assign_tags("e2b-made:one", "stable").tags == ["stable"]
+    box = client.Sandbox.create("e2b-made:stable")
+    assert box.commands.run("cat made.txt; echo $FLAVOR").stdout == "made\nsweet\n"
+    assert box.get_info().memory_mb == 256
+    box.kill()
+    assert built.build_id
+    assert not client.Template.exists("e2b-never-made")
