@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import structlog
 import uvicorn
@@ -58,7 +59,7 @@ from corral.facades.e2b.front import DOOR, E2B
 from corral.facades.e2b.tokens import Tokens
 from corral.net.callout import Callout
 from corral.places import Places
-from corral.preview import secret
+from corral.preview import certificate, secret
 from corral.preview.doors import DOORS, Door
 from corral.preview.keeper import Edge, Keeper
 from corral.schema.image import BuildCreate
@@ -164,6 +165,8 @@ class Application:
         """What answers at the doors of `preview.doors` by these names; at others, the API does."""
         self._app = E2B(app.build(self.services), self.services, Tokens(settings.places.keys / "sandboxes.key"))
         self._ready = asyncio.Event()
+        self._opened = False
+        """Whether the node is open."""
         self._problem: CorralError | None = None
         self.admin_key: str | None = None
         self.first = False
@@ -179,7 +182,7 @@ class Application:
             self.services.replays.load(kept)
 
     async def open_node(self) -> None:
-        """Open the node and find again what lives. From then on requests are answered."""
+        """Open the node and find again what lives."""
         await self.services.volumes.load()
         await self.services.webhooks.open()
         await self._images.load()
@@ -191,26 +194,32 @@ class Application:
         await self._builds.open()
         self._housekeeper.start()
         self.services.history.start()
-        self._ready.set()
+        self._opened = True
 
     async def open_edge(self, server: tuple[str, int], doors: Sequence[Door] = (*DOORS, DOOR)) -> None:
-        """Serve previews. `server`: where this application listens. Raises `SetupError` when the chosen port is taken."""
+        """Serve previews; from then on requests are answered. `server`: where this application listens. Raises `SetupError` when the chosen port is taken."""
         settings = self._settings
         scheme, _, authority = (settings.edge_url or "").partition("://")
         domains = dict.fromkeys([authority.rpartition(":")[0] or authority, settings.domain] if authority else [settings.domain])
-        # Where the API takes any free port, it is one server of several.
-        port = settings.edge_port if settings.port or settings.origin["edge_port"] != "default" else 0
-        fixed = settings.origin["edge_port"] != "default" and port != 0
-        edge = Edge(settings.host, port, fixed, tuple(domains), doors, server)
-        key = secret.kept(settings.places.keys / "previews.key")
+        port, fixed = _edge_port(settings, "edge_port")
+        tls_port, tls_fixed = _edge_port(settings, "tls_port")
+        keys = settings.places.keys
+        chain = certificate.ensure(keys, settings.domain) if settings.tls else None
+        edge = Edge(settings.host, port, fixed, chain, tls_port, tls_fixed, tuple(domains), doors, server)
+        key = secret.kept(keys / "previews.key")
         await self._keeper.open(self._node.holder, edge)
-        address = Address(scheme, authority) if authority else Address("http", f"{settings.domain}:{self._keeper.port}")
-        self.services.previews.open(key, self._keeper, address)
+        plain = Address("http", f"{settings.domain}:{self._keeper.port}")
+        secure = Address("https", f"{settings.domain}:{self._keeper.tls_port}")
+        address = Address(scheme, authority) if authority else secure if settings.tls else plain
+        # Our own programs need no TLS on this machine, and do not know its authority.
+        self.services.previews.open(key, self._keeper, address, address if authority else plain)
+        self._ready.set()
 
     async def open(self) -> None:
         """Everything in order, but the edge."""
         await self.open_store()
         await self.open_node()
+        self._ready.set()
 
     def leave(self) -> None:
         """End what would go on for long: streams, and waiting for room or for the end of a process."""
@@ -229,7 +238,7 @@ class Application:
             await self._sandboxes.stop_all()
         await self._sandboxes.close()
         await (self._keeper.shutdown() if terminate else self._keeper.close())
-        if self._ready.is_set():
+        if self._opened:
             await (self._node.shutdown() if terminate else self._node.close())
         await self._store.close()
         self._machine.close()
@@ -358,6 +367,13 @@ def _listen(settings: Settings) -> socket.socket:
 def _url(listener: socket.socket) -> str:
     host, port, *_ = listener.getsockname()
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _edge_port(settings: Settings, name: Literal["edge_port", "tls_port"]) -> tuple[int, bool]:
+    """The port, and whether it was chosen. Where the API takes any free port it is one server of several, and so does the edge."""
+    chosen = settings.origin[name] != "default"
+    port: int = getattr(settings, name)
+    return (port if chosen or settings.port else 0), chosen and port != 0
 
 
 def _reachable(listener: socket.socket) -> tuple[str, int]:

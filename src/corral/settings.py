@@ -25,6 +25,8 @@ class Settings(BaseModel):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(7070, ge=0, le=65_535, description="0: any free one")
     edge_port: int = Field(7080, ge=0, le=65_535, description="where previews are served; 0: any free one, as when the usual one is taken")
+    tls: bool = Field(default=False, description="serve previews with TLS as well, by a certificate authority of this installation's own")
+    tls_port: int = Field(7443, ge=0, le=65_535, description="where; 0: any free one")
     domain: str = Field(
         "corral.localhost",
         pattern=r"^[a-z0-9]([a-z0-9.-]{0,180}[a-z0-9])?$",

@@ -44,6 +44,7 @@ COMMANDS = [
     "preview",
     "port-forward",
     "hold",
+    "trust",
 ]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from corral.cli import accounts, chaos, code, copy, egress, execute, image, life, look, machine, options, preview, run, secret, serve, snapshot, volume
+from corral.cli import accounts, chaos, code, copy, egress, execute, image, life, look, machine, options, preview, run, secret, serve, snapshot, trust, volume
 from corral.version import __version__
 
 app = typer.Typer(
@@ -50,6 +50,7 @@ app.command()(life.extend)
 app.command()(preview.preview)
 app.command("port-forward")(preview.port_forward)
 app.command()(preview.hold)
+app.command()(trust.trust)
 app.add_typer(snapshot.snapshot, name="snapshot")
 app.add_typer(snapshot.checkpoint, name="checkpoint")
 app.add_typer(volume.volume, name="volume")

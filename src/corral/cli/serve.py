@@ -29,6 +29,8 @@ def up(
     host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="0: any free one [default: 7070].")] = None,
     edge_port: Annotated[int | None, typer.Option(help="Where previews are served; 0: any free one [default: 7080].")] = None,
+    tls: Annotated[bool | None, typer.Option("--tls", help="Serve previews with TLS, too; `corral trust` makes this machine's browsers trust it.")] = None,
+    tls_port: Annotated[int | None, typer.Option(help="Where; 0: any free one [default: 7443].")] = None,
     domain: Annotated[str | None, typer.Option(help="Previews are at {port}-{sandbox}.DOMAIN [default: corral.localhost].")] = None,
     edge_url: Annotated[
         str | None, typer.Option(metavar="URL", help="How the domain is reached through a proxy with TLS in front: https://DOMAIN[:PORT].")
@@ -53,7 +55,7 @@ def up(
     from corral.settings import Settings
 
     flags: dict[str, object] = {"host": host, "port": port, "home": home, "listen_anywhere": listen_anywhere, "database": database, "terminate": terminate}
-    flags |= {"edge_port": edge_port, "domain": domain, "edge_url": edge_url}
+    flags |= {"tls": tls, "tls_port": tls_port, "edge_port": edge_port, "domain": domain, "edge_url": edge_url}
     flags |= {"pool": pool, "starts": starts, "freeze": freeze, "runsc": runsc, "platform": platform, "log_level": log_level, "log_format": log_format}
     settings = Settings.load(flags, environ=os.environ, file=config)
     if detach:

@@ -68,10 +68,11 @@ class Previews:
         self._clock = clock
         self._secret = b""
         self._process: Process | None = None
-        self._address = Address("http", "")
+        self._address = self._tunnels = Address("http", "")
 
-    def open(self, secret: bytes, process: Process, address: Address) -> None:
-        self._secret, self._process, self._address = secret, process, address
+    def open(self, secret: bytes, process: Process, address: Address, tunnels: Address) -> None:
+        """`tunnels`: how Corral's own programs reach the edge."""
+        self._secret, self._process, self._address, self._tunnels = secret, process, address, tunnels
 
     # What can be asked
 
@@ -139,7 +140,7 @@ class Previews:
             port=port,
             url=self._address.of(record.id, port),
             path_url=self._address.by_path(record.id, port),
-            tunnel_url=self._address.tunnel(record.id, port),
+            tunnel_url=self._tunnels.tunnel(record.id, port),
             public=exposure.every or port in exposure.public,
             host=exposure.hosts.get(port),
         )

@@ -73,6 +73,10 @@ class Edge:
     host: str
     port: int
     fixed: bool
+    chain: Path | None
+    """The certificate and its key, where TLS is spoken as well; on `tls_port`."""
+    tls_port: int
+    tls_fixed: bool
     domains: tuple[str, ...]
     doors: Sequence[Door]
     server: tuple[str, int]
@@ -95,7 +99,9 @@ class Keeper:
         self._known: set[str] = set()
         self.pid = 0
         self.port = 0
-        """Where the edge listens."""
+        """Where the edge listens …"""
+        self.tls_port = 0
+        """… and with TLS; 0: not."""
 
     async def open(self, holder: HolderClient, edge: Edge) -> None:
         """Take over the process of an earlier server, or start one. Raises `SetupError` when its port is taken, `Unavailable` when it does not come."""
@@ -251,17 +257,24 @@ class Keeper:
         self._configure(self._edge, greeting["listens"])
 
     def _configure(self, edge: Edge, listens: list[list[Any]]) -> None:
-        port = self.port or edge.port
-        there = next((at for host, at in listens if host == edge.host and port in (0, at)), None)
-        message = {"op": "config", "domains": edge.domains, "doors": as_message(edge.doors), "door": edge.server}
-        if there is not None:
-            self.port = int(there)
-            self._send(message)
-            return
-        listener = _listen(edge, port)
-        self.port = listener.getsockname()[1]
-        self._send(message, [listener.fileno()])
-        listener.close()
+        listening = {bool(secure): (host, int(port)) for secure, host, port in listens}
+        fresh: dict[bool, socket.socket] = {}
+        try:
+            for secure, wanted in ((False, self.port or edge.port), *(((True, self.tls_port or edge.tls_port),) if edge.chain else ())):
+                host, port = listening.get(secure, ("", 0))
+                if host != edge.host or wanted not in (0, port):
+                    fresh[secure] = _listen(edge, wanted, fixed=edge.tls_fixed if secure else edge.fixed)
+                    port = int(fresh[secure].getsockname()[1])
+                if secure:
+                    self.tls_port = port
+                else:
+                    self.port = port
+            chain = None if edge.chain is None else str(edge.chain)
+            message = {"op": "config", "domains": edge.domains, "doors": as_message(edge.doors), "door": edge.server, "chain": chain, "fresh": list(fresh)}
+            self._send(message, [listener.fileno() for listener in fresh.values()])
+        finally:
+            for listener in fresh.values():
+                listener.close()
 
     def _disconnect(self) -> None:
         for sandbox in list(self._awake):
@@ -304,12 +317,12 @@ def _settings(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _listen(edge: Edge, port: int) -> socket.socket:
+def _listen(edge: Edge, port: int, *, fixed: bool) -> socket.socket:
     try:
         return _bound(edge.host, port)
     except OSError as error:
-        if edge.fixed:
-            hint = "choose another one with --edge-port"
+        if fixed:
+            hint = "choose another one with --edge-port or --tls-port"
             raise SetupError(f"can't listen on {edge.host}:{port} for previews: {error.strerror}", hint=hint) from None
         listener = _bound(edge.host, 0)
         log.warning("the usual port of previews is taken", port=port, instead=listener.getsockname()[1])

@@ -14,6 +14,7 @@ import os
 import resource
 import signal
 import socket
+import ssl
 import struct
 import sys
 from pathlib import Path
@@ -29,8 +30,9 @@ from corral.preview.doors import Table, from_message
 from corral.preview.duplex import Connection
 from corral.preview.proxy import Proxy
 
-VERSION = 1
+VERSION = 2
 DESCRIPTORS = 1 << 20
+HANDSHAKE_SECONDS = 20.0
 
 
 class Process:
@@ -43,8 +45,10 @@ class Process:
         self._proxy = Proxy(self._desk, self._boxes)
         self._desk.on_attach = self._boxes.retell
         self._link: Link | None = None
-        self._servers: list[asyncio.Server] = []
-        self._listening: list[tuple[str, int]] = []
+        self._servers: dict[bool, asyncio.Server] = {}
+        """By whether they speak TLS."""
+        self._listening: dict[bool, tuple[str, int]] = {}
+        self._context: ssl.SSLContext | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def accept(self, listener: socket.socket) -> None:
@@ -60,7 +64,9 @@ class Process:
             self._link.close()
             self._desk.detach()
         self._link = Link(connection, self._message, self._lost)
-        self._link.send({"preview": VERSION, "pid": os.getpid(), "listens": self._listening, "boxes": self._boxes.ids()})
+        self._link.send(
+            {"preview": VERSION, "pid": os.getpid(), "listens": [[secure, *at] for secure, at in self._listening.items()], "boxes": self._boxes.ids()}
+        )
         self._desk.attach(self._link)
 
     def _lost(self) -> None:
@@ -91,17 +97,28 @@ class Process:
     def _configure(self, message: dict[str, Any], fds: list[int]) -> None:
         self._proxy.configure(Table(tuple(message["domains"]), from_message(message["doors"])), tuple(message["door"]))
         self._proxy.forget_keys()
-        if fds:
-            task = asyncio.get_running_loop().create_task(self._listen([socket.socket(fileno=fd) for fd in fds]))
+        if message["chain"] is not None:
+            self._context = self._context or ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._context.set_alpn_protocols(["http/1.1"])
+            self._context.load_cert_chain(message["chain"])
+        fresh = {bool(secure): socket.socket(fileno=fd) for secure, fd in zip(message["fresh"], fds, strict=True)}
+        for secure in [secure for secure in self._servers if secure in fresh or (secure and message["chain"] is None)]:
+            self._servers.pop(secure).close()
+            del self._listening[secure]
+        for secure, listener in fresh.items():
+            self._listening[secure] = listener.getsockname()[:2]
+            task = asyncio.get_running_loop().create_task(self._listen(listener, secure=secure))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _listen(self, listeners: list[socket.socket]) -> None:
-        for server in self._servers:
-            server.close()
-        self._listening = [listener.getsockname()[:2] for listener in listeners]
+    async def _listen(self, listener: socket.socket, *, secure: bool) -> None:
+        def connection() -> Connection:
+            return Connection(self._proxy.accept)
+
         loop = asyncio.get_running_loop()
-        self._servers = [await loop.create_server(lambda: Connection(self._proxy.accept), sock=listener, backlog=2048) for listener in listeners]
+        context = self._context if secure else None
+        handshake = HANDSHAKE_SECONDS if secure else None
+        self._servers[secure] = await loop.create_server(connection, sock=listener, backlog=2048, ssl=context, ssl_handshake_timeout=handshake)
 
 
 def complain(what: str, error: BaseException | None) -> None:

@@ -1,0 +1,127 @@
+"""The preview process and the server end and start apart from each other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from urllib.parse import urlsplit
+
+from corral import Sandbox
+from corral.places import Places
+from harness import web
+from harness.server import Server
+from harness.web import Wire, wire
+
+
+def edge_of(box: Sandbox) -> tuple[int, str]:
+    parts = urlsplit(box.preview(8000).url)
+    assert parts.port is not None
+    return parts.port, parts.netloc
+
+
+def test_connections_outlive_the_server_and_the_server_outlives_the_process(server: Server) -> None:
+    with Sandbox.create("base") as box:
+        process = box.exec("python3", "-c", web.SERVER, box.id, "8000")
+        assert process.stdout.readline() == "listening\n"
+        port, host = edge_of(box)
+        token = f"Corral-Token: {box.preview_token()}"
+        with wire(port) as kept, wire(port) as upgraded:
+            first = kept.ask("GET", "/", host, token).json
+            assert upgraded.ask("GET", "/ws", host, token, "Connection: Upgrade", "Upgrade: websocket").status == 101
+            server.kill()
+            upgraded.say(b"without a server")
+            assert upgraded.some(16) == b"without a server"
+            assert kept.ask("GET", "/", host, token).json["peer"] == first["peer"]
+            server.start()
+            upgraded.say(b"with another")
+            assert upgraded.some(12) == b"with another"
+            assert kept.ask("GET", "/", host, token).json["peer"] == first["peer"]
+            assert edge_of(box) == (port, host)
+
+            pid_file = Places(server.home).preview_pid
+            pid = int(pid_file.read_text())
+            os.kill(pid, signal.SIGKILL)
+            assert box.run("echo the API goes on").stdout == "the API goes on\n"
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with wire(port) as line:
+                    assert line.ask("GET", "/", host, token).json["me"] == box.id
+                break
+            except OSError:
+                assert time.monotonic() < deadline, "no other preview process has come"
+        assert int(pid_file.read_text()) != pid
+
+
+def test_tunnels_carry_each_half_and_many_at_once(server: Server) -> None:
+    with Sandbox.create("base") as box:
+        code = (
+            "import socket, threading\n"
+            "def serve(c):\n"
+            "    got = b''\n"
+            "    while data := c.recv(65536): got += data\n"
+            "    c.sendall(b'%d bytes' % len(got)); c.close()\n"
+            "listener = socket.create_server(('127.0.0.1', 5432), backlog=200)\n"
+            "print('listening', flush=True)\n"
+            "while True: threading.Thread(target=serve, args=(listener.accept()[0],)).start()\n"
+        )
+        process = box.exec("python3", "-c", code)
+        assert process.stdout.readline() == "listening\n"
+        with box.tunnel(5432) as tunnel:
+            answers: list[bytes] = []
+
+            def ask(size: int) -> None:
+                with socket.create_connection((tunnel.host, tunnel.port), timeout=60) as line:
+                    line.sendall(bytes(size))
+                    line.shutdown(socket.SHUT_WR)
+                    answers.append(line.makefile("rb").read())
+
+            threads = [threading.Thread(target=ask, args=(50_000 + number,)) for number in range(40)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert sorted(answers) == [b"%d bytes" % (50_000 + number) for number in range(40)]
+        with box.tunnel(9) as nowhere, socket.create_connection((nowhere.host, nowhere.port), timeout=60) as line:
+            try:
+                assert line.recv(1) == b""
+            except ConnectionResetError:
+                pass
+            assert nowhere.failure is not None
+            assert "nothing listens on port 9" in nowhere.failure.message
+
+
+def test_slow_and_silent_clients_hold_nobody_up(server: Server) -> None:
+    with Sandbox.create("base") as box:
+        process = box.exec("python3", "-c", web.SERVER, box.id, "8000")
+        assert process.stdout.readline() == "listening\n"
+        port, host = edge_of(box)
+        token = f"Corral-Token: {box.preview_token()}"
+        status = f"/proc/{Places(server.home).preview_pid.read_text()}/status"
+
+        def resident() -> int:
+            with open(status) as file:
+                return next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
+
+        before = resident()
+        deaf: list[Wire] = []
+        try:
+            for _ in range(20):
+                # They ask for much, and read nothing.
+                line = Wire(port)
+                deaf.append(line)
+                line.say(f"GET /bulk?{100 << 20} HTTP/1.1\r\nHost: {host}\r\n{token}\r\n\r\n".encode())
+            for _ in range(20):
+                line = Wire(port)
+                deaf.append(line)
+                line.say(b"GET / HTTP/1.1\r\nHost:")
+            with wire(port) as line:
+                for _ in range(20):
+                    assert line.ask("GET", "/", host, token).status == 200
+            assert resident() - before < 60 << 10, "what nobody reads is kept"
+        finally:
+            for line in deaf:
+                line.close()
