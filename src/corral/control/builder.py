@@ -149,7 +149,9 @@ class _Building:
             case FromDistribution():
                 return self._present(await library.ensure(f"{source.name}-{source.release}" if source.release else source.name, say)), {}
             case FromRegistry() | FromArchive():
-                raise Unsupported("images can't be imported yet", hint="start from an image that is there")
+                raise Unsupported(
+                    "this server can't import images of registries or archives", hint="start from an image that is there, such as corral/base in a Dockerfile"
+                )
             case FromDockerfile():
                 return await self._dockerfile(source)
         assert_never(source)
