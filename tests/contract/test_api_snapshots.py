@@ -285,3 +285,42 @@ def test_a_diff_goes_through_a_chain_and_never_out_of_the_disk(api: Api, box: st
     assert "root:" not in str(found)
     api.delete(child)
     remove(api, first)
+
+
+def test_a_fork_is_merged_back_and_nothing_is_overwritten_unasked(api: Api, box: str) -> None:
+    api.run(box, "mkdir /w; echo base > /w/both; echo base > /w/theirs; echo base > /w/gone; echo base > /w/mine; ln -s both /w/link")
+    base = snapshot(api, box)["id"]
+    fork = api.create(image=base)["id"]
+    api.run(
+        fork,
+        "echo fork > /w/theirs; chmod 640 /w/theirs; chown 1000:1000 /w/theirs; rm /w/gone; ln -sf mine /w/link; mkdir -p /w/new/deep; head -c 3000001 /dev/urandom > /w/new/deep/data; echo fork > /w/both; printf x > $(printf '/w/\\377')",
+    )
+    sums = api.run(fork, "sha256sum /w/new/deep/data")[0]
+    api.run(box, "echo main > /w/mine; echo main > /w/both")
+    theirs = snapshot(api, fork)["id"]
+    expected = {"/w/theirs", "/w/gone", "/w/link", "/w/new", "/w/new/deep", "/w/new/deep/data", "/w/\ufffd"}
+    told = api.ok("POST", f"/v1/sandboxes/{box}/merge", json={"snapshot": theirs, "dry_run": True})
+    assert ({one["path"] for one in told["changes"]}, told["base"], told["checkpoint"]) == (expected, base, None)
+    assert [(one["path"], one["theirs"], one["ours"]) for one in told["conflicts"]] == [("/w/both", "changed", "changed")]
+    error = api.refused("conflict", "POST", f"/v1/sandboxes/{box}/merge", json={"snapshot": theirs})
+    assert [one["path"] for one in error["details"]["conflicts"]] == ["/w/both"]
+    assert api.run(box, "cat /w/theirs /w/gone")[0] == b"base\nbase\n"
+    assert api.ok("GET", f"/v1/sandboxes/{box}/checkpoints")["checkpoints"] == []
+    done = api.ok("POST", f"/v1/sandboxes/{box}/merge", json={"snapshot": theirs, "on_conflict": "keep"})
+    assert {one["path"] for one in done["changes"]} == expected
+    assert api.run(box, "cd /w; cat both mine theirs; stat -c '%a %u %g' theirs; readlink link; ls gone; sha256sum /w/new/deep/data; cat $(printf '/w/\\377')")[
+        0
+    ] == (b"main\nmain\nfork\n640 1000 1000\nmine\n" + sums + b"x")
+    # Again there is nothing left but the conflict; taken, it is theirs.
+    done = api.ok("POST", f"/v1/sandboxes/{box}/merge", json={"snapshot": theirs, "on_conflict": "take"})
+    assert [one["path"] for one in done["changes"]] == ["/w/both"]
+    assert api.run(box, "cat /w/both /w/mine; cat /etc/hostname")[0] == f"fork\nmain\n{box}\n".encode()
+    api.ok("POST", f"/v1/sandboxes/{box}/rewind", json={"checkpoint": done["checkpoint"]})
+    assert api.run(box, "cat /w/both")[0] == b"main\n"
+    # One that stands on something else has no base with it.
+    other = snapshot(api, fork)["id"]
+    stranger = api.create(image=other)["id"]
+    api.refused("invalid_argument", "POST", f"/v1/sandboxes/{stranger}/merge", json={"snapshot": base, "dry_run": True})
+    for one in (fork, stranger):
+        api.delete(one)
+    remove(api, other, theirs, base)

@@ -15,7 +15,7 @@ from corral.api.snapshots import again
 from corral.control.idempotency import Answer, Claim
 from corral.control.roles import Permission
 from corral.schema.sandbox import Sandbox
-from corral.schema.snapshot import CheckpointCreate, Checkpoints, Diff, Rewind, Snapshot
+from corral.schema.snapshot import CheckpointCreate, Checkpoints, Diff, Merge, MergeRequest, Rewind, Snapshot
 
 routes = router("checkpoints", 409, 410, 429, 507)
 
@@ -60,6 +60,12 @@ async def delete(services: Services, actor: Actor, sandbox: str, checkpoint: str
 async def diff(services: Services, actor: Actor, sandbox: str, query: Annotated[Moments, Query()]) -> Diff:
     """What changed on its disk between two checkpoints or snapshots; without `before` since its image, without `after` until now."""
     return await services.snapshots.diff(actor.project, sandbox, query.before, query.after, text=query.text, limit=query.limit)
+
+
+@routes.post("/v1/sandboxes/{sandbox}/merge", response_model=Merge)
+async def merge(services: Services, actor: Actor, sandbox: str, wanted: MergeRequest) -> Merge:
+    """Take over what a snapshot of a fork has changed since it went its own way. What both have changed is a conflict: nothing is overwritten unless that is asked for."""
+    return await services.snapshots.merge(actor, sandbox, wanted)
 
 
 @routes.post("/v1/sandboxes/{sandbox}/rewind", response_model=Sandbox)

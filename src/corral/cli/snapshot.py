@@ -124,6 +124,31 @@ def rewind(sandbox: options.Box, name: Checkpoint, *, json: options.Json = False
             print(box.id)
 
 
+def merge(
+    sandbox: options.Box,
+    name: Annotated[str, typer.Argument(metavar="SNAPSHOT", help="Of a fork: its name or id.")],
+    *,
+    base: Annotated[str | None, typer.Option(metavar="SNAPSHOT", help="What both come from [default: found by itself].")] = None,
+    on_conflict: Annotated[str, typer.Option(metavar="refuse|keep|take", help="What is done with what both have changed.")] = "refuse",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Take over what a fork of a sandbox has changed. What both have changed is listed with C, and not overwritten unless asked for."""
+    from corral import Client
+
+    if on_conflict not in ("refuse", "keep", "take"):
+        raise options.WrongUse(f"--on-conflict is refuse, keep or take, not {on_conflict!r}")
+    with Client() as client:
+        done = client.sandboxes.get(sandbox).merge(name, base=base, on_conflict=on_conflict, dry_run=dry_run)
+    if json:
+        show.as_json(done)
+        return
+    for change in done.changes:
+        print(f"{_LETTERS[change.change]} {change.path}{'/' if change.type == 'directory' else ''}")
+    for conflict in done.conflicts:
+        print(f"C {conflict.path}  {conflict.why}")
+
+
 def _print(made: Snapshot, *, json: bool) -> None:
     if json:
         show.as_json(made.info)

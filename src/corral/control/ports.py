@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from corral.control.idempotency import Answer, Claim, Kept
 from corral.control.record import Record
@@ -19,7 +19,7 @@ from corral.schema.observe import Event, LogLine, Sample
 from corral.schema.process import Output, Process, ProcessStart, Signal, Stream, Terminal
 from corral.schema.sandbox import State
 from corral.schema.secret import Secret
-from corral.schema.snapshot import Diff
+from corral.schema.snapshot import Change, Diff, MergeConflict
 from corral.schema.webhook import Webhook
 
 if TYPE_CHECKING:
@@ -208,6 +208,9 @@ class Node(Protocol):
     def frozen(self, id: str) -> bool: ...
     async def diff(self, id: str, image_id: str, before: Moment, after: Moment, *, text: bool, limit: int) -> Diff: ...
     async def rewind(self, id: str, snapshot: str) -> None: ...
+    async def merge(
+        self, id: str, image_id: str, *, base: Moment, theirs: Moment, ours: Moment, on_conflict: Literal["refuse", "keep", "take"], dry_run: bool
+    ) -> tuple[list[Change], list[MergeConflict], bool]: ...
     def disk_used(self, id: str) -> int: ...
     async def attach_volume(self, id: str, use: VolumeUse) -> None: ...
     async def detach_volume(self, id: str, use: VolumeUse) -> None: ...

@@ -17,13 +17,13 @@ from corral.control.registry import Living
 from corral.control.roles import Actor
 from corral.control.sandboxes import Sandboxes
 from corral.control.shelf import MIB, Shelf, SnapshotRecord
-from corral.errors import Conflict, ImageNotFound, InvalidState
-from corral.ids import new_id
+from corral.errors import Conflict, ImageNotFound, InvalidArgument, InvalidState
+from corral.ids import is_id, new_id
 from corral.images.config import ImageConfig
 from corral.node.interface import Moment
 from corral.schema.observe import Event
 from corral.schema.sandbox import State
-from corral.schema.snapshot import Diff
+from corral.schema.snapshot import Diff, Merge, MergeRequest
 
 AUTOMATIC = 20
 """Automatic checkpoints that a sandbox keeps: the newest."""
@@ -231,6 +231,59 @@ class Snapshots:
         """A checkpoint of the sandbox, else a snapshot of the project."""
         found = self._shelf.find(box.project, ref, sandbox=box.id)
         return (found or self._shelf.get(box.project, ref)).id
+
+    async def merge(self, actor: Actor, sandbox: str, wanted: MergeRequest) -> Merge:
+        """Take over into a running sandbox what a fork of it has changed. Its disk as it was is kept as a checkpoint first.
+
+        Raises `Conflict` with what both have changed, and nothing is done, unless that is wanted otherwise.
+        """
+        async with self._sandboxes.hold(actor.project, sandbox) as living:
+            box = living.record
+            if box.state not in (State.RUNNING, State.FROZEN):
+                raise InvalidState(f"nothing can be merged into a sandbox that is {box.state}", hint="start it first", details={"state": box.state})
+            theirs = self._shelf.get(actor.project, self._moment(box, wanted.snapshot))
+            base = self._moment(box, wanted.base) if wanted.base is not None else self._ancestor(box, theirs)
+            before = None
+            if not wanted.dry_run:
+                before, _ = await self._make(living, self._next_name(living, "before-merge"), actor=actor.key, checkpoint=True, automatic=True)
+            async with self._shelf.kept(base, theirs.id):
+                changes, conflicts, done = await self._node.merge(
+                    box.id,
+                    box.image_id,
+                    base=Moment(base) if is_id(base, "sn") else Moment(image=True),
+                    theirs=Moment(theirs.id),
+                    ours=Moment() if before is None else Moment(before.id),
+                    on_conflict=wanted.on_conflict,
+                    dry_run=wanted.dry_run,
+                )
+            if before is not None and not done:
+                self._hide(before, actor.key)
+                await self._shelf.collect()
+                raise Conflict(
+                    f"{len(conflicts)} paths have been changed on both sides, as {conflicts[0].path}; nothing was done",
+                    hint="keep what is here with on_conflict=keep, or take what is there with on_conflict=take",
+                    details={"conflicts": [conflict.model_dump() for conflict in conflicts[:1000]]},
+                )
+            if before is not None:
+                data = {"snapshot": theirs.id, "base": base, "changes": len(changes), "conflicts": len(conflicts), "before": before.id}
+                self._events.note("sandbox.merged", box.project, sandbox=box.id, actor=actor.key, data=data)
+            return Merge(base=base, changes=changes, conflicts=conflicts, checkpoint=None if before is None else before.name)
+
+    def _ancestor(self, box: Record, theirs: SnapshotRecord) -> str:
+        """From what on the snapshot went its own way."""
+        at = theirs.parent
+        while at != box.image_id:
+            record = self._shelf.find(box.project, at)
+            if record is None:
+                raise InvalidArgument(
+                    f"base: {theirs.id} comes from nothing that {box.id} comes from or that was taken of it",
+                    hint="say what both come from",
+                    details={"field": "base"},
+                )
+            if record.sandbox == box.id:
+                break
+            at = record.parent
+        return at
 
     # By itself
 

@@ -7,11 +7,12 @@ import errno
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from corral.node import compare, ext4, mounts, rootfs, syscalls
 from corral.node.compare import Side
@@ -24,6 +25,9 @@ from corral.schema.snapshot import Diff
 
 SETTLED = 2.0
 """Seconds between the last change of a file and a copy of its disk in which the kernel's clock can't tell another change."""
+MERGEABLE = 100_000
+"""Changes beyond which two lines are not merged."""
+T = TypeVar("T")
 _AT_ONCE = 4
 """Comparisons that read at the same time; each may take a minute and 64 MiB."""
 
@@ -54,15 +58,44 @@ class Differences:
             async with self._layers(view, sandbox, image, before) as one, self._layers(view, sandbox, image, after) as two:
                 settled = min(self._taken(before), self._taken(after)) - SETTLED
                 given_up = threading.Event()
-                work = partial(_compare, view, one, two, settled, text=text, limit=limit, given_up=given_up)
-                done = asyncio.get_running_loop().run_in_executor(self._reading, work)
-                try:
-                    return await asyncio.shield(done)
-                except asyncio.CancelledError:
-                    # It reads what is taken down next.
-                    given_up.set()
-                    await asyncio.wait([done])
-                    raise
+                return await self._read(partial(_compare, view, one, two, settled, text=text, limit=limit, given_up=given_up), given_up)
+
+    @asynccontextmanager
+    async def three(self, sandbox: str, image: ImageSpec, base: Moment, theirs: Moment, ours: Moment) -> AsyncGenerator[tuple[Side, tuple[Diff, Diff, Diff]]]:
+        """What has changed from `base` to the two others, and between those; and the side of `theirs`, to be read until the end of the block.
+
+        Raises `ImageNotFound` for a snapshot that is gone.
+        """
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._turns.alone(sandbox))
+            view = self._views / secrets.token_hex(6)
+            moments = {"base": base, "theirs": theirs, "ours": ours}
+            layers = {name: await stack.enter_async_context(self._layers(view, sandbox, image, moment)) for name, moment in moments.items()}
+            settled = min(self._taken(moment) for moment in moments.values()) - SETTLED
+            given_up = threading.Event()
+
+            async def take_down() -> None:
+                given_up.set()
+                await asyncio.get_running_loop().run_in_executor(None, _take_down, view, tuple(layers))
+
+            stack.push_async_callback(take_down)
+            sides = await self._read(partial(_put_up, view, layers), given_up)
+            pairs = (("base", "theirs"), ("base", "ours"), ("theirs", "ours"))
+            diffs: list[Diff] = []
+            for one, two in pairs:
+                work = partial(compare.compare, sides[one], sides[two], settled=settled, text=False, limit=MERGEABLE, given_up=given_up)
+                diffs.append(await self._read(work, given_up))
+            yield sides["theirs"], (diffs[0], diffs[1], diffs[2])
+
+    async def _read(self, work: Callable[[], T], given_up: threading.Event) -> T:
+        """In a thread. A caller that is cancelled leaves only when it has ended: it reads what is taken down next."""
+        done = asyncio.get_running_loop().run_in_executor(self._reading, work)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            given_up.set()
+            await asyncio.wait([done])
+            raise
 
     def _taken(self, moment: Moment) -> float:
         return time.time() if moment.snapshot is None else self._snapshots.get(moment.snapshot).created
@@ -96,18 +129,28 @@ def _remove(image: Path, target: Path) -> None:
 
 
 def _compare(view: Path, before: Sequence[Path], after: Sequence[Path], settled: float, *, text: bool, limit: int, given_up: threading.Event) -> Diff:
-    sides: list[Side] = []
+    layers = {"before": before, "after": after}
     try:
-        for name, layers in (("before", before), ("after", after)):
-            root = view / name
-            root.mkdir(mode=0o700, parents=True)
-            sides.append(Side(root, rootfs.mount_view(root, layers)))
-        return compare.compare(sides[0], sides[1], settled=settled, text=text, limit=limit, given_up=given_up)
+        sides = _put_up(view, layers)
+        return compare.compare(sides["before"], sides["after"], settled=settled, text=text, limit=limit, given_up=given_up)
     finally:
-        for name in ("before", "after"):
-            _unmount(view / name)
-        if not any(view.iterdir()):
-            view.rmdir()
+        _take_down(view, tuple(layers))
+
+
+def _put_up(view: Path, layers: Mapping[str, Sequence[Path]]) -> dict[str, Side]:
+    sides: dict[str, Side] = {}
+    for name, directories in layers.items():
+        root = view / name
+        root.mkdir(mode=0o700, parents=True)
+        sides[name] = Side(root, rootfs.mount_view(root, directories))
+    return sides
+
+
+def _take_down(view: Path, names: Sequence[str]) -> None:
+    for name in names:
+        _unmount(view / name)
+    if view.is_dir() and not any(view.iterdir()):
+        view.rmdir()
 
 
 def _unmount(target: Path) -> None:

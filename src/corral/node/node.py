@@ -39,6 +39,7 @@ from corral.node.holder_client import HolderClient
 from corral.node.identity import returned
 from corral.node.idler import Crowd
 from corral.node.interface import BoxSpec, Child, Ended, ImageSpec, Moment, OnEnd, Timing, VolumeUse
+from corral.node.merging import OnConflict, carry_out
 from corral.node.network import Watcher
 from corral.node.outward import Outward
 from corral.node.pauses import Pauses
@@ -52,7 +53,7 @@ from corral.places import Places
 from corral.schema.egress import Approval, Decision, EgressPolicy, Flow, Flows, Verdict
 from corral.schema.observe import LogLine, Sample
 from corral.schema.sandbox import Reason
-from corral.schema.snapshot import Diff
+from corral.schema.snapshot import Change, Diff, MergeConflict
 from corral.wire import messages, requests
 
 FLOWS = 1000
@@ -573,6 +574,14 @@ class Node:
     async def diff(self, id: str, image_id: str, before: Moment, after: Moment, *, text: bool, limit: int) -> Diff:
         """What differs between two moments of the disk of a sandbox of that image, running or stopped."""
         return await self._differences.compare(id, self.image(image_id), before, after, text=text, limit=limit)
+
+    async def merge(
+        self, id: str, image_id: str, *, base: Moment, theirs: Moment, ours: Moment, on_conflict: OnConflict, dry_run: bool
+    ) -> tuple[list[Change], list[MergeConflict], bool]:
+        """Take over into a running sandbox, whose disk is as `ours`, what has changed from `base` to `theirs`; tells what, what is in conflict, and whether it was done."""
+        running = self._get(id)
+        into = None if dry_run else Files(running.link, running.guest.processes.next_channel)
+        return await carry_out(self._differences, id, self.image(image_id), base=base, theirs=theirs, ours=ours, on_conflict=on_conflict, into=into)
 
     async def rewind(self, id: str, snapshot: str) -> None:
         """Make the disk of a stopped sandbox that of a snapshot of it: wholly, or not at all."""

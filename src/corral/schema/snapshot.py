@@ -80,3 +80,35 @@ class Diff(Answer):
 
     changes: list[Change] = Field(description="in the order of their paths")
     incomplete: bool = Field(False, description="there are more than were asked for, or paths too long to follow")
+
+
+class MergeRequest(Request):
+    """POST /v1/sandboxes/{sandbox}/merge."""
+
+    snapshot: str = Field(min_length=1, max_length=63, description="name or id of the snapshot whose changes are taken over")
+    base: str | None = Field(
+        None,
+        min_length=1,
+        max_length=63,
+        description="name or id of what both come from; null: the snapshot's nearest ancestor that this sandbox comes from or that was taken of it",
+    )
+    on_conflict: Literal["refuse", "keep", "take"] = Field("refuse", description="what both changed: nothing is done at all, or ours stays, or theirs is taken")
+    dry_run: bool = Field(False, description="only tell what would be done")
+
+
+class MergeConflict(Answer):
+    """A path that both have changed, and not to the same."""
+
+    path: str
+    theirs: Literal["added", "changed", "removed"]
+    ours: Literal["added", "changed", "removed"] | None = Field(description="null: what is in its way is above or below it")
+    why: str
+
+
+class Merge(Answer):
+    """What a merge has done, or would do."""
+
+    base: str = Field(description="id of what the changes were counted from")
+    changes: list[Change] = Field(description="what was taken over")
+    conflicts: list[MergeConflict]
+    checkpoint: str | None = Field(None, description="name of the checkpoint of the disk as it was before; null: nothing was done")

@@ -17,7 +17,7 @@ from corral.schema.process import Process as ProcessInfo
 from corral.schema.process import Processes
 from corral.schema.sandbox import Reason, SandboxCreate, SandboxExtend, SandboxPage, SandboxUpdate, State
 from corral.schema.sandbox import Sandbox as SandboxInfo
-from corral.schema.snapshot import CheckpointCreate, Checkpoints, Diff, Rewind, SnapshotCreate
+from corral.schema.snapshot import CheckpointCreate, Checkpoints, Diff, Merge, MergeRequest, Rewind, SnapshotCreate
 from corral.schema.snapshot import Snapshot as SnapshotInfo
 from corral.schema.volume import VolumeAttach
 from corral.sdk import faults
@@ -389,6 +389,18 @@ class Sandbox:
         """
         body = faults.encode(faults.build(Rewind, checkpoint=_ref(checkpoint)))
         self.info = faults.decode(SandboxInfo, await self._transport.call("POST", self._path + "/rewind", body=body, seconds=ROOM_SECONDS))
+
+    async def merge(
+        self, snapshot: str | Snapshot, *, base: str | Snapshot | None = None, on_conflict: Literal["refuse", "keep", "take"] = "refuse", dry_run: bool = False
+    ) -> Merge:
+        """Take over what the snapshot of a fork has changed since it went its own way (`base`; found by itself for forks of this sandbox's snapshots).
+
+        What both have changed is a conflict. Unless `on_conflict` says to keep ours or to take theirs, `Conflict` is raised, its details tell what, and nothing is done.
+        The disk as it was is the checkpoint that the answer names. `dry_run` only tells.
+        """
+        wanted = {"base": None if base is None else _ref(base), "on_conflict": on_conflict, "dry_run": dry_run}
+        body = faults.encode(faults.build(MergeRequest, snapshot=_ref(snapshot), **wanted))
+        return faults.decode(Merge, await self._transport.call("POST", self._path + "/merge", body=body, seconds=ROOM_SECONDS))
 
     async def _keep(self, what: str, request: bytes) -> Snapshot:
         body = await self._transport.call("POST", self._path + what, body=request, key=faults.new_key(), seconds=ROOM_SECONDS)
