@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable
 
 from e2b import AsyncSandbox, Sandbox
+from e2b.connection_config import ApiParams
 
 import corral
 
 URL, KEY = os.environ["CORRAL_URL"], os.environ["CORRAL_API_KEY"]
-ACCESS = {"api_key": "e2b_" + KEY.removeprefix("ck_"), "api_url": URL, "sandbox_url": URL}
+ACCESS: ApiParams = {"api_key": "e2b_" + KEY.removeprefix("ck_"), "api_url": URL, "sandbox_url": URL}
 
 
 def main(rounds: int) -> None:
