@@ -237,7 +237,7 @@ class Application:
         if terminate:
             await self._sandboxes.stop_all()
         await self._sandboxes.close()
-        await (self._keeper.shutdown() if terminate else self._keeper.close())
+        await (self._keeper.shutdown(self._node.holder) if terminate and self._opened else self._keeper.close())
         if self._opened:
             await (self._node.shutdown() if terminate else self._node.close())
         await self._store.close()

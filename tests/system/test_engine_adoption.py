@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from corral.places import Places
 from corral.schema.sandbox import Reason
 from harness import leaks
 from harness.engine import EngineHome, Inside, engine_home, home_directory, nothing_left
+from harness.holder import holder_of
 
 pytestmark = pytest.mark.anyio
 
@@ -129,7 +129,7 @@ async def test_when_the_holder_is_lost_with_the_server_sandboxes_end_and_keep_th
     with home_directory(shared) as places:
         (lost,) = killed_server(places, 1)
         spec = next(record.read_all(places.boxes)).spec
-        os.kill(_holder(places), signal.SIGKILL)
+        os.kill(holder_of(places), signal.SIGKILL)
         home = EngineHome(places)
         assert await home.open() == []
         ended = await home.next_end()
@@ -151,7 +151,7 @@ async def test_a_second_server_on_one_home_is_refused(shared: Places) -> None:
 async def test_sandboxes_outlive_the_holder(shared: Places) -> None:
     async with engine_home(shared) as home:
         box = await home.claim()
-        os.kill(_holder(home.places), signal.SIGKILL)
+        os.kill(holder_of(home.places), signal.SIGKILL)
         assert await box.run("echo alive") == (0, "alive\n")
         # More than wait in the pool: for the last a new holder must be there.
         fresh = [await home.claim() for _ in range(3)]
@@ -166,11 +166,3 @@ async def test_sandboxes_outlive_the_holder(shared: Places) -> None:
         for found in adopted:
             await found.enter()
             assert await found.run("echo adopted") == (0, "adopted\n")
-
-
-def _holder(places: Places) -> int:
-    for entry in Path("/proc").iterdir():
-        with suppress(FileNotFoundError, ProcessLookupError):
-            if entry.name.isdigit() and str(places.holder_socket).encode() in (entry / "cmdline").read_bytes():
-                return int(entry.name)
-    raise AssertionError("no holder runs")

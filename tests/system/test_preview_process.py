@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import threading
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 from corral import Sandbox
 from corral.places import Places
 from harness import web
+from harness.holder import holder_of
 from harness.server import Server
 from harness.web import Wire, wire
 
@@ -125,3 +127,15 @@ def test_slow_and_silent_clients_hold_nobody_up(server: Server) -> None:
         finally:
             for line in deaf:
                 line.close()
+
+
+def test_the_process_ends_with_everything_when_nobody_is_left_to_end_it(server: Server) -> None:
+    places = Places(server.home)
+    process = os.pidfd_open(int(places.preview_pid.read_text()))
+    server.kill()
+    os.kill(holder_of(places), signal.SIGKILL)
+    server.down()
+    ended, _, _ = select.select([process], [], [], 0)
+    os.close(process)
+    assert ended
+    server.start()

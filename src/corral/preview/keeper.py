@@ -122,9 +122,10 @@ class Keeper:
         self._task = None
         self._disconnect()
 
-    async def shutdown(self) -> None:
-        """End it."""
+    async def shutdown(self, holder: HolderClient) -> None:
+        """End it, also one of an earlier server that was not taken over."""
         await self.close()
+        self._holder = holder
         await self._end(self._running())
         for file in (self._places.preview_socket, self._places.preview_pid):
             file.unlink(missing_ok=True)
