@@ -69,7 +69,7 @@ class Library:
             await asyncio.to_thread(self._catalog.remove, id)
 
     def _has_mirrors(self) -> bool:
-        """Whether images here are told of the host's mirrors: as `base` was."""
+        """Whether images here are told of the host's mirrors: as `base` was. Blocks, for a second where they may be: apt is asked for its sources."""
         host_release()
         recipes = {image.recipe for image in self._catalog.list() if image.spec.name == "base"}
-        return base.key(host_mirrors=True) in recipes and base.key(host_mirrors=False) not in recipes
+        return base.key(host_mirrors=False) not in recipes and base.key(host_mirrors=True) in recipes
