@@ -110,7 +110,7 @@ def test_a_policy_that_can_not_be_is_refused_and_changes_nothing(api: Api, box: 
 
 def test_what_a_request_does_not_take_is_refused(api: Api, box: str) -> None:
     path = f"/v1/sandboxes/{box}/egress"
-    api.refused("invalid_argument", "GET", f"{path}/flows?follow=true")
+    api.refused("invalid_argument", "GET", f"{path}/flows?follow=perhaps")
     api.refused("invalid_argument", "GET", f"{path}/flows?after=-1")
     api.refused("invalid_argument", "GET", f"{path}/denials?limit=10001")
     api.refused("invalid_argument", "POST", f"{path}/learn", json={"apply": True})
