@@ -1,4 +1,7 @@
-"""What can be done with sandboxes. Decides by the tables and figures of its neighbours, lets the node do it, and writes it down."""
+"""What can be done with sandboxes. Decides by the tables and figures of its neighbours, lets the node do it, and writes it down.
+
+It is long since it is every door to the life of a sandbox; each method is short, and what it decides by is its neighbours'.
+"""
 
 from __future__ import annotations
 

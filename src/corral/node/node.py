@@ -5,6 +5,8 @@ stop      engine.kill; disk and output stay
 start     as create, on the same disk
 pause     pauses.pause (memory and disk saved, sentry ended); resume as it says
 remove    stop, then delete disk and output
+
+It is long since it is all that the control plane may ask of a node; what is asked is done elsewhere, in the module that each method names.
 """
 
 from __future__ import annotations
@@ -193,10 +195,13 @@ class Node:
             detail = "the server ended while it was being created"
         except CorralError as error:
             detail = error.message
-        log.warning("a sandbox could not be adopted", sandbox=box.id, detail=detail)
         self._leave(box.id)
         await self._engine.kill(box.id)
         await self.volumes.release(box.id)
+        if box.id in self._pauses:
+            # Its resume was cut off: that is undone (`Pauses.settle`), and it is paused as it was.
+            return None
+        log.warning("a sandbox could not be adopted", sandbox=box.id, detail=detail)
         await self._tell(Ended(box.id, Reason.ENGINE_ERROR, f"it could not be adopted: {detail}", disk_kept=True))
         return None
 

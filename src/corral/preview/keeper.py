@@ -263,8 +263,10 @@ class Keeper:
         try:
             for secure, wanted in ((False, self.port or edge.port), *(((True, self.tls_port or edge.tls_port),) if edge.chain else ())):
                 host, port = listening.get(secure, ("", 0))
-                if host != edge.host or wanted not in (0, port):
-                    fresh[secure] = _listen(edge, wanted, fixed=edge.tls_fixed if secure else edge.fixed)
+                fixed = edge.tls_fixed if secure else edge.fixed
+                # A port that nobody chose is kept, since links with it are out already.
+                if host != edge.host or wanted not in (0, port) and (fixed or not port):
+                    fresh[secure] = _listen(edge, wanted, fixed=fixed)
                     port = int(fresh[secure].getsockname()[1])
                 if secure:
                     self.tls_port = port
