@@ -265,7 +265,7 @@ class Keeper:
                 host, port = listening.get(secure, ("", 0))
                 fixed = edge.tls_fixed if secure else edge.fixed
                 # A port that nobody chose is kept, since links with it are out already.
-                if host != edge.host or wanted not in (0, port) and (fixed or not port):
+                if host != edge.host or (wanted not in (0, port) and (fixed or not port)):
                     fresh[secure] = _listen(edge, wanted, fixed=fixed)
                     port = int(fresh[secure].getsockname()[1])
                 if secure:
