@@ -204,9 +204,9 @@ def test_what_was_learnt_is_small() -> None:
     proposal = propose(
         learning,
         [
-            flow(kind="tls", name="pypi.org", port=443),
-            flow(kind="tls", name="files.pythonhosted.org", port=443),
-            flow(kind="http", name="pypi.org", port=443),
+            flow(kind="tls", name="pkgs.example.com", port=443),
+            flow(kind="tls", name="files.example.net", port=443),
+            flow(kind="http", name="pkgs.example.com", port=443),
             flow(kind="dns", name="only-looked-up.example", port=53),
             flow(address="1.2.3.4", port=22),
             flow(kind="tls", name="denied.example", port=443, verdict="denied"),
@@ -216,7 +216,7 @@ def test_what_was_learnt_is_small() -> None:
     assert not proposal.learn
     assert [(rule.to, rule.ports, rule.protocol) for rule in proposal.rules] == [
         (["1.2.3.4/32"], ["22"], "tcp"),
-        (["files.pythonhosted.org", "pypi.org"], ["443"], "tcp"),
+        (["files.example.net", "pkgs.example.com"], ["443"], "tcp"),
     ]
 
 

@@ -43,7 +43,7 @@ def test_a_chain_leaves_what_it_began_with() -> None:
 def test_rules_on_requests() -> None:
     egress = (
         Egress.rule("api.github.com", methods=["GET"], path="/repos/*", inject={"Authorization": "Bearer {{GITHUB}}"})
-        .rule("pypi.org", proxy="http://proxy.test:8080")
+        .rule("pkgs.example.com", proxy="http://proxy.test:8080")
         .rule("*", respond={"status": 404, "body": "no"}, ports=[80, "8000-8999"])
         .ask("*.example.com", timeout=5, default="allow")
     )
