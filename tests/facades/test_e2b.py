@@ -195,7 +195,8 @@ def test_metadata_stays_with_a_file_and_goes_into_snapshots(box: Sandbox, client
 
 def test_a_paused_sandbox_goes_on_where_it_was(client: E2B) -> None:
     box = client.Sandbox.create("base", timeout=300, lifecycle={"on_timeout": "pause", "auto_resume": True})
-    counting = box.commands.run("n=0; while true; do echo $((n+=1)) > count; sleep 0.1; done", background=True)
+    counting = box.commands.run("n=0; while true; do echo $((n+=1)) > next; mv next count; sleep 0.1; done", background=True)
+    box.commands.run("until test -s count; do sleep 0.05; done")
     assert box.pause()
     assert box.get_info().state is SandboxState.PAUSED
     assert box.sandbox_id in [one.sandbox_id for one in client.Sandbox.list(query=SandboxQuery(state=[SandboxState.PAUSED])).next_items()]
