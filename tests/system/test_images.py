@@ -133,7 +133,7 @@ def test_layers_are_closed_to_users_of_the_host(shared: Places) -> None:
 def test_an_image_that_is_not_built_in_is_refused(places: Places) -> None:
     with pytest.raises(ImageNotFound, match="nonsense") as error:
         ensure(places, ["tiny", "nonsense"], on_line=print)
-    assert error.value.hint == "built in: base, tiny"
+    assert error.value.hint == "built in: base, code-interpreter, scratch, tiny"
     assert Catalog(places).list() == ()
 
 
