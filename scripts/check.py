@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sysconfig.get_path("scripts"))
 CACHE = Path(os.environ.get("CORRAL_TEST_CACHE", "/var/cache/corral/test"))
 """What runs share: runsc, images. Made once; tests get homes of their own."""
-FEW = 5
+FEW = 8
 """More failures than these are no accident."""
 
 
