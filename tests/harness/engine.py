@@ -142,7 +142,7 @@ async def engine_home(shared: Places) -> AsyncIterator[EngineHome]:
 
 async def nothing_left(places: Places) -> None:
     """The end of an installation leaves nothing. Another one that is making a sentry at that moment may hold copies of mounts for some milliseconds."""
-    for _ in range(600):
+    for _ in range(100):
         if not leaks.of_home(places):
             return
         await asyncio.sleep(0.05)
