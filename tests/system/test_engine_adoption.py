@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -125,11 +126,17 @@ async def test_what_a_killed_server_left_of_sandboxes_that_nobody_knows_is_remov
         await nothing_left(places)
 
 
-async def test_when_the_holder_is_lost_with_the_server_sandboxes_end_and_keep_their_disks(shared: Places) -> None:
+@pytest.mark.parametrize("after", ["at once", "once it has ended"])
+async def test_when_the_holder_is_lost_with_the_server_sandboxes_end_and_keep_their_disks(shared: Places, after: str) -> None:
     with home_directory(shared) as places:
         (lost,) = killed_server(places, 1)
-        spec = next(record.read_all(places.boxes)).spec
+        found = next(record.read_all(places.boxes))
+        spec = found.spec
+        sentry = os.pidfd_open(found.identity.pid)
         os.kill(holder_of(places), signal.SIGKILL)
+        if after == "once it has ended":
+            assert select.select([sentry], [], [], 30)[0], "the sentry outlives its holder"
+        os.close(sentry)
         home = EngineHome(places)
         assert await home.open() == []
         ended = await home.next_end()

@@ -22,6 +22,8 @@ from corral.schema.sandbox import Reason
         (Evidence(3 << 8, 0, 0, ""), Reason.AGENT_DIED, "with 3"),
         (Evidence(137 << 8, 0, 0, "", gofer_first=True), Reason.KILLED, "gofer"),
         (Evidence(None, 0, 0, ""), Reason.CRASHED, "no status"),
+        (Evidence(None, 0, 0, "", holder_lost=True), Reason.ENGINE_ERROR, "holder"),
+        (Evidence(None, 1, 0, "", holder_lost=True), Reason.OOM, "memory"),
     ],
 )
 def test_the_cause_is_named(evidence: Evidence, reason: Reason, word: str) -> None:

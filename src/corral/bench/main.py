@@ -19,6 +19,7 @@ class Plan:
     measure: Callable[[Client, int, str, int], Figure]
     n: int
     usual: bool = True
+    image: str = "tiny"
 
 
 FIGURES = {
@@ -28,8 +29,8 @@ FIGURES = {
     "files": Plan(bulk.files, 3),
     "cold": Plan(lambda client, n, image, _: cold.cold(client, n, image), 10),
     "snapshot": Plan(lambda client, n, image, _: state.snapshot(client, n, image), 10, usual=False),
-    "pause": Plan(lambda client, n, image, _: memory.pause(client, n, image), 5, usual=False),
-    "fork": Plan(lambda client, n, image, _: memory.fork(client, n, image), 5, usual=False),
+    "pause": Plan(lambda client, n, image, _: memory.pause(client, n, image), 5, usual=False, image="base"),
+    "fork": Plan(lambda client, n, image, _: memory.fork(client, n, image), 5, usual=False, image="base"),
     "burst": Plan(lambda client, n, image, _: crowd.burst(client, n, image), 100, usual=False),
     "hostile": Plan(lambda client, n, image, _: hostile.hostile(client, n, image), 200, usual=False),
     "egress": Plan(lambda client, n, image, _: egress.egress(client, n, image), 100, usual=False),
@@ -41,7 +42,7 @@ FIGURES = {
 _SHOWN = ("figure", "unit", "n", "failures", "min", "p50", "p90", "p99", "max")
 
 
-def main(figure: str | None, *, n: int | None, image: str, size: int, json: bool) -> int:
+def main(figure: str | None, *, n: int | None, image: str | None, size: int, json: bool) -> int:
     """Measure one figure, or all that don't load the machine; 1 when something failed meanwhile."""
     if figure is not None and figure not in FIGURES:
         raise WrongUse(f"no figure is named {figure!r}: there are {', '.join(FIGURES)}")
@@ -50,7 +51,7 @@ def main(figure: str | None, *, n: int | None, image: str, size: int, json: bool
     with Client() as client:
         for name in [figure] if figure else [name for name, plan in FIGURES.items() if plan.usual]:
             plan = FIGURES[name]
-            document = plan.measure(client, n or plan.n, image, size).document()
+            document = plan.measure(client, n or plan.n, image or plan.image, size).document()
             failed += document["failures"]
             if json:
                 show.as_json(document)

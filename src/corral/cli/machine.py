@@ -75,10 +75,13 @@ def test(context: typer.Context) -> object:
 
 
 def bench(
-    figure: Annotated[str | None, typer.Argument(help="tti, exec, echo, files, cold, snapshot, egress, burst or density [default: the first five].")] = None,
+    figure: Annotated[
+        str | None,
+        typer.Argument(help="tti, exec, echo, files, cold, snapshot, pause, fork, burst, hostile, egress, preview or density [default: the first five]."),
+    ] = None,
     *,
     n: Annotated[int | None, typer.Option("-n", "--n", help="How many times.")] = None,
-    image: Annotated[str, typer.Option(help="Of the sandboxes.")] = "tiny",
+    image: Annotated[str | None, typer.Option(help="Of the sandboxes [default: tiny; base for pause and fork, which need Python].")] = None,
     size: Annotated[int, typer.Option(help="MiB, for files.")] = 1024,
     json: options.Json = False,
 ) -> int:

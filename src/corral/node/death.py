@@ -27,6 +27,8 @@ class Evidence:
     """What the sentry wrote to its panic log."""
     gofer_first: bool = False
     """The gofer did not end because its sentry did. A sentry of 20240729 kills its guest when it loses its gofer, and exits with 137."""
+    holder_lost: bool = False
+    """The holder that would have seen it end was lost. The agent ends when its sockets go with a holder, so the sentry's end follows from that."""
 
 
 def evidence(exits: Sequence[asyncio.Future[int | None]], group: Group, places: MemberPlaces) -> Evidence:
@@ -52,6 +54,8 @@ def explain(evidence: Evidence) -> tuple[Reason, str]:
         if evidence.tasks_refused:
             return Reason.PIDS, "the sandbox's processes needed more tasks of the host than its limit"
         return Reason.CRASHED, f"the sandbox kernel panicked: {_cause(evidence.panic)}"
+    if status is None and evidence.holder_lost:
+        return Reason.ENGINE_ERROR, "its holder was lost while no server was there, and the sandbox with it"
     if status is None:
         return Reason.CRASHED, "the sandbox kernel ended and left no status"
     if os.WIFSIGNALED(status):

@@ -87,6 +87,7 @@ class RunscEngine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._on_death: OnEnd | None = None
         self._leaving = False
+        self._holder_anew = False
         self._parts: Parts | None = None
 
     # Opening and leaving
@@ -108,7 +109,8 @@ class RunscEngine:
         found = await asyncio.to_thread(runsc.find, self._places, self._settings.runsc)
         groups = Groups(find_hierarchies(), self._places.tag)
         groups.open()
-        await self._connect()
+        # When an earlier server left boxes, one that we must start means that theirs was lost, and with it what it knew of their ends.
+        self._holder_anew = await self._connect()
         try:
             self._parts = await self._assemble(found, groups)
         except BaseException:
@@ -180,13 +182,16 @@ class RunscEngine:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=SETTLE_TIMEOUT)
 
-    async def _connect(self) -> None:
+    async def _connect(self) -> bool:
+        """Whether a holder had to be started."""
         path = self._places.holder_socket
         try:
             await self._holder.connect(path)
+            return False
         except (FileNotFoundError, ConnectionError):
             await holder_client.start(path, self._places.logs / "holder.log")
             await self._holder.connect(path)
+            return True
 
     def _holder_lost(self) -> None:
         if not self._leaving:
@@ -250,7 +255,8 @@ class RunscEngine:
             exits = [self._holder.exit_of(pid) for pid in pids]
             # The one may be gone and the other about to follow.
             await asyncio.wait(exits, timeout=SENTRY_GRACE)
-            reason, detail = death.explain(death.evidence(exits, members.group(found.member), places))
+            seen = death.evidence(exits, members.group(found.member), places)
+            reason, detail = death.explain(replace(seen, holder_lost=self._holder_anew))
         await members.kill_stranger(found.member)
         await self._holder.forget([found.identity.pid, found.identity.gofer])
         await self._clear_away(members, found.member, found.spec.id)
