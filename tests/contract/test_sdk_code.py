@@ -57,6 +57,18 @@ def test_text_comes_as_it_is_said_by_whomever(box: Sandbox) -> None:
     assert (execution.stdout, execution.stderr) == ("one\ntwo\n", "three\n") == ("".join(out), "".join(err))
 
 
+def test_no_word_of_a_child_comes_after_the_end(box: Sandbox) -> None:
+    code = """import multiprocessing, subprocess, sys
+subprocess.run(['echo', 'spawned'])
+!echo terminal
+child = multiprocessing.get_context('fork').Process(target=lambda: print('forked'))
+child.start(); child.join()
+print('last')"""
+    for _ in range(8):
+        assert box.code(code).stdout.split() == ["spawned", "terminal", "forked", "last"]
+    assert box.code("import os\nfor _ in range(9): os.system(\"printf 'k\\\\303'; printf '\\\\244se '\")").stdout == "k\u00e4se " * 9
+
+
 def test_an_error_is_a_result(box: Sandbox) -> None:
     execution = box.code("def f():\n    return 1 / 0\nf()")
     assert execution.status is Status.ERROR

@@ -2,10 +2,13 @@
 
 # pyright: basic, reportMissingImports=false, reportOptionalMemberAccess=false, reportAttributeAccessIssue=false
 
+import codecs
 import importlib.util
 import json
 import os
+import select
 import sys
+import threading
 
 del sys.path[0]  # the directory of this file: the user's own is added by IPython
 
@@ -39,6 +42,8 @@ class Kernel(IPythonKernel):
         try:
             return await super().do_execute(code, silent, store_history, user_expressions, allow_stdin, cell_meta=cell_meta, cell_id=cell_id)
         finally:
+            for stream in STREAMS:  # whatever sys.stdout is by now
+                stream.flush()
             for name, value in before.items():
                 if value is None:
                     os.environ.pop(name, None)
@@ -46,15 +51,78 @@ class Kernel(IPythonKernel):
                     os.environ[name] = value
 
 
-def flush(stream):
-    """Where nothing waits there is nothing to flush: that would cost two changes of threads each time."""
-    with stream._buffer_lock:
-        waiting = any(buffer.tell() for buffer in stream._buffers.values())
-    if waiting:
-        whole_flush(stream)
+class Output:
+    """One of the kernel's two streams. When it is flushed everything is on its way that was written before: by this process, and by children that have ended.
+
+    Children write into the pipe behind the descriptor. ipykernel reads that in a thread, whenever that has its turn: what a child said could come after the cell that it belongs to was told as done.
+    So could what its flush of every fifth of a second had just taken out of the buffers: that these are empty does not say that all of it was sent.
+    """
+
+    def __init__(self, stream):
+        self.stream = stream
+        self.lock = threading.Lock()
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.said = self.flushed = None
+        if stream._fid is not None:
+            os.set_blocking(stream._fid, False)
+
+    def watch(self):
+        ready = select.poll()
+        ready.register(self.stream._fid, select.POLLIN)
+        while self.stream._should_watch:
+            ready.poll()
+            self.take()
+
+    def take(self):
+        """What is in the pipe now. That it is taken and passed on under one lock is what makes a flush complete."""
+        if self.stream._fid is None:
+            return
+        with self.lock:
+            try:
+                data = os.read(self.stream._fid, PIPE)
+            except BlockingIOError:
+                return
+            if text := self.decoder.decode(data):
+                self.put(text)
+
+    def put(self, text):
+        written = whole_write(self.stream, text)
+        self.said = object()
+        return written
+
+    def write(self, text):
+        if FORKED:
+            # Its threads are not in this process, and the way that ipykernel has instead does not say when it has arrived.
+            data = memoryview(text.encode(errors="replace"))
+            while data:
+                data = data[os.write(self.stream._original_stdstream_fd, data) :]
+            return len(text)
+        self.take()  # so that it stays in the order in which it was said
+        return self.put(text)
+
+    def flush(self):
+        if FORKED:
+            return
+        self.take()
+        # Where nothing was written there is nothing to flush: that would cost two changes of threads each time.
+        if (said := self.said) is not self.flushed:
+            whole_flush(self.stream)
+            self.flushed = said
 
 
-whole_flush, OutStream.flush = OutStream.flush, flush
+def output(stream):
+    return stream.__dict__.get("_output") or stream.__dict__.setdefault("_output", Output(stream))
+
+
+PIPE = 1 << 20
+"""Bytes, as many as a pipe can hold."""
+FORKED = []
+"""Not empty in a process that was forked from the kernel."""
+os.register_at_fork(after_in_child=lambda: FORKED.append(True))
+whole_write, whole_flush = OutStream.write, OutStream.flush
+OutStream._watch_pipe_fd = lambda stream: output(stream).watch()
+OutStream.write = lambda stream, text: output(stream).write(text)
+OutStream.flush = lambda stream: output(stream).flush()
 
 
 class Extra(BaseFormatter):
@@ -154,6 +222,7 @@ sys.meta_path.insert(0, Pictures())
 # What is executed is not written into a database of the user's.
 app = IPKernelApp.instance(kernel_class=Kernel, config=Config(HistoryManager={"enabled": False}, InteractiveShell={"colors": "NoColor"}))
 app.initialize()
+STREAMS = sys.stdout, sys.stderr
 display = app.shell.display_formatter
 for extra in (
     Extra("application/vnd.corral.data+json", {("pandas", "DataFrame"), ("pandas.core.frame", "DataFrame")}, table, parent=display),
