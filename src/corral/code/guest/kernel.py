@@ -39,6 +39,7 @@ class Kernel(IPythonKernel):
         env = (cell_meta or {}).get("env") or {}
         before = {name: os.environ.get(name) for name in env}
         os.environ.update(env)
+        STARTED.clear()
         try:
             return await super().do_execute(code, silent, store_history, user_expressions, allow_stdin, cell_meta=cell_meta, cell_id=cell_id)
         finally:
@@ -63,6 +64,7 @@ class Output:
         self.lock = threading.Lock()
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.said = self.flushed = None
+        stream._is_master_process = lambda: not FORKED  # ipykernel asks the system at each word
         if stream._fid is not None:
             os.set_blocking(stream._fid, False)
 
@@ -97,7 +99,8 @@ class Output:
             while data:
                 data = data[os.write(self.stream._original_stdstream_fd, data) :]
             return len(text)
-        self.take()  # so that it stays in the order in which it was said
+        if STARTED:
+            self.take()  # so that it stays in the order in which it was said
         return self.put(text)
 
     def flush(self):
@@ -118,7 +121,11 @@ PIPE = 1 << 20
 """Bytes, as many as a pipe can hold."""
 FORKED = []
 """Not empty in a process that was forked from the kernel."""
+STARTED = []
+"""Not empty when this execution has started a process."""
+STARTS = frozenset({"os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"})
 os.register_at_fork(after_in_child=lambda: FORKED.append(True))
+sys.addaudithook(lambda event, _: STARTED.append(True) if event in STARTS and not STARTED else None)
 whole_write, whole_flush = OutStream.write, OutStream.flush
 OutStream._watch_pipe_fd = lambda stream: output(stream).watch()
 OutStream.write = lambda stream, text: output(stream).write(text)
