@@ -228,6 +228,49 @@ def test_volumes_and_secrets_are_made_and_used(client: E2B) -> None:
     assert client.Secret.destroy(secret.secret_id)
 
 
+def test_files_of_a_volume_need_no_sandbox(client: E2B, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("E2B_VOLUME_API_URL", server.url)
+    volume = client.Volume.create("alone-by-e2b")
+    assert volume.write_file("note", "by hand").size == 7
+    made = volume.make_dir("/a/b", force=True, uid=1000, gid=1000, mode=0o750)
+    assert (made.path, made.uid, made.mode) == ("/a/b", 1000, 0o750)
+    volume.write_file("/a/b/large", b"x" * 3_000_000, uid=1000, mode=0o640)
+    assert [entry.path for entry in volume.list("/", depth=9)] == ["/a", "/a/b", "/a/b/large", "/note"]
+    assert b"".join(volume.read_file("/a/b/large", format="stream")) == b"x" * 3_000_000
+    with client.Sandbox.create("base", volume_mounts={"/data": volume}) as box:
+        box.commands.run("cat /data/note; ln -s /etc/passwd /data/out; ln -s / /data/root; mkfifo /data/pipe; echo both > /data/both")
+        assert volume.read_file("both") == "both\n"
+        volume.write_file("/both", "changed")
+        assert box.files.read("/data/both") == "changed"
+        assert volume.get_info("/out").target == "/etc/passwd"
+        for path in ("/out", "/root/etc/passwd", "/pipe", "/../../etc/passwd", "/nothing"):
+            with pytest.raises(e2b.VolumePathNotFoundException):
+                volume.read_file(path)
+        box.kill()
+    assert volume.update_metadata("note", mode=0o600).mode == 0o600
+    volume.remove("/a")
+    assert not volume.exists("/a/b/large")
+    with pytest.raises(e2b.AuthenticationException):
+        e2b.Volume(volume.volume_id, volume.name, "another token").list("/")
+    assert client.Volume.destroy(volume.volume_id)
+
+
+def test_the_network_is_as_it_was_last_asked_for(client: E2B, server: Server) -> None:
+    box = client.Sandbox.create("base", network={"mask_request_host": "inside:${PORT}", "deny_out": ["203.0.113.0/24"]})
+    box.update_network({"allow_out": ["203.0.113.7"], "deny_out": ["0.0.0.0/0"]})
+    network = box.get_info().network or {}
+    assert (network.get("allow_out"), network.get("deny_out"), network.get("mask_request_host")) == (["203.0.113.7"], ["0.0.0.0/0"], "inside:${PORT}")
+    shown = httpx.get(f"{server.url}/v1/sandboxes/{box.sandbox_id}/previews/8123", headers={"Authorization": f"Bearer {server.key}"}).json()
+    assert shown["host"] == "inside:8123"
+    serve = "import http.server as h\nclass S(h.BaseHTTPRequestHandler):\n do_GET = lambda s: (s.send_response(200), s.end_headers(), s.wfile.write(s.headers['Host'].encode()))\nh.HTTPServer(('', 8123), S).serve_forever()"
+    box.files.write("serve.py", serve)
+    box.commands.run("python3 serve.py", background=True)
+    box.commands.run("until (exec 3<>/dev/tcp/127.0.0.1/8123) 2>/dev/null; do sleep 0.1; done")
+    named = httpx.get(shown["path_url"])
+    assert (named.status_code, named.text) == (200, "inside:8123")
+    box.kill()
+
+
 def test_nobody_comes_in_without_the_key_or_token(client: E2B, box: Sandbox, server: Server) -> None:
     stranger = E2B(api_key="e2b_" + "0" * 40, api_url=server.url, sandbox_url=server.url)
     with pytest.raises(e2b.AuthenticationException):
@@ -251,6 +294,8 @@ def test_nobody_comes_in_without_the_key_or_token(client: E2B, box: Sandbox, ser
         ({"templateID": "base", "network": {"egressProxy": {"address": "socks5://1.2.3.4"}}}, "SOCKS"),
         ({"templateID": "base", "network": {"denyOut": ["example.com"]}}, "neither an address"),
         ({"templateID": "base", "network": {"allowOut": ["example.com"]}}, "denyOut"),
+        ({"templateID": "base", "network": {"httpsPorts": [8443]}}, "plain HTTP"),
+        ({"templateID": "base", "network": {"maskRequestHost": "a b"}}, "no host name"),
         ({"templateID": "base", "autoResume": {"enabled": True}}, "autoPause"),
         ({"templateID": "base", "brandNew": True}, "no such field"),
     ],

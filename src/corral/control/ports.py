@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -12,6 +13,7 @@ from corral.control.record import Record
 from corral.errors import CorralError
 from corral.node.holder_client import HolderClient
 from corral.node.interface import BoxSpec, Child, ImageSpec, Moment, OnEnd, Timing, VolumeUse
+from corral.node.volume_files import VolumeFiles
 from corral.schema import file
 from corral.schema.account import Key, Project
 from corral.schema.egress import Approval, Decision, EgressPolicy, Flow, Flows, KeptRule, Rule
@@ -177,6 +179,7 @@ class Volumes(Protocol):
     async def create(self, id: str, mib: int) -> None: ...
     async def copy(self, id: str, source: str) -> None: ...
     async def remove(self, id: str) -> None: ...
+    def opened(self, id: str) -> AbstractAsyncContextManager[VolumeFiles]: ...
 
 
 class Node(Protocol):

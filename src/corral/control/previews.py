@@ -98,6 +98,12 @@ class Previews:
             exposure = replace(exposure, hosts=hosts)
         return self._show(await self._write(living, actor, exposure, "preview.changed", port=port), port)
 
+    async def mask(self, actor: Actor, sandbox: str, host: str) -> None:
+        """Say what the servers at all ports are told as Host; `${PORT}` in it is the port."""
+        living = await self._sandboxes.ledger.use(actor.project, sandbox)
+        exposure = living.record.previews
+        await self._write(living, actor, replace(exposure, hosts={**exposure.hosts, access.EVERY: host}), "preview.changed")
+
     async def link(self, actor: Actor, sandbox: str, port: int, wanted: LinkCreate) -> Link:
         """A URL that opens a port, or a path of it, without a key for some time."""
         record = (await self._sandboxes.ledger.use(actor.project, sandbox)).record
@@ -142,7 +148,7 @@ class Previews:
             path_url=self._address.by_path(record.id, port),
             tunnel_url=self._tunnels.tunnel(record.id, port),
             public=exposure.every or port in exposure.public,
-            host=exposure.hosts.get(port),
+            host=access.host_of(exposure.hosts, port),
         )
 
     def _token(self, record: Record) -> str:

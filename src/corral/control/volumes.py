@@ -74,6 +74,10 @@ class Volumes:
             raise NotFound(f"there is no volume {ref[:80]!r}", hint="`corral volume create NAME` makes one", details={"volume": ref[:80]})
         return record
 
+    def find(self, id: str) -> VolumeRecord | None:
+        """Of whatever project: for who proves otherwise that it may be opened."""
+        return self._records.get(id)
+
     def of(self, project: str) -> list[VolumeRecord]:
         """By name."""
         return sorted((record for record in self._records.values() if record.project == project), key=lambda record: record.name)

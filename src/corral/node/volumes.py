@@ -14,8 +14,10 @@ import asyncio
 import errno
 import hashlib
 import os
+import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
@@ -25,6 +27,7 @@ from corral.node import capture, ext4, mounts, syscalls
 from corral.node.disk_pool import DiskPool
 from corral.node.interface import VolumeUse
 from corral.node.turns import Turns
+from corral.node.volume_files import VolumeFiles
 from corral.places import Places
 
 log = structlog.get_logger(__name__)
@@ -83,6 +86,23 @@ class Volumes:
                 if not users:
                     self._users.pop(use.id, None)
                     await asyncio.to_thread(self._unmount, use.id)
+
+    @asynccontextmanager
+    async def opened(self, id: str) -> AsyncGenerator[VolumeFiles]:
+        """Its files, for who has no sandbox with it. Raises `NotFound`."""
+        visitor = f"files:{secrets.token_hex(8)}"
+        async with self._turns.alone(id):
+            self._users.setdefault(id, set()).add(visitor)
+            try:
+                await asyncio.to_thread(self._mount, id)
+            except BaseException:
+                self._users[id].discard(visitor)
+                raise
+        try:
+            with VolumeFiles(self._mounted_at(id) / ext4.UPPER) as files:
+                yield files
+        finally:
+            await asyncio.shield(self.release(visitor))
 
     def adopt(self, sandbox: str, uses: Sequence[VolumeUse]) -> None:
         """A sandbox of an earlier server has these."""
@@ -150,13 +170,7 @@ class Volumes:
             raise
 
     def _attach(self, use: VolumeUse, target: Path) -> None:
-        mounted = self._mounted_at(use.id)
-        if not mounted.is_mount():
-            if not self._image(use.id).exists():
-                raise NotFound(f"there is no volume {use.id}", hint="`corral volume ls` lists those there are")
-            mounted.mkdir(mode=0o700, parents=True, exist_ok=True)
-            ext4.mount(self._image(use.id), mounted, durable=True)
-        directory = _directory(mounted / ext4.UPPER, use)
+        directory = _directory(self._mount(use.id) / ext4.UPPER, use)
         try:
             target.mkdir()
             try:
@@ -166,6 +180,15 @@ class Volumes:
                 raise
         finally:
             os.close(directory)
+
+    def _mount(self, id: str) -> Path:
+        mounted = self._mounted_at(id)
+        if not mounted.is_mount():
+            if not self._image(id).exists():
+                raise NotFound(f"there is no volume {id}", hint="`corral volume ls` lists those there are")
+            mounted.mkdir(mode=0o700, parents=True, exist_ok=True)
+            ext4.mount(self._image(id), mounted, durable=True)
+        return mounted
 
     def _unmount(self, id: str) -> None:
         target = self._mounted_at(id)

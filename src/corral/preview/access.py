@@ -29,6 +29,8 @@ _DECIMAL = re.compile(rb"[0-9]{1,12}\Z")
 _UNCLEAR = re.compile(rb"%2e|%2f|%5c|\\|//|/\.{1,2}(?:/|\Z)", re.IGNORECASE)
 """What a server behind us may read as another path than we do."""
 SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS"})
+EVERY = 0
+"""In place of a port in `hosts`: of all that have none of their own."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,15 @@ class Settings:
     hosts: Mapping[int, str] = field(default_factory=dict[int, str])
     every: bool = False
     """All ports are public."""
+
+    def host(self, port: int) -> str | None:
+        return host_of(self.hosts, port)
+
+
+def host_of(hosts: Mapping[int, str], port: int) -> str | None:
+    """What a port's server is told as Host; None: what the client said. `${PORT}` in it is the port."""
+    host = hosts.get(port, hosts.get(EVERY))
+    return None if host is None else host.replace("${PORT}", str(port))
 
 
 @dataclass(frozen=True)

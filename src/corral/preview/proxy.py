@@ -156,7 +156,7 @@ class Proxy:
     def head(self, asked: Request, target: Target, origin: Origin, box: Box | None) -> bytes:
         if box is None:
             return onward.to_server(asked, target, origin)
-        return onward.request(asked, target, origin, own=self._own, host=box.settings.hosts.get(target.port))
+        return onward.request(asked, target, origin, own=self._own, host=box.settings.host(target.port))
 
 
 class _Client:

@@ -44,6 +44,7 @@ class Network(Egress):
 
     allow_public_traffic: bool | None = None
     mask_request_host: str | None = None
+    https_ports: list[int] | None = None
 
 
 def policy(wanted: Egress, *, internet: bool | None) -> EgressPolicy:

@@ -16,6 +16,7 @@ from corral.facades.e2b.rest.shown import state
 from corral.schema.sandbox import SandboxUpdate, State
 
 _LEAST_RESUMED = 300
+_OF_PORTS = frozenset({"allowPublicTraffic", "maskRequestHost"})
 
 
 class Timeout(Body):
@@ -113,10 +114,24 @@ def until(seconds: float) -> SandboxUpdate:
     return SandboxUpdate.model_validate({"timeout": max(LEAST, seconds)})
 
 
+def _keep(call: Call, id: str, wanted: NetworkUpdate) -> None:
+    """Who asks is told what holds now: what was said of ports at its creation stays, all else is as it was just said."""
+    ledger = call.services.sandboxes.ledger
+    if (found := ledger.find(call.actor.project, id)) is None:
+        return
+    said = found.record.facade
+    ports = {name: value for name, value in said.get("network", {}).items() if name in _OF_PORTS}
+    fresh = {**ports, **wanted.model_dump(exclude_none=True, by_alias=True, exclude={"allow_internet_access"})}
+    kept = {name: value for name, value in said.items() if name not in ("network", "internet")}
+    told = {"network": fresh, "internet": wanted.allow_internet_access}
+    ledger.amend(found, actor=call.actor.key, facade={**kept, **{name: value for name, value in told.items() if value not in (None, {})}})
+
+
 async def network(call: Call) -> Response:
     call.actor.require(Permission.USE)
     wanted = await call.body(NetworkUpdate)
     record = await call.sandbox()
     fresh = policy(wanted, internet=wanted.allow_internet_access)
     await living(record.id, call.services.policies.set(call.actor, record.id, fresh))
+    _keep(call, record.id, wanted)
     return Response(status_code=204)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from corral.facades.e2b.rest import forks, lives, look, sandboxes, secrets, snapshots, templates, volumes
+from corral.facades.e2b.rest import forks, lives, look, sandboxes, secrets, snapshots, templates, volume_content, volumes
 from corral.facades.e2b.rest.builds import Builds
 from corral.facades.e2b.rest.call import Endpoint
 
@@ -40,7 +40,6 @@ ROUTES: Routes = (
     ("POST", "/volumes", volumes.create),
     ("GET", "/volumes/{volume}", volumes.get),
     ("DELETE", "/volumes/{volume}", volumes.delete),
-    *((method, "/volumecontent/{path:path}", volumes.content) for method in ("GET", "POST", "PUT", "PATCH", "DELETE")),
     ("GET", "/secrets", secrets.listing),
     ("POST", "/secrets", secrets.create),
     ("GET", "/secrets/{secret}", secrets.get),
@@ -60,5 +59,5 @@ def building(builds: Builds) -> Routes:
 
 
 def unlocked(builds: Builds) -> Routes:
-    """Those whose address is the permission."""
-    return (("PUT", "/templates/uploads/{place}", builds.upload),)
+    """Those that no key is needed for: the address is the permission, or a token."""
+    return (("PUT", "/templates/uploads/{place}", builds.upload), *volume_content.ROUTES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -29,6 +30,7 @@ from corral.schema.sandbox import SandboxCreate, State
 LEAST = 0.001
 """Seconds that a sandbox lives whose timeout is 0."""
 _PAGE = 100
+_HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?")
 
 
 class AutoResume(Body):
@@ -80,6 +82,8 @@ async def _create(call: Call, *, timeout: int, secure: bool) -> Response:
 
     async def make(claim: Claim | None) -> Answer:
         record = await services.sandboxes.create(actor, native, claim=claim, facade=facade)
+        if (mask := _mask(wanted)) is not None:
+            await services.previews.mask(actor, record.id, mask)
         services.meter.created(record.timing or {})
         return _kept(record)
 
@@ -113,8 +117,10 @@ def _size(call: Call, template: str) -> Mapping[str, float]:
 def _native(wanted: NewSandbox, timeout: int, size: Mapping[str, float]) -> SandboxCreate:
     if wanted.iam:
         raise Refused(400, "iam: sandboxes have no workload identity here; put secrets into the headers of network rules instead")
-    if wanted.network is not None and wanted.network.mask_request_host is not None:
-        raise Refused(400, "maskRequestHost: the Host that a server inside is told can be set for single ports only (PUT /v1/sandboxes/{id}/previews/{port})")
+    if (mask := _mask(wanted)) is not None and _HOST.fullmatch(mask.replace("${PORT}", "1")) is None:
+        raise Refused(400, f"maskRequestHost: {mask[:80]!r} is no host name with or without a port; ${{PORT}} stands for the port")
+    if wanted.network is not None and wanted.network.https_ports:
+        raise Refused(400, "httpsPorts: what serves TLS inside a sandbox can't be reached by a URL; let it serve plain HTTP, which is given TLS outside")
     given = timeout if wanted.timeout is None else wanted.timeout
     closed = wanted.network is not None or wanted.allow_internet_access is not None
     return SandboxCreate.model_validate(
@@ -130,6 +136,10 @@ def _native(wanted: NewSandbox, timeout: int, size: Mapping[str, float]) -> Sand
             "egress": policy(wanted.network or Network(), internet=wanted.allow_internet_access) if closed else None,
         }
     )
+
+
+def _mask(wanted: NewSandbox) -> str | None:
+    return wanted.network.mask_request_host if wanted.network is not None else None
 
 
 def on_timeout(wanted: NewSandbox) -> Any:

@@ -1,4 +1,4 @@
-"""/volumes of E2B. What is in a volume is reached through a sandbox that has it; without one it is not."""
+"""/volumes of E2B. For what is in them see volume_content."""
 
 from __future__ import annotations
 
@@ -41,10 +41,6 @@ async def delete(call: Call) -> Response:
     call.actor.require(Permission.USE)
     await call.services.volumes.delete(call.actor, _found(call).id)
     return Response(status_code=204)
-
-
-async def content(_call: Call) -> Response:
-    raise Refused(501, "files of a volume are reached through a sandbox that has it: create one with volume_mounts, and use its files")
 
 
 def _found(call: Call) -> VolumeRecord:

@@ -1,0 +1,239 @@
+"""Files of a volume from the host's side, for who has no sandbox with it. Sandboxes wrote what is in there: no link is followed, no device opened, nothing leaves the volume.
+
+All of it blocks, and raises what the system said (`OSError`).
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from corral.node import syscalls
+
+_WRITABLE = 0o777
+"""Of directories nobody gave a mode: every user of a sandbox may write a volume's root, too."""
+_LISTED = 100_000
+"""Entries of one answer."""
+
+
+@dataclass(frozen=True)
+class VolumeEntry:
+    """What `path`, relative to the volume's root, is. `target`: of a symbolic link."""
+
+    path: str
+    stat: os.stat_result
+    target: str | None
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who and what a file is to be of; None: as it is, or of root with an ordinary mode."""
+
+    uid: int | None = None
+    gid: int | None = None
+    mode: int | None = None
+
+    def give(self, file: int) -> None:
+        """`file` may be a descriptor that only says which one is meant (O_PATH)."""
+        if self.uid is not None or self.gid is not None:
+            os.chown(f"/proc/self/fd/{file}", -1 if self.uid is None else self.uid, -1 if self.gid is None else self.gid)
+        if self.mode is not None:
+            Path(f"/proc/self/fd/{file}").chmod(stat.S_IMODE(self.mode))
+
+
+class VolumeFiles:
+    """Below `root`, where the volume is mounted. Paths are relative to it, whether or not they begin with `/`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def __enter__(self) -> VolumeFiles:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        os.close(self._root)
+
+    def info(self, path: str) -> VolumeEntry:
+        with _Opened(self._root, path, os.O_PATH | os.O_NOFOLLOW) as file:
+            return _entry(_plain(path), file)
+
+    def list(self, path: str, depth: int) -> list[VolumeEntry]:
+        """What is in a directory, and in those in it down to `depth`, by path. Raises `OverflowError` when it is too much for one answer."""
+        found: list[VolumeEntry] = []
+        for entry in self._walk(_plain(path), depth):
+            found.append(entry)
+            if len(found) > _LISTED:
+                raise OverflowError(f"there are more than {_LISTED} files in {path[:200]!r}")
+        return sorted(found, key=lambda entry: entry.path.split("/"))
+
+    def _walk(self, path: str, depth: int) -> Iterator[VolumeEntry]:
+        with _Opened(self._root, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW) as directory:
+            with os.scandir(directory) as entries:
+                names = [entry.name for entry in entries]
+        for name in names:
+            inner = f"{path}/{name}" if path else name
+            with suppress(FileNotFoundError):  # it has just been removed
+                entry = self.info(inner)
+                yield entry
+                if depth > 1 and stat.S_ISDIR(entry.stat.st_mode):
+                    yield from self._walk(inner, depth - 1)
+
+    def make_directory(self, path: str, owner: Owner, *, parents: bool) -> VolumeEntry:
+        """With `parents` one that is there already is fine."""
+        plain = _plain(path)
+        if parents:
+            self._make_parents(plain)
+        with self._parent(plain) as (above, name):
+            try:
+                os.mkdir(name, dir_fd=above)
+            except FileExistsError:
+                if not parents or not stat.S_ISDIR(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode):
+                    raise
+                return self.info(plain)
+        self._give(plain, Owner(owner.uid, owner.gid, _WRITABLE if owner.mode is None else owner.mode))
+        return self.info(plain)
+
+    def change(self, path: str, owner: Owner) -> VolumeEntry:
+        self._give(_plain(path), owner)
+        return self.info(path)
+
+    def remove(self, path: str) -> None:
+        """With all that is in it."""
+        plain = _plain(path)
+        with self._parent(plain) as (above, name):
+            if stat.S_ISDIR(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode):
+                shutil.rmtree(name, dir_fd=above)
+            else:
+                os.unlink(name, dir_fd=above)
+
+    def open(self, path: str) -> int:
+        """A descriptor for reading a regular file. Raises `IsADirectoryError`, and `FileNotFoundError` for what is neither."""
+        with _Opened(self._root, path, os.O_PATH | os.O_NOFOLLOW) as file:
+            mode = os.fstat(file).st_mode
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(path)
+            if not stat.S_ISREG(mode):
+                raise FileNotFoundError(path)
+            return os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def new(self, path: str, *, parents: bool, overwrite: bool) -> NewFile:
+        """A file that is to be at `path`. Raises `FileExistsError`, `IsADirectoryError`."""
+        plain = _plain(path)
+        if parents:
+            self._make_parents(plain)
+        with self._parent(plain) as (above, name):
+            return NewFile(os.dup(above), name, _beside(above, name, overwrite=overwrite))
+
+    def _make_parents(self, plain: str) -> None:
+        parts = plain.split("/")[:-1]
+        for count in range(1, len(parts) + 1):
+            with suppress(FileExistsError):
+                self.make_directory("/".join(parts[:count]), Owner(), parents=False)
+
+    def _parent(self, plain: str) -> _Parent:
+        return _Parent(self._root, plain)
+
+    def _give(self, plain: str, owner: Owner) -> None:
+        with _Opened(self._root, plain, os.O_PATH | os.O_NOFOLLOW) as file:
+            if stat.S_ISLNK(os.fstat(file).st_mode):
+                raise PermissionError(f"{plain!r} is a symbolic link")
+            owner.give(file)
+
+
+class NewFile:
+    """Written beside the place that it takes when it is kept: so that is a whole file at any time. `keep` or `discard` ends it."""
+
+    def __init__(self, above: int, name: str, owner: Owner) -> None:
+        self._above = above
+        self._name = name
+        self._owner = owner
+        self._half = f".new-{secrets.token_hex(8)}"
+        try:
+            self._file = os.open(self._half, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=above)
+        except BaseException:
+            os.close(above)
+            raise
+
+    def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._file, view) :]
+
+    def keep(self, owner: Owner) -> None:
+        """Have it there, with owner and mode of the one that was, or those given."""
+        self._owner.give(self._file)
+        owner.give(self._file)
+        os.rename(self._half, self._name, src_dir_fd=self._above, dst_dir_fd=self._above)
+        self._close()
+
+    def discard(self) -> None:
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(self._half, dir_fd=self._above)
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        os.close(self._file)
+        os.close(self._above)
+
+
+class _Opened:
+    """A descriptor of what is at a path, for as long as it is needed."""
+
+    def __init__(self, root: int, path: str, flags: int) -> None:
+        self._file = syscalls.open_beneath(root, os.fsencode(_plain(path) or "."), flags)
+
+    def __enter__(self) -> int:
+        return self._file
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        os.close(self._file)
+
+
+class _Parent:
+    """The directory that a path is in, and its name there. Raises `IsADirectoryError` for the volume's root."""
+
+    def __init__(self, root: int, plain: str) -> None:
+        above, _, self._name = plain.rpartition("/")
+        if not plain:
+            raise IsADirectoryError("the root of a volume stays as it is")
+        self._opened = _Opened(root, above, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+    def __enter__(self) -> tuple[int, str]:
+        return self._opened.__enter__(), self._name
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._opened.__exit__(kind, error, trace)
+
+
+def _plain(path: str) -> str:
+    """Without `.`, `..` and doubled slashes; above the root is the root."""
+    return posixpath.normpath("/" + path).strip("/")
+
+
+def _entry(plain: str, file: int) -> VolumeEntry:
+    found = os.fstat(file)
+    target = os.readlink("", dir_fd=file) if stat.S_ISLNK(found.st_mode) else None
+    return VolumeEntry(plain, found, target)
+
+
+def _beside(above: int, name: str, *, overwrite: bool) -> Owner:
+    """Of the file that is to be replaced."""
+    try:
+        there = os.stat(name, dir_fd=above, follow_symlinks=False)
+    except FileNotFoundError:
+        return Owner()
+    if stat.S_ISDIR(there.st_mode):
+        raise IsADirectoryError(name)
+    if not overwrite:
+        raise FileExistsError(name)
+    return Owner(there.st_uid, there.st_gid, there.st_mode) if stat.S_ISREG(there.st_mode) else Owner()
