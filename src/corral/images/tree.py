@@ -156,13 +156,20 @@ class Tree:
         found = [entry for source in sources for entry in self._matching(source)]
         return len(found) != 1 or found[0].kind == "directory" or is_pattern(sources[0])
 
+    def _behind(self, entry: Entry) -> Entry:
+        """What a link leads to, under the name of the link; a link that leads nowhere here is itself."""
+        target = self.find(entry.path)
+        if target is None or target.kind == "directory":
+            return target or entry
+        return replace(target, path=entry.path)
+
     def _matching(self, source: str) -> list[Entry]:
         path = relative(source)
         if is_pattern(path):
             pattern = compiled(path)
             # Of what matches the outermost: a directory brings all below it along.
             paths = [entry for entry in self.entries.values() if entry.path and pattern.fullmatch(entry.path)]
-            found = [self.find(entry.path) or entry for entry in paths]
+            found = [self._behind(entry) for entry in paths]
         else:
             entry = self.find(path) or self.entries.get(path)
             found = [] if entry is None else [entry]

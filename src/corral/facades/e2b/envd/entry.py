@@ -11,6 +11,8 @@ from corral.facades.e2b.envd.connect import Message
 from corral.facades.e2b.inside import Inside, at
 from corral.schema.file import Entry, Kind
 
+_LINKS = 40
+"""Links behind one another, as many as a kernel follows."""
 _LETTERS = {Kind.DIRECTORY: "d", Kind.SYMLINK: "L", Kind.FIFO: "p", Kind.SOCKET: "S", Kind.DEVICE: "D", Kind.FILE: "-"}
 _TYPES = {Kind.DIRECTORY: "FILE_TYPE_DIRECTORY", Kind.FILE: "FILE_TYPE_FILE"}
 
@@ -30,16 +32,16 @@ async def described(inside: Inside, *entries: Entry) -> list[Message]:
 
 
 async def _described(inside: Inside, entry: Entry, metadata: Mapping[str, str]) -> Message:
-    """A symbolic link is said to be of the type it leads to, and where that is."""
-    kind, target = entry.type, None
+    """A symbolic link has the type and mode of what it leads to, and says where that is; one that leads nowhere has none, and itself as its target."""
+    kind, mode, target = entry.type, entry.mode, None
     if kind is Kind.SYMLINK:
-        kind, target = await _behind(inside, entry)
+        kind, mode, target = await _behind(inside, entry)
     shown: Message = {
         "name": entry.name,
         "path": entry.path,
         "type": _TYPES.get(kind, "FILE_TYPE_UNSPECIFIED"),
         "size": str(entry.size),
-        "mode": entry.mode & 0o777,
+        "mode": mode & 0o777,
         "permissions": permissions(entry.type, entry.mode),
         "owner": entry.user or str(entry.uid),
         "group": entry.group or str(entry.gid),
@@ -52,10 +54,15 @@ async def _described(inside: Inside, entry: Entry, metadata: Mapping[str, str]) 
     return shown
 
 
-async def _behind(inside: Inside, entry: Entry) -> tuple[Kind, str]:
-    """What a link leads to; one that leads nowhere is itself."""
-    target = posixpath.normpath(posixpath.join(posixpath.dirname(entry.path), entry.target or ""))
+async def _behind(inside: Inside, entry: Entry) -> tuple[Kind, int, str]:
+    """What a link leads to at last."""
+    at_last = entry
     try:
-        return (await inside.files.stat(at(entry.path), follow=True)).type, target
+        for _ in range(_LINKS):
+            path = posixpath.normpath(posixpath.join(posixpath.dirname(at_last.path), at_last.target or ""))
+            at_last = await inside.files.stat(at(path))
+            if at_last.type is not Kind.SYMLINK:
+                return at_last.type, at_last.mode, path
     except (FileNotFound, NotADirectory, InvalidArgument):
-        return Kind.SYMLINK, target
+        pass
+    return Kind.SYMLINK, 0, entry.path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import tempfile
 import uuid
@@ -21,13 +22,14 @@ from corral.facades.e2b.body import Body
 from corral.facades.e2b.refusal import Refused
 from corral.facades.e2b.rest.call import Call, told
 from corral.facades.e2b.rest.recipe import Template, definition, names_of
-from corral.schema.image import BuildCreate, BuildLog, BuildState
+from corral.schema.image import BuildCreate, BuildLog, BuildState, Definition, Run, SetUser
 
 REMEMBERED = 1000
 """Builds and uploads."""
 PAGE = 100
 _LARGEST = 16 << 30
 _PIECE = 1 << 20
+_NO_USER = re.compile(r"no user (\S+) in the sandbox's /etc/passwd")
 _STATES = {BuildState.RUNNING: "building", BuildState.READY: "ready", BuildState.FAILED: "error"}
 
 
@@ -52,6 +54,7 @@ class Build:
     cpu: int | None
     memory: int | None
     progress: Progress | None = None
+    asked: Definition | None = None
 
 
 class Builds:
@@ -122,6 +125,7 @@ class Builds:
 
         asked = definition(wanted, is_here=is_here, upload=upload, cpu=build.cpu, memory=build.memory)
         native = BuildCreate.model_validate({"definition": asked, "force": wanted.force, "template": build.template, "tag": build.tags[0]})
+        build.asked = asked
         build.progress = await call.services.builds.start(call.actor, native)
         if len(build.tags) > 1:
             call.services.sandboxes.later(_tag(call, call.actor, build, build.progress))
@@ -143,7 +147,7 @@ class Builds:
             "logs": [one["message"] for one in entries[offset : offset + limit]],
         }
         if now.error is not None:
-            reason: dict[str, Any] = {"message": now.error.message}
+            reason: dict[str, Any] = {"message": _worded(now.error.message, build.asked)}
             if now.error.step is not None:
                 reason["step"] = str(now.error.step)
             shown["reason"] = reason
@@ -168,6 +172,19 @@ async def _tag(call: Call, actor: Actor, build: Build, progress: Progress) -> No
     if image is not None:
         for tag in build.tags[1:]:
             await call.services.templates.set(actor, build.template, tag, image)
+
+
+def _worded(message: str, asked: Definition | None) -> str:
+    """As E2B says it, where clients look for its words: when a command is to run as a user who is not there."""
+    if (missing := _NO_USER.match(message)) is None or asked is None:
+        return message
+    user = None
+    for step in asked.steps:
+        if isinstance(step, SetUser):
+            user = step.user
+        elif isinstance(step, Run) and user == missing[1]:
+            return f"failed to run command '{step.command}': command failed: unauthenticated: invalid username: '{user}'"
+    return message
 
 
 def _entry(line: BuildLog) -> dict[str, Any]:
