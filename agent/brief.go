@@ -21,6 +21,26 @@ func briefRead(fd uintptr, p []byte) (int, error) {
 	}
 }
 
+// briefWrite writes to a descriptor that doesn't block, as much as it takes.
+func briefWrite(fd uintptr, p []byte) (int, error) {
+	for {
+		n, _, errno := syscall.RawSyscall(syscall.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+		if errno == 0 {
+			return int(n), nil
+		}
+		if errno != syscall.EINTR {
+			return 0, errno
+		}
+	}
+}
+
+// briefReady tells whether an epoll descriptor has an event now.
+func briefReady(epoll int) bool {
+	var event syscall.EpollEvent
+	n, _, _ := syscall.RawSyscall6(syscall.SYS_EPOLL_PWAIT, uintptr(epoll), uintptr(unsafe.Pointer(&event)), 1, 0, 0, 0)
+	return int(n) == 1
+}
+
 // briefReadFile reads a small file of the kernel's own.
 func briefReadFile(dir int, name string) (string, error) {
 	path, err := syscall.BytePtrFromString(name)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"io"
 	"net/netip"
 	"os"
 	"syscall"
@@ -115,6 +114,10 @@ func relay(c *channel, connection *os.File) {
 }
 
 func relayIn(in *inlet, connection *os.File) error {
+	raw, err := connection.SyscallConn()
+	if err != nil {
+		return err
+	}
 	for {
 		piece, end, ok := in.next()
 		if !ok {
@@ -124,12 +127,18 @@ func relayIn(in *inlet, connection *os.File) error {
 			in.end()
 			return shutdownWrite(connection)
 		}
-		n, err := connection.Write(piece[:min(len(piece), pieceLimit)])
-		in.use(n)
+		n := 0
+		if e := raw.Write(func(fd uintptr) bool {
+			n, err = briefWrite(fd, piece[:min(len(piece), pieceLimit)])
+			return err != syscall.EAGAIN
+		}); e != nil {
+			err = e
+		}
 		if err != nil {
 			in.breakOff()
 			return asErrno(err)
 		}
+		in.use(n)
 	}
 }
 
@@ -149,20 +158,30 @@ func shutdownWrite(connection *os.File) error {
 }
 
 func relayOut(out *outlet, connection *os.File) error {
+	raw, err := connection.SyscallConn()
+	if err != nil {
+		return err
+	}
 	want := firstRead
 	for {
 		piece, ok := out.reserve(want)
 		if !ok {
 			return errChannelClosed
 		}
-		n, err := connection.Read(piece)
-		out.commit(n)
-		if errors.Is(err, io.EOF) {
-			return nil
+		n := 0
+		if e := raw.Read(func(fd uintptr) bool {
+			n, err = briefRead(fd, piece)
+			return err != syscall.EAGAIN
+		}); e != nil {
+			return asErrno(e)
 		}
 		if err != nil {
 			return asErrno(err)
 		}
+		if n == 0 {
+			return nil
+		}
+		out.commit(n)
 		if n == len(piece) && want < bulkRead {
 			want *= 4
 		}

@@ -69,12 +69,12 @@ func (i *inlet) next() (piece []byte, end, ok bool) {
 	return nil, false, false
 }
 
-// use drops n bytes of the piece next returned, and tells the node when a quarter of the window is due or nothing is left.
+// use drops n bytes of the piece next returned, and tells the node when a quarter of the window is due.
 func (i *inlet) use(n int) {
 	i.mu.Lock()
 	i.ring.drop(n)
 	i.used += uint64(n)
-	due := i.ring.size == 0 || i.used-i.acked >= uint64(i.ring.limit)/4
+	due := i.used-i.acked >= uint64(i.ring.limit)/4
 	i.mu.Unlock()
 	if due {
 		i.acknowledge()

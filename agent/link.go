@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
-	"os"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -20,8 +19,9 @@ var errNotOpen = errors.New("no hello yet")
 // link is one packet socket to the node. Its one reader never writes and never waits, so a node that reads always gets on.
 type link struct {
 	name   string
-	socket *os.File
-	raw    syscall.RawConn
+	fd     uintptr
+	inward *gate
+	room   *gate
 	ops    map[string]operation
 
 	greeted func() // called after each hello, or nil
@@ -42,9 +42,12 @@ func newLink(fd int, name string, ops map[string]operation) (*link, error) {
 	if err := syscall.SetNonblock(fd, true); err != nil {
 		return nil, err
 	}
-	l := &link{name: name, socket: os.NewFile(uintptr(fd), name), ops: ops, channels: map[uint32]*channel{}}
+	l := &link{name: name, fd: uintptr(fd), ops: ops, channels: map[uint32]*channel{}}
 	var err error
-	l.raw, err = l.socket.SyscallConn()
+	if l.inward, err = newGate(fd, name, syscall.EPOLLIN|syscall.EPOLLRDHUP, true); err != nil {
+		return nil, err
+	}
+	l.room, err = newGate(fd, name+" room", syscall.EPOLLOUT, false)
 	return l, err
 }
 
@@ -54,8 +57,8 @@ func (l *link) serve() error {
 	for {
 		var n int
 		var err error
-		wait := l.raw.Read(func(fd uintptr) bool {
-			n, err = briefRead(fd, packet)
+		wait := l.inward.wait(func() bool {
+			n, err = briefRead(l.fd, packet)
 			return err != syscall.EAGAIN
 		})
 		switch {
@@ -224,9 +227,9 @@ func (l *link) write(h header, payload []byte) error {
 		count = 2
 	}
 	var errno syscall.Errno
-	err := l.raw.Write(func(fd uintptr) bool {
+	err := l.room.once(func() bool {
 		for {
-			_, _, errno = syscall.RawSyscall(syscall.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&parts[0])), uintptr(count))
+			_, _, errno = syscall.RawSyscall(syscall.SYS_WRITEV, l.fd, uintptr(unsafe.Pointer(&parts[0])), uintptr(count))
 			if errno != syscall.EINTR {
 				return errno != syscall.EAGAIN
 			}

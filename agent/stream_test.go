@@ -151,6 +151,7 @@ func TestInletTakesEachByteOnce(t *testing.T) {
 	if _, end, _ := in.next(); !end {
 		t.Error("no end")
 	}
+	in.end()
 	if len(d.acks) == 0 || d.acks[len(d.acks)-1] != 4 {
 		t.Errorf("acks %v", d.acks)
 	}

@@ -1,6 +1,5 @@
-"""preview: a web server in a sandbox, reached by its preview. The floors are the same program on this machine, without a sandbox: at once, and behind nginx where that is installed.
-
-nginx can't be put before the sandbox itself: nothing from outside reaches its network device."""
+"""preview: a web server in a sandbox, reached by its preview. The floors are the same server reached through the sandbox's network device, from inside the switch: at once, and by nginx
+where that is installed. A preview goes through the guest agent instead, so that it needs no network and reaches servers on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -8,7 +7,6 @@ import contextlib
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -19,8 +17,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from corral import Client, Sandbox
+from corral.bench.device import reached
 from corral.bench.figure import Figure, Floor, percentile
 from corral.errors import SetupError
+from corral.node.netns import Namespace
 from corral.places import Places, default_home
 
 IMAGE = "base"
@@ -69,7 +69,7 @@ _NGINX = """
 daemon off; worker_processes 1; pid {at}/pid; error_log {at}/error.log;
 events {{ worker_connections 1024; }}
 http {{ access_log off; client_body_temp_path {at}; proxy_temp_path {at}; fastcgi_temp_path {at}; uwsgi_temp_path {at}; scgi_temp_path {at};
-  upstream box {{ server 127.0.0.1:8000; keepalive 64; }}
+  upstream box {{ server {to}; keepalive 64; }}
   server {{ listen unix:{at}/nginx.sock; client_max_body_size 0;
     location / {{ proxy_pass http://box; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host $host; proxy_buffering off; proxy_request_buffering off; }} }} }}
 """
@@ -101,19 +101,24 @@ def preview(client: Client, n: int, _image: str) -> Figure:
         def by_preview() -> socket.socket:
             return socket.create_connection(("127.0.0.1", port), timeout=60)
 
-        ours = _load(by_preview, head, n)
-        more: dict[str, Any] = {"requests_s": ours.rate}
-        down, up = _bulk(by_preview, head)
-        with _native() as by_itself:
-            direct = _load(by_itself, b"Host: x\r\n", n)
-            down_direct, up_direct = _bulk(by_itself, b"Host: x\r\n")
-            floor = Floor("the same server without a sandbox", direct.samples)
-            more |= {"requests_s_direct": direct.rate, "mb_s_down_ratio": down / down_direct, "mb_s_up_ratio": up / up_direct}
-            with _nginx() as by_nginx:
+        more: dict[str, Any] = {}
+        with reached(places, sandbox) as (switch, address):
+
+            def by_device() -> socket.socket:
+                return switch.run(lambda: socket.create_connection((address, PORT), timeout=60))
+
+            _load(by_device, b"Host: x\r\n", n)  # the pool makes another member meanwhile
+            direct = _load(by_device, b"Host: x\r\n", n)
+            down_direct, up_direct = _bulk(by_device, b"Host: x\r\n")
+            floor = Floor("the same server through the sandbox's network device", direct.samples)
+            ours = _load(by_preview, head, n)
+            down, up = _bulk(by_preview, head)
+            more |= {"requests_s": ours.rate, "requests_s_direct": direct.rate, "mb_s_down_ratio": down / down_direct, "mb_s_up_ratio": up / up_direct}
+            with _nginx(switch, address) as by_nginx:
                 if by_nginx is not None:
                     theirs = _load(by_nginx, b"Host: x\r\n", n)
                     more |= {"requests_s_nginx": theirs.rate, "requests_ratio": ours.rate / theirs.rate, "nginx_p99": percentile(theirs.samples, 99)}
-                    floor = Floor("nginx, without a sandbox", theirs.samples)
+                    floor = Floor("nginx, through the sandbox's network device", theirs.samples)
         more |= {"mb_s_down": down, "mb_s_up": up, "idle_websockets_mb": _idle(by_preview, head, places)}
     return Figure("preview", "ms", ours.samples, ours.failures, floor, more)
 
@@ -193,29 +198,14 @@ def _resident(status: Path) -> int:
 
 
 @contextlib.contextmanager
-def _native() -> Generator[Dial]:
-    """The same server on this machine."""
-    with subprocess.Popen(
-        [sys.executable, "-c", _SERVER.replace("0.0.0.0", "127.0.0.1")], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
-    ) as server:
-        assert server.stdout is not None
-        try:
-            if server.stdout.readline() != "ready\n":
-                raise SetupError(f"the web server to compare with did not start: is port {PORT} of this machine in use?")
-            yield lambda: socket.create_connection(("127.0.0.1", PORT), timeout=60)
-        finally:
-            server.kill()
-
-
-@contextlib.contextmanager
-def _nginx() -> Generator[Dial | None]:
-    """nginx before that one. It listens on a Unix socket. None: it is not installed."""
+def _nginx(switch: Namespace, address: str) -> Generator[Dial | None]:
+    """nginx before the server in the sandbox. It listens on a Unix socket. None: it is not installed."""
     program = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
     if program is None:
         yield None
         return
     with tempfile.TemporaryDirectory() as at:
-        Path(at, "nginx.conf").write_text(_NGINX.format(at=at))
+        Path(at, "nginx.conf").write_text(_NGINX.format(at=at, to=f"{address}:{PORT}"))
 
         def dial() -> socket.socket:
             line = socket.socket(socket.AF_UNIX)
@@ -224,7 +214,7 @@ def _nginx() -> Generator[Dial | None]:
             return line
 
         words = [program, "-c", f"{at}/nginx.conf", "-p", at]
-        with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        with switch.run(lambda: subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)) as server:
             try:
                 _until_listening(dial, server)
                 yield dial

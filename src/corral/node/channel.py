@@ -100,6 +100,16 @@ class Channel:
             view = view[room:]
             self.link.ready(self)
 
+    def offer(self, data: bytes) -> bool:
+        """Give the whole of it to the stream towards the guest if there is room for it now; else nothing of it."""
+        assert self.sender is not None
+        if self._error is not None or self.sender.room < len(data):
+            return False
+        self.link.on_activity()
+        self.sender.append(data)
+        self.link.ready(self)
+        return True
+
     def finish(self) -> None:
         """End the stream towards the guest after what was given."""
         assert self.sender is not None

@@ -24,6 +24,10 @@ class Duplex(Protocol):
 
     async def read(self) -> bytes: ...
     async def write(self, data: bytes) -> None: ...
+    def offer(self, data: bytes) -> bool:
+        """Write the whole of it if that needs no waiting; else nothing of it."""
+        ...
+
     def finish(self) -> None:
         """End our direction after what was written; the other goes on."""
         ...
@@ -148,6 +152,12 @@ class Connection(asyncio.Protocol):
             self._paused = False
             self._transport.resume_reading()
         return piece
+
+    def offer(self, data: bytes) -> bool:
+        if self._full or self._lost or self._transport is None:
+            return False
+        self._transport.write(data)
+        return True
 
     async def write(self, data: bytes) -> None:
         if self._lost or self._transport is None:

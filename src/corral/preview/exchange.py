@@ -45,6 +45,8 @@ class Side:
         return self.duplex.spent or self.inlet.buffered
 
     async def write(self, data: bytes) -> None:
+        if self.duplex.offer(data):
+            return
         try:
             async with asyncio.timeout(STALL_SECONDS):
                 await self.duplex.write(data)

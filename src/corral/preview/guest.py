@@ -145,6 +145,9 @@ class Stream:
             self._channel.keep(1, self._taken)
         return piece if isinstance(piece, bytes) else bytes(piece)
 
+    def offer(self, data: bytes) -> bool:
+        return self._open and self._broken is None and self._channel.offer(data)
+
     async def write(self, data: bytes) -> None:
         if not self._open or self._broken is not None:
             raise Broken(self._broken or "the stream was closed")

@@ -196,6 +196,9 @@ class _Client:
         if not data:
             return None
         self._side.inlet.put_back(data)
+        if not data.startswith(b"\r\n") and 0 < len(data) <= heads.SIZE and data.find(heads.END) == len(data) - len(heads.END):
+            raw = await self._side.inlet.head(heads.SIZE, skip_lines=True)  # nothing to wait for
+            return None if raw is None else heads.request(raw)
         try:
             async with asyncio.timeout(HEAD_SECONDS):
                 raw = await self._side.inlet.head(heads.SIZE, skip_lines=True)
