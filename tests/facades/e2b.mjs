@@ -4,7 +4,7 @@ import { createRequire } from 'node:module'
 import { pathToFileURL } from 'node:url'
 
 const require = createRequire(`${process.env.CORRAL_TEST_E2B_NODE}/`)
-const { Sandbox, CommandExitError } = await import(pathToFileURL(require.resolve('e2b')).href)
+const { Sandbox, CommandExitError, Volume } = await import(pathToFileURL(require.resolve('e2b')).href)
 
 const box = await Sandbox.create('base', { timeoutMs: 120_000, metadata: { by: 'node & co' }, envs: { FLAVOR: 'sour' } })
 try {
@@ -37,6 +37,17 @@ try {
   await box.pty.sendInput(terminal.pid, Buffer.from('stty size; exit\n'))
   await terminal.wait()
   assert.match(shown, /33 99/)
+
+  const volume = await Volume.create('node-volume')
+  await volume.writeFile('/a.txt', 'kept')
+  assert.deepEqual([await volume.readFile('/a.txt'), (await volume.list('/')).map((entry) => entry.path)], ['kept', ['/a.txt']])
+  assert.equal(await Volume.destroy(volume.volumeId), true)
+
+  const { snapshotId } = await box.createSnapshot()
+  const again = await Sandbox.create(snapshotId)
+  assert.equal(await again.files.read('work/a.txt'), 'grüße')
+  await again.kill()
+  assert.equal(await Sandbox.deleteSnapshot(snapshotId), true)
 
   const found = await Sandbox.list({ query: { metadata: { by: 'node & co' } } }).nextItems()
   assert.deepEqual(found.map((one) => one.sandboxId), [box.sandboxId])

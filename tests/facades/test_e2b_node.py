@@ -1,23 +1,69 @@
-"""E2B's client for Node. It is taken from CORRAL_TEST_E2B_NODE, a directory with `e2b` in its node_modules: npm's packages are no part of Corral's test requirements."""
+"""E2B's clients for Node, unchanged, against a real server.
+
+npm's packages are no part of Corral's test requirements: they are taken from CORRAL_TEST_E2B_NODE, a directory that has them in its node_modules, else from the cache of test runs, into which
+npm fetches them once. Where neither can be, these tests are skipped.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from corral import images
+from corral.places import Places
 from harness.server import Server
 
-PACKAGE = os.environ.get("CORRAL_TEST_E2B_NODE")
+PACKAGES = ("e2b@2.51.0", "@e2b/code-interpreter@2.8.0")
+FETCHING = 120
+"""Seconds that npm may take."""
+
+pytestmark = pytest.mark.timeout(900)  # the first run makes the image of the code interpreter
 
 
-@pytest.mark.skipif(
-    PACKAGE is None or shutil.which("node") is None, reason="CORRAL_TEST_E2B_NODE names no directory with the npm package e2b, or there is no node"
-)
-def test_a_script_for_node_works_unchanged(server: Server) -> None:
-    environment = {**os.environ, "E2B_API_KEY": "e2b_" + server.key.removeprefix("ck_"), "E2B_API_URL": server.url, "E2B_SANDBOX_URL": server.url}
-    done = subprocess.run(["node", Path(__file__).with_name("e2b.mjs")], env=environment, capture_output=True, text=True, timeout=120, check=False)
+@pytest.fixture(scope="module")
+def packages(shared: Places) -> Path:
+    if given := os.environ.get("CORRAL_TEST_E2B_NODE"):
+        return Path(given)
+    if shutil.which("node") is None:
+        pytest.skip("there is no node on this machine")
+    kept = shared.home / "cache" / "-".join(["npm", *(package.replace("/", "_") for package in PACKAGES)])
+    if not kept.exists():
+        if shutil.which("npm") is None:
+            pytest.skip("there is no npm on this machine, and the cache does not have E2B's packages")
+        with tempfile.TemporaryDirectory(dir=kept.parent) as half:
+            command = ["npm", "install", "--prefix", half, "--no-audit", "--no-fund", "--ignore-scripts", *PACKAGES]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=FETCHING, check=False)
+            except subprocess.TimeoutExpired:
+                pytest.skip(f"npm did not fetch E2B's packages within {FETCHING} s")
+            if done.returncode:
+                pytest.skip(f"npm can't fetch E2B's packages: {done.stderr[-500:]}")
+            shutil.copytree(half, kept, symlinks=True)
+    return kept
+
+
+def run(script: str, packages: Path, server: Server) -> None:
+    access = {
+        "E2B_API_KEY": "e2b_" + server.key.removeprefix("ck_"),
+        "E2B_API_URL": server.url,
+        "E2B_SANDBOX_URL": server.url,
+        "E2B_VOLUME_API_URL": server.url,
+    }
+    environment = {**os.environ, **access, "CORRAL_TEST_E2B_NODE": str(packages)}
+    done = subprocess.run(["node", Path(__file__).with_name(script)], env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout) == (0, "all of it\n"), done.stderr
+
+
+def test_a_script_for_node_works_unchanged(server: Server, packages: Path) -> None:
+    run("e2b.mjs", packages, server)
+
+
+def test_a_script_that_runs_code_works_unchanged(server: Server, shared: Places, packages: Path) -> None:
+    images.ensure(shared, ["code-interpreter"], on_line=print)
+    images.share(Places(server.home), shared, ["code-interpreter"])
+    run("e2b_code.mjs", packages, server)

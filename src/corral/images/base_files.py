@@ -43,6 +43,7 @@ def finish(root: Path, release: Release, *, mirrors: HostMirrors | None, user: b
     """Make an installed root ready for use, with a user `user` if asked; returns environment variables that its processes need."""
     if user:
         _chroot(root, "useradd", "--create-home", "--uid", "1000", "--shell", "/bin/bash", "user")
+    _quick_profile(root / "etc/profile")
     (root / "etc/hostname").write_text("sandbox\n")
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n")
     _write(root / "etc/dpkg/dpkg.cfg.d/corral", _DPKG)
@@ -57,6 +58,12 @@ def finish(root: Path, release: Release, *, mirrors: HostMirrors | None, user: b
         environment |= mirrors.write(root)
     _clean(root)
     return environment
+
+
+def _quick_profile(path: Path) -> None:
+    """Let a login shell look at its own variable for the user instead of running `id`: half of what `bash -l -c true` costs inside."""
+    if path.is_file():
+        path.write_text(path.read_text().replace('"$(id -u)"', '"${EUID:-$(id -u)}"'))
 
 
 def _chroot(root: Path, *argv: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -23,6 +24,13 @@ _USER_THERE = (
     " || adduser -D -s /bin/sh user; [ -x /bin/bash ] || ln -s /bin/sh /bin/bash; mkdir -p /home/user; chown user /home/user"
 )
 """Commands run as `user`, whatever the image; /bin/bash is what they are given to."""
+
+
+_DIRECTORY = (
+    'd={path}; n=$d; while p=$(dirname -- "$n"); [ "$p" != "$n" ] && [ ! -d "$p" ]; do n=$p; done;'
+    ' [ -d "$d" ] || {{ mkdir -p -- "$d" && chown -R -- {user}: "$n"; }}'
+)
+"""A working directory that is not there is made, and is the user's, with those above it that were not there either."""
 
 
 class Registry(Body):
@@ -97,7 +105,9 @@ def _step(step: Step, user: str, upload: Callable[[str], str]) -> tuple[list[dic
         case "ENV" if args and len(args) % 2 == 0:
             return [{"do": "env", "env": dict(zip(args[::2], args[1::2], strict=True))}], user
         case "WORKDIR" if args:
-            return [{"do": "workdir", "path": args[0]}], user
+            making = {"do": "run", "command": _DIRECTORY.format(path=shlex.quote(args[0]), user=shlex.quote(user)), "shell": ["/bin/sh", "-c"]}
+            made = [] if user == "root" else [{"do": "user", "user": "root"}, making, {"do": "user", "user": user}]
+            return [*made, {"do": "workdir", "path": args[0]}], user
         case "USER" if args:
             return [{"do": "user", "user": args[0]}], args[0]
         case _:

@@ -29,6 +29,8 @@ from corral.schema.sandbox import SandboxCreate, State
 
 LEAST = 0.001
 """Seconds that a sandbox lives whose timeout is 0."""
+SIZE = {"cpu": 2, "memory": 512}
+"""Of sandboxes whose template says nothing else, as there."""
 _PAGE = 100
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?")
 
@@ -107,11 +109,16 @@ def _kept(record: Record) -> Answer:
 
 def _size(call: Call, template: str) -> Mapping[str, float]:
     """What was chosen when the template was built: the clients can't say it later."""
+    cores = call.services.sandboxes.cores
     if image(template) == interpreter.IMAGE:
-        return interpreter.SIZE
+        return {**interpreter.SIZE, "cpu": min(cores, interpreter.SIZE["cpu"])}
     found = call.services.templates.image(call.actor.project, image(template))
     labels: Mapping[str, str] = {} if found is None else found.settings.labels
-    return {name: int(labels[label]) for name, label in (("cpu", CPU), ("memory", MEMORY)) if labels.get(label, "").isdecimal()}
+    return {
+        **SIZE,
+        "cpu": min(cores, SIZE["cpu"]),
+        **{name: int(labels[label]) for name, label in (("cpu", CPU), ("memory", MEMORY)) if labels.get(label, "").isdecimal()},
+    }
 
 
 def _native(wanted: NewSandbox, timeout: int, size: Mapping[str, float]) -> SandboxCreate:
