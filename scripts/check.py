@@ -57,6 +57,19 @@ def setup() -> bool:
     return run(BIN / "corral", "setup", env={"CORRAL_HOME": str(CACHE / "home")}) and run(sys.executable, "-c", fetch, CACHE / "home" / "cache")
 
 
+def image_tools(report: Report) -> None:
+    """Other people's programs for images, which tests hold ours against: of the distribution, where it has them."""
+    from corral.errors import SetupError
+    from corral.setup import apt
+
+    missing = [name for name in ("docker-registry", "skopeo", "umoci") if shutil.which(name) is None]
+    if missing:
+        try:
+            apt.install(missing, print)
+        except SetupError as error:
+            report.untested.append(f"images against other programs: {error}")
+
+
 def pytest(arguments: Sequence[str], *, runsc: Path | None = None) -> bool:
     env = {"CORRAL_TEST_CACHE": str(CACHE)}
     if runsc is not None:
@@ -128,6 +141,7 @@ def everything() -> int:
     report.step("guest agent", agent)
     if not report.step("setup", setup):
         return close(report)
+    image_tools(report)
     found = machine_runsc()
     report.step(f"tests on {found}", lambda: suites(report, [], runsc=found))
     report.engines.append(version(found))

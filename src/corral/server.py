@@ -37,6 +37,7 @@ from corral.control.attachments import Attachments
 from corral.control.builder import Builder
 from corral.control.builds import Builds
 from corral.control.events import EventLog
+from corral.control.exports import Exports
 from corral.control.history import History
 from corral.control.housekeeping import Housekeeper
 from corral.control.idempotency import Replays
@@ -147,6 +148,7 @@ class Application:
             images=self._images,
             templates=self._templates,
             builds=self._builds,
+            exports=Exports(images=self._images, templates=self._templates, shelf=shelf, node=node),
             snapshots=snapshots,
             accounts=accounts,
             events=events,
@@ -282,9 +284,20 @@ def build_app(settings: Settings, node: Node | None = None) -> Application:
         resolvers = tuple(settings.resolvers.split(",")) if settings.resolvers else ()
         node = RealNode(
             settings.places,
-            settings=NodeSettings(runsc=settings.runsc, pool=settings.pool, platform=settings.platform, freeze=settings.freeze, resolvers=resolvers),
+            settings=NodeSettings(
+                runsc=settings.runsc, pool=settings.pool, platform=settings.platform, freeze=settings.freeze, resolvers=resolvers, mirrors=_mirrors(settings)
+            ),
         )
     return Application(settings, node)
+
+
+def _mirrors(settings: Settings) -> dict[str, list[str]]:
+    """Addresses by registry, in their order."""
+    found: dict[str, list[str]] = {}
+    for one in settings.registry_mirrors.split(",") if settings.registry_mirrors else ():
+        registry, _, address = one.partition("=")
+        found.setdefault(registry, []).append(address)
+    return found
 
 
 class _Uvicorn(uvicorn.Server):

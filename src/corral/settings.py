@@ -49,6 +49,11 @@ class Settings(BaseModel):
         pattern=r"^[0-9.]+(:[0-9]+)?(,[0-9.]+(:[0-9]+)?)*$",
         description="DNS servers for sandboxes, ADDRESS[:PORT] with commas between; default: the machine's",
     )
+    registry_mirrors: str | None = Field(
+        None,
+        pattern=r"^[^=,\s]+=https?://[^=,\s]+(,[^=,\s]+=https?://[^=,\s]+)*$",
+        description="where images of a registry are asked for first, REGISTRY=URL with commas between, such as docker.io=https://mirror.example",
+    )
     starts: int = Field(8, ge=1, le=1024, description="sandboxes that may start at the same time")
 
     _origin: dict[str, str] = PrivateAttr(default_factory=dict[str, str])

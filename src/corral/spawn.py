@@ -10,11 +10,14 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 
 from corral.errors import PlatformError
+
+_LONGEST_LINE = 64 << 20
+"""Bytes of one line in a conversation."""
 
 
 class ProgramFailed(PlatformError):
@@ -120,6 +123,26 @@ def heir(argv: Sequence[str], *, timeout: float) -> Generator[None]:
                 process.wait(timeout)
             except subprocess.TimeoutExpired:
                 _kill(process)
+
+
+@asynccontextmanager
+async def conversation(argv: Sequence[str], *, input: bytes, env: Mapping[str, str] | None = None) -> AsyncGenerator[asyncio.StreamReader]:
+    """Run a program for as long as the block lasts, with this on its standard input; gives its standard output and error together.
+
+    It is killed with all it started when the block ends, however that ends. Who reads to the end of the output finds it ended by itself.
+    """
+    pipe, merged = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
+    process = await asyncio.create_subprocess_exec(*argv, stdin=pipe, stdout=pipe, stderr=merged, env=env, start_new_session=True, limit=_LONGEST_LINE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(input)
+        process.stdin.close()
+        yield process.stdout
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await asyncio.shield(process.wait())
 
 
 async def run_async(argv: Sequence[str], *, timeout: float, input: bytes | None = None, env: Mapping[str, str] | None = None) -> Completed:

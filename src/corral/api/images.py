@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
+from typing import Any
+
+from starlette.responses import Response
+
 from corral.api.route import Actor, Services, may, router
+from corral.api.stream import ByteStream
 from corral.control.ports import StoredImage
 from corral.control.roles import Permission
 from corral.errors import ImageNotFound
 from corral.schema.image import ImageInfo, ImageInfos, Prune, Pruned, Usage
 
-routes = router("images", 409)
+routes = router("images", 409, 507)
+
+_PIECE = 1 << 20
+_ARCHIVE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The archive", "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}}
+}
 
 
 @routes.get("/v1/images", response_model=ImageInfos)
@@ -33,6 +46,26 @@ async def prune(services: Services, actor: Actor, wanted: Prune) -> Pruned:
     done = await services.images.prune(actor.project, wanted)
     uploads = services.node.library.uploads.prune(actor.project, older_than=wanted.older_than, keep_size=wanted.keep_size, now=services.clock())
     return done.model_copy(update={"uploads": len(uploads), "size": done.size + sum(uploads)})
+
+
+@routes.get("/v1/images/{image}/archive", response_class=Response, responses=_ARCHIVE)
+@may(Permission.LOOK)
+async def archive(services: Services, actor: Actor, image: str) -> Response:
+    """An image, snapshot or template's image as an OCI archive, which `docker load`, skopeo and podman take. It is whole before the answer begins."""
+    stack = AsyncExitStack()
+    try:
+        path = await stack.enter_async_context(services.exports.archive(actor.project, image))
+        file = stack.enter_context(path.open("rb"))
+        headers = {"Content-Length": str(path.stat().st_size)}
+
+        async def body() -> AsyncGenerator[bytes, None]:
+            while piece := await asyncio.to_thread(file.read, _PIECE):
+                yield piece
+
+        return ByteStream(body(), services.streams, headers=headers, media_type="application/x-tar", owns=stack)
+    except BaseException:
+        await stack.aclose()
+        raise
 
 
 @routes.get("/v1/images/{image}", response_model=ImageInfo)

@@ -15,6 +15,7 @@ from corral.control.accounts import Accounts
 from corral.control.attachments import Attachments
 from corral.control.builds import Builds
 from corral.control.events import EventLog
+from corral.control.exports import Exports
 from corral.control.history import History
 from corral.control.idempotency import Replays
 from corral.control.images import Images
@@ -45,6 +46,7 @@ class Services:
     images: Images
     templates: Templates
     builds: Builds
+    exports: Exports
     accounts: Accounts
     events: EventLog
     replays: Replays

@@ -26,6 +26,7 @@ Context = Annotated[str | None, typer.Option(metavar="DIR", help="Of a Dockerfil
 Cpu = Annotated[float | None, typer.Option(help="Cores for the steps.")]
 Memory = Annotated[int | None, typer.Option(help="MiB for the steps.")]
 Disk = Annotated[int | None, typer.Option(help="MiB the steps may write.")]
+Template = Annotated[str | None, typer.Option(metavar="NAME[:TAG]", help="What it is to be called.")]
 Force = Annotated[bool, typer.Option("--force", help="Do every step anew.")]
 
 
@@ -50,6 +51,60 @@ def image_build(
     with Client() as client:
         made = described.build(cpu=cpu, memory=memory, disk=disk, egress=options.egress(egress), force=force, on_log=_printer(), client=client)
     _print(made, json=json)
+
+
+@image.command("pull")
+def image_pull(
+    ref: Annotated[str, typer.Argument(metavar="REF", help="As docker pull has it: python:3.12-slim, ghcr.io/owner/name@sha256:…")],
+    *,
+    username: Annotated[str | None, typer.Option(metavar="NAME", help="The registry's account.")] = None,
+    secret: Annotated[str | None, typer.Option(metavar="SECRET", help="The secret that holds its password; without --username a token.")] = None,
+    platform: Annotated[str | None, typer.Option(metavar="OS/ARCH", help="Of an image for several [default: the node's].")] = None,
+    template: Template = None,
+    force: Annotated[bool, typer.Option("--force", help="Ask the registry what the name means now, even if it was pulled.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Import an image of a registry, and print its id."""
+    from corral import Image
+
+    _import(Image.from_registry(ref, username=username, auth=secret, platform=platform), template, force=force, json=json)
+
+
+@image.command("import")
+def image_import(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="What `docker save` or `corral image export` wrote, or another OCI archive.")],
+    *,
+    rootfs: Annotated[bool, typer.Option("--rootfs", help="It is the tar file of a root file system, plain or compressed.")] = False,
+    template: Template = None,
+    json: options.Json = False,
+) -> None:
+    """Import an image from an archive, and print its id."""
+    from corral import Image
+
+    _import(Image.from_rootfs(file) if rootfs else Image.from_archive(file), template, force=False, json=json)
+
+
+def _import(described: Image, template: str | None, *, force: bool, json: bool) -> None:
+    from corral import Client
+
+    word, _, tag = (template or "").partition(":")
+    with Client() as client:
+        _print(described.build(force=force, template=word or None, tag=tag or None, on_log=_printer(), client=client), json=json)
+
+
+@image.command("export")
+def image_export(
+    ref: Annotated[str, typer.Argument(metavar="IMAGE", help="An image, snapshot or template, or a sandbox's id: its disk as it is now.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Where to write it.")],
+) -> None:
+    """Write an OCI archive that `docker load`, skopeo and podman take."""
+    from corral import Client
+
+    with Client() as client:
+        if ref.startswith("sb-"):
+            client.sandboxes.get(ref).export(file)
+        else:
+            client.images.export(ref, file)
 
 
 @image.command("ls")

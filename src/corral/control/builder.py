@@ -27,7 +27,7 @@ from corral.control.secrets import Secrets
 from corral.control.shelf import Shelf
 from corral.control.templates import Templates
 from corral.control.workbench import Workbench, explain
-from corral.errors import CorralError, InvalidArgument, NotFound, Unsupported
+from corral.errors import CorralError, InvalidArgument, NotFound
 from corral.ids import is_id
 from corral.images import tree
 from corral.images.config import ImageConfig
@@ -148,10 +148,14 @@ class _Building:
                 return self._present(await library.ensure("scratch", say)), {}
             case FromDistribution():
                 return self._present(await library.ensure(f"{source.name}-{source.release}" if source.release else source.name, say)), {}
-            case FromRegistry() | FromArchive():
-                raise Unsupported(
-                    "this server can't import images of registries or archives", hint="start from an image that is there, such as corral/base in a Dockerfile"
-                )
+            case FromRegistry():
+                project = self._actor.project
+                password = None if source.secret is None else (await self._of.secrets.values(project, [source.secret]))[source.secret]
+                found = await library.pull(project, source, password, say, anew=self._wanted.force)
+                return await self._imported(found.image, found.config, found.digest, f"from {source.ref}"), {}
+            case FromArchive():
+                found = await library.unpack(self._actor.project, source, say)
+                return await self._imported(found.image, found.config, found.digest, "from an archive"), {}
             case FromDockerfile():
                 return await self._dockerfile(source)
         assert_never(source)

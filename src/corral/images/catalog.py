@@ -1,6 +1,6 @@
 """The images of one installation: a JSON document for each, an immutable directory for each layer.
 
-    <home>/images/im-….json      {"id", "name", "layers", "env", "user", "workdir", "command", "created", "size", "recipe"}
+    <home>/images/im-….json      {"id", "name", "layers", "env", "user", "workdir", "command", "created", "size", "recipe", "config"}
     <home>/layers/<layer>/       an unpacked root; root-owned, never written again
 
 A layer in a document is a name under `<home>/layers`, or an absolute path. At most one image carries a name; one that loses its name to a newer build
@@ -27,12 +27,16 @@ from corral.places import Places
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image and what is known of it. `size` is in bytes; `recipe` names what it was built from, so that a changed recipe is noticed."""
+    """An image and what is known of it. `size` is in bytes; `recipe` names what it was built from, so that a changed recipe is noticed.
+
+    `config`: all that an imported one says of itself, as `ImageConfig.encode` has it.
+    """
 
     spec: ImageSpec
     created: datetime
     size: int
     recipe: str | None = None
+    config: str | None = None
 
 
 class Catalog:
@@ -112,7 +116,7 @@ class Catalog:
             workdir=document["workdir"],
             command=tuple(command) if command is not None else None,
         )
-        return StoredImage(spec, datetime.fromisoformat(document["created"]), int(document["size"]), document.get("recipe"))
+        return StoredImage(spec, datetime.fromisoformat(document["created"]), int(document["size"]), document.get("recipe"), document.get("config"))
 
     def _write(self, image: StoredImage) -> None:
         spec, layers = image.spec, self._places.layers
@@ -127,6 +131,7 @@ class Catalog:
             "created": image.created.isoformat(),
             "size": image.size,
             "recipe": image.recipe,
+            "config": image.config,
         }
         path = self._path(spec.id)
         aside = path.with_suffix(f".{os.getpid()}.new")

@@ -1,37 +1,73 @@
-"""The images of one node as builds use them: made, imported, measured, removed. What blocks runs in threads."""
+"""The images of one node as builds use them: made, imported, exported, measured, removed. What blocks runs in threads, and strangers' files are read by other processes."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from corral.errors import ImageNotFound
+from corral.ids import new_id
 from corral.images import base, builtin
-from corral.images.catalog import Catalog
+from corral.images.catalog import Catalog, StoredImage
+from corral.images.config import ImageConfig
+from corral.images.oci import job
+from corral.images.oci.documents import Platform
+from corral.images.oci.importer import PREFIX, Imported
+from corral.images.oci.reference import Reference
+from corral.images.pulled import Pulled
 from corral.images.release import host_release
 from corral.images.uploads import Uploads
+from corral.node import rootfs
+from corral.node.interface import ImageSpec
+from corral.node.turns import Turns
 from corral.places import Places
+from corral.schema.image import FromArchive, FromRegistry
 
 Say = Callable[[str], None]
 IMPORTED = "oci:"
-"""What the recipe of an image begins with that was imported; the digest of its configuration follows. It is found only by those who imported it."""
+"""What the recipe of an image begins with that was imported; its digest follows. It is found only by those who imported it."""
+_AT_ONCE = 4
+"""Imports and exports that run at the same time; others wait."""
+_ASIDE = ".import-"
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image that was imported, now or before."""
+
+    image: str
+    config: ImageConfig
+    digest: str
 
 
 class Library:
-    """One installation's, on its catalogue."""
+    """One installation's, on its catalogue. `mirrors`: addresses by registry."""
 
-    def __init__(self, places: Places, catalog: Catalog) -> None:
+    def __init__(self, places: Places, catalog: Catalog, *, mirrors: Mapping[str, Sequence[str]] | None = None) -> None:
         self._places = places
         self._catalog = catalog
+        self._mirrors = {registry: list(addresses) for registry, addresses in (mirrors or {}).items()}
         self.uploads = Uploads(places)
+        self._pulled = Pulled(places)
         self._building = asyncio.Lock()
+        self._room = asyncio.Semaphore(_AT_ONCE)
+        self._turns = Turns()
+        self._using = 0
+        self._doomed: set[str] = set()
 
     def open(self) -> None:
         """Clear away what an earlier server left half done."""
         shutil.rmtree(self.room, ignore_errors=True)
         self.uploads.sweep()
+        kept = {layer for image in self._catalog.list() for layer in image.spec.layers}
+        for left in (*self._places.layers.glob(f"{_ASIDE}*"), *self._places.layers.glob(f"{PREFIX}*")):
+            if left not in kept:
+                shutil.rmtree(left)
 
     @property
     def room(self) -> Path:
@@ -51,6 +87,95 @@ class Library:
         async with self._building:
             return await asyncio.to_thread(make)
 
+    # Strangers' images
+
+    async def pull(self, project: str, source: FromRegistry, password: str | None, say: Say, *, anew: bool = False) -> Found:
+        """An image of a registry, unless the project has pulled it; `anew`: the registry is asked what the name means now. Raises what `oci.registry` raises."""
+        reference, platform = Reference.parse(source.ref), Platform.parse(source.platform)
+        place = f"{reference} for {platform}"
+
+        def work(aside: str) -> job.Pull:
+            return job.Pull(str(self._places.layers), aside, reference, platform, self._mirrors, source.username, password)
+
+        return await self._once(project, place, work, say, anew=anew)
+
+    async def unpack(self, project: str, source: FromArchive, say: Say) -> Found:
+        """The image in an uploaded archive. Raises what `oci.archive` raises."""
+        path = self.uploads.path(project, source.upload)
+        place = f"{'root file system' if source.rootfs else 'archive'} {source.upload}"
+
+        def work(aside: str) -> job.Unpack | job.UnpackRootfs:
+            if source.rootfs:
+                return job.UnpackRootfs(str(self._places.layers), aside, str(path))
+            return job.Unpack(str(self._places.layers), aside, str(path), Platform.parse(None))
+
+        return await self._once(project, place, work, say, anew=False)
+
+    async def _once(self, project: str, place: str, work: Callable[[str], job.Pull | job.Unpack | job.UnpackRootfs], say: Say, *, anew: bool) -> Found:
+        async with self._turns.alone(f"{project}:{place}"):
+            if not anew and (known := self._known(project, place)) is not None:
+                return known
+            async with self._used(), self._room:
+                self._places.layers.mkdir(mode=0o700, parents=True, exist_ok=True)
+                aside = f"{_ASIDE}{new_id('im')}"
+                say(f"importing {place}")
+                try:
+                    answer = await job.run(work(aside), say)
+                finally:
+                    # What a killed one left: its mounts went with it.
+                    await asyncio.shield(asyncio.to_thread(shutil.rmtree, self._places.layers / aside, ignore_errors=True))
+                imported = Imported(tuple(answer["layers"]), answer["digest"], answer["config"])
+                return await asyncio.to_thread(self._add, project, place, imported)
+
+    def _known(self, project: str, place: str) -> Found | None:
+        id = self._pulled.find(project, place)
+        if id is None or id in self._doomed or not self.is_imported(id):
+            return None
+        stored = self._catalog.find(id)
+        return Found(id, _config(stored), (stored.recipe or "").removeprefix(IMPORTED))
+
+    def _add(self, project: str, place: str, imported: Imported) -> Found:
+        recipe = f"{IMPORTED}{imported.digest}"
+        layers = tuple(self._places.layers / name for name in imported.layers)
+        stored = next((image for image in self._catalog.list() if image.recipe == recipe and image.spec.layers == layers), None)
+        if stored is None:
+            config = ImageConfig.from_oci(imported.config)
+            spec = config.spec(ImageSpec(new_id("im"), None, layers, env={}, user=None, workdir=None, command=None))
+            stored = StoredImage(spec, datetime.now(UTC), sum(builtin.tree_size(layer) for layer in layers), recipe, config=config.encode())
+            self._catalog.add(stored)
+        self._doomed.discard(stored.spec.id)
+        self._pulled.put(project, place, stored.spec.id)
+        return Found(stored.spec.id, _config(stored), imported.digest)
+
+    @asynccontextmanager
+    async def archive(self, spec: ImageSpec, config: ImageConfig, *, name: str | None) -> AsyncGenerator[Path]:
+        """An image as an OCI archive, a file that is gone when the block ends. Its snapshots must not be deleted meanwhile."""
+        self.room.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self.room / f"{new_id('im')}.tar"
+        try:
+            async with self._used(), self._room:
+                layers = await asyncio.to_thread(rootfs.directories, (*spec.layers, *(() if spec.seed is None else (spec.seed,))))
+                created = datetime.now(UTC).replace(microsecond=0).isoformat().replace("+00:00", "Z")
+                await job.run(job.Export([str(layer) for layer in layers], str(path), config.to_oci(), name, created), lambda _text: None)
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    @asynccontextmanager
+    async def _used(self) -> AsyncGenerator[None]:
+        """Layers are not deleted meanwhile: what is removed then goes afterwards."""
+        self._using += 1
+        try:
+            yield
+        finally:
+            self._using -= 1
+            if not self._using:
+                doomed, self._doomed = self._doomed, set()
+                for id in doomed:
+                    await self.remove(id)
+
+    # All images
+
     def is_imported(self, ref: str) -> bool:
         """Whether it is the id of an image that was imported."""
         try:
@@ -65,11 +190,20 @@ class Library:
 
     async def remove(self, id: str) -> None:
         """Delete an imported image on which nothing stands."""
-        if self.is_imported(id):
-            await asyncio.to_thread(self._catalog.remove, id)
+        if not self.is_imported(id):
+            return
+        if self._using:
+            self._doomed.add(id)
+            return
+        await asyncio.to_thread(self._pulled.forget, id)
+        await asyncio.to_thread(self._catalog.remove, id)
 
     def _has_mirrors(self) -> bool:
         """Whether images here are told of the host's mirrors: as `base` was. Blocks, for a second where they may be: apt is asked for its sources."""
         host_release()
         recipes = {image.recipe for image in self._catalog.list() if image.spec.name == "base"}
         return base.key(host_mirrors=False) not in recipes and base.key(host_mirrors=True) in recipes
+
+
+def _config(stored: StoredImage) -> ImageConfig:
+    return ImageConfig.of(stored.spec) if stored.config is None else ImageConfig.decode(stored.config)

@@ -18,7 +18,7 @@ import os
 import shutil
 import time
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,6 +85,8 @@ class NodeSettings:
     freeze: Literal["auto", "always", "never"] = "auto"
     resolvers: tuple[str, ...] = ()
     """DNS servers for sandboxes' names, `ADDRESS[:PORT]`; none: this machine's."""
+    mirrors: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    """Addresses by image registry, which are asked first."""
 
 
 class Node:
@@ -106,7 +108,7 @@ class Node:
         watcher = Watcher(self._outward.on_flows, self._outward.on_approval)
         self._engine = RunscEngine(places, settings=engine, disks=self._disks, rootfs=rootfs, watcher=watcher)
         self._catalog = Catalog(places)
-        self.library = Library(places, self._catalog)
+        self.library = Library(places, self._catalog, mirrors=self._settings.mirrors)
         self._authority = Authority(places.keys)
         self.snapshots = Snapshots(places, self._disks)
         self.volumes = Volumes(places, self._disks.pool)

@@ -81,10 +81,27 @@ def mount_view(target: Path, layers: Sequence[Path]) -> list[Path]:
     return directories
 
 
+def mount_stack(target: Path, layers: Sequence[Path], upper: Path, work: Path) -> None:
+    """Mount `layers` (directories, from the lowest up) at `target` to be written on: what changes becomes a further layer in the empty directory `upper`.
+
+    `work`: an empty directory beside it. Raises `OSError`, as where the file system can't hold such a layer.
+    """
+    _dress(upper, layers[-1])
+    with ExitStack() as open_directories:
+        lower = [_by_descriptor(str(path), open_directories) for path in reversed(layers)]
+        above = (_by_descriptor(str(upper), open_directories), _by_descriptor(str(work), open_directories))
+        syscalls.mount("corral", target, "overlay", flags=_FLAGS, data=f"lowerdir={':'.join(lower)},upperdir={above[0]},workdir={above[1]},{_FEATURES}")
+
+
 def unmount_layers(places: Places) -> None:
     """Unmount layers that are images, when no sandbox uses them any more."""
     for directory in (places.layers, places.snapshots):
         mounts.sweep(directory / _MOUNTED)
+
+
+def directories(layers: Sequence[Path]) -> list[Path]:
+    """Where the files of layers are; those that are images are mounted."""
+    return [_directory(layer) for layer in layers]
 
 
 def mount_layers(layers: Sequence[Path]) -> None:

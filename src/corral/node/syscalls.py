@@ -242,7 +242,20 @@ def open_beneath(root: int, path: bytes, flags: int) -> int:
     return _syscall(_NR_OPENAT2, _long(root), path, how, ctypes.c_size_t(len(how)), path=path)
 
 
+def open_in_root(root: int, path: bytes, flags: int) -> int:
+    """openat2(2): open `path` as a process would whose root directory is `root`: symbolic links and `..` lead nowhere else. Through no magic link and no mount."""
+    no_xdev, no_magiclinks, in_root = 0x01, 0x02, 0x10
+    how = struct.pack("<QQQ", flags | os.O_CLOEXEC, 0, no_xdev | no_magiclinks | in_root)
+    return _syscall(_NR_OPENAT2, _long(root), path, how, ctypes.c_size_t(len(how)), path=path)
+
+
 # Processes
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that made it ends (PR_SET_PDEATHSIG). A parent that has ended already is not noticed."""
+    set_pdeathsig, sigkill = 1, 9
+    _check(_libc.prctl(set_pdeathsig, ctypes.c_ulong(sigkill), 0, 0, 0))
 
 
 def page_out(pidfd: int, ranges: Iterable[tuple[int, int]]) -> int:
@@ -256,7 +269,15 @@ def page_out(pidfd: int, ranges: Iterable[tuple[int, int]]) -> int:
     return done
 
 
-# Network namespaces
+# Namespaces
+
+
+def unshare_mounts() -> None:
+    """Put this process (it must have one thread) into a mount namespace of its own, from which no mount goes back; all of it ends with the process."""
+    new_mounts, private = 0x00020000, 1 << 18
+    _check(_libc.unshare(new_mounts))
+    _check(_libc.mount(None, b"/", None, ctypes.c_ulong(private | MountFlag.RECURSIVE), None))
+
 
 _CLONE_NEWNET = 0x40000000
 

@@ -7,6 +7,8 @@ import atexit
 import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
 from typing import Self, Unpack
 from weakref import WeakKeyDictionary
 
@@ -27,6 +29,9 @@ from corral.sdk._async.volume import Volume
 from corral.sdk.connection import Connection, discover
 from corral.sdk.flavor import ASYNC
 from corral.sdk.options import CreateOptions
+
+EXPORT_SECONDS = 3600.0
+"""Until an archive begins to come: it is written to its end first."""
 
 
 class Client:
@@ -142,6 +147,20 @@ class ImageList:
     async def delete(self, id: str) -> None:
         """Raises `Conflict` while a template names it or a sandbox stands on it."""
         await self._transport.call("DELETE", "/v1/images/" + faults.segment(id))
+
+    async def export(self, ref: str, path: str | os.PathLike[str]) -> None:
+        """Write an image, snapshot or template's image to a file, as an OCI archive that `docker load`, skopeo, podman and `Image.from_archive` take."""
+        target = Path(path)
+        partial = target.with_name(target.name + ".part")
+        answer = await self._transport.stream("GET", f"/v1/images/{faults.segment(ref)}/archive", seconds=EXPORT_SECONDS)
+        try:
+            with partial.open("wb") as file:
+                async with aclosing(answer.pieces()) as pieces:
+                    async for piece in pieces:
+                        await asyncio.to_thread(file.write, piece)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
 
     async def usage(self) -> Usage:
         """What images, results of steps and uploads take."""

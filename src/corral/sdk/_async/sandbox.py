@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from weakref import WeakSet
@@ -362,6 +363,17 @@ class Sandbox:
         """Keep its disk as it is now, as an image; it goes on running. Raises `Conflict` when the project has a snapshot or the node an image of that name."""
         request = faults.encode(faults.build(SnapshotCreate, **({} if name is None else {"name": name})))
         return await self._keep("/snapshots", request)
+
+    async def export(self, path: str | os.PathLike[str]) -> None:
+        """Write its disk as it is now, on its image, to a file: an OCI archive that `docker load`, skopeo, podman and `Image.from_archive` take.
+
+        It may be running, stopped or paused.
+        """
+        kept = await self.snapshot()
+        try:
+            await self.client.images.export(kept.id, path)
+        finally:
+            await kept.delete()
 
     async def checkpoint(self, name: str) -> Snapshot:
         """Keep its disk as it is now in its own history, for `diff` and `rewind`; it goes on running."""

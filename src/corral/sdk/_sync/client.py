@@ -7,6 +7,8 @@ import atexit
 import os
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Self, Unpack
 from weakref import WeakKeyDictionary
 
@@ -26,6 +28,9 @@ from corral.sdk._sync.transport import Transport
 from corral.sdk._sync.volume import Volume
 from corral.sdk.connection import Connection, discover
 from corral.sdk.options import CreateOptions
+
+EXPORT_SECONDS = 3600.0
+"""Until an archive begins to come: it is written to its end first."""
 
 
 class Client:
@@ -141,6 +146,20 @@ class ImageList:
     def delete(self, id: str) -> None:
         """Raises `Conflict` while a template names it or a sandbox stands on it."""
         self._transport.call("DELETE", "/v1/images/" + faults.segment(id))
+
+    def export(self, ref: str, path: str | os.PathLike[str]) -> None:
+        """Write an image, snapshot or template's image to a file, as an OCI archive that `docker load`, skopeo, podman and `Image.from_archive` take."""
+        target = Path(path)
+        partial = target.with_name(target.name + ".part")
+        answer = self._transport.stream("GET", f"/v1/images/{faults.segment(ref)}/archive", seconds=EXPORT_SECONDS)
+        try:
+            with partial.open("wb") as file:
+                with closing(answer.pieces()) as pieces:
+                    for piece in pieces:
+                        file.write(piece)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def usage(self) -> Usage:
         """What images, results of steps and uploads take."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -363,6 +364,17 @@ class Sandbox:
         """Keep its disk as it is now, as an image; it goes on running. Raises `Conflict` when the project has a snapshot or the node an image of that name."""
         request = faults.encode(faults.build(SnapshotCreate, **({} if name is None else {"name": name})))
         return self._keep("/snapshots", request)
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write its disk as it is now, on its image, to a file: an OCI archive that `docker load`, skopeo, podman and `Image.from_archive` take.
+
+        It may be running, stopped or paused.
+        """
+        kept = self.snapshot()
+        try:
+            self.client.images.export(kept.id, path)
+        finally:
+            kept.delete()
 
     def checkpoint(self, name: str) -> Snapshot:
         """Keep its disk as it is now in its own history, for `diff` and `rewind`; it goes on running."""

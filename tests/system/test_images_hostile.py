@@ -1,0 +1,285 @@
+"""Layers and archives that mean harm: refused, with nothing outside of where they were to be unpacked, and nothing left of them inside."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import struct
+import tarfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from corral.errors import CorralError, InvalidArgument, TooLarge, Unsupported
+from corral.images.oci import job
+from corral.images.oci.archive import Archive
+from corral.images.oci.documents import Platform, digest_of
+from corral.images.oci.layer import opened
+from corral.images.oci.unpack import Limits, Unpacker
+
+Entry = tuple[str, bytes, str, bytes] | tuple[str, bytes, str, bytes, dict[str, str]]
+REG, SYM, LNK, DIR, CHR = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE
+
+
+def tar(*entries: Entry) -> bytes:
+    """Entries: name, type, what it links to, content, and further headers."""
+    out = bytearray()
+    for name, kind, link, content, *more in entries:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname, info.size, info.mode = kind, link, len(content) if kind == REG else 0, 0o755
+        info.pax_headers = more[0] if more else {}
+        out += info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape") + content + bytes(-len(content) % 512)
+    return bytes(out) + bytes(1024)
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Path:
+    """A root to unpack into, beside something that must stay as it is."""
+    (tmp_path / "root").mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/file").write_text("mine")
+    return tmp_path
+
+
+def unpack(room: Path, *layers: bytes, limits: Limits | None = None) -> Path:
+    root = os.open(room / "root", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        unpacker = Unpacker(root, limits or Limits(), lambda _text: None)
+        for layer in layers:
+            with opened(io.BytesIO(layer)) as content:
+                unpacker.layer(content)
+    finally:
+        os.close(root)
+    return room / "root"
+
+
+def untouched(room: Path) -> None:
+    assert sorted(path.name for path in room.iterdir()) == ["outside", "root"]
+    assert [(path.name, path.read_text()) for path in (room / "outside").iterdir()] == [("file", "mine")]
+
+
+OUT = "../" * 20
+REFUSED: dict[str, tuple[Entry, ...]] = {
+    "a name that leads out": (("../outside/file", REG, "", b"x"),),
+    "a name that leads out later": (("a/b/../../../outside/file", REG, "", b"x"),),
+    "a hard link out": (("a", LNK, "../outside/file", b""),),
+    "a hard link to nothing": (("a", LNK, "b", b""),),
+    "a hard link to a directory": (("d", DIR, "", b""), ("a", LNK, "d", b"")),
+    "a hard link to itself": (("a", LNK, "a", b""),),
+    "a file twice": (("a", REG, "", b"1"), ("a", REG, "", b"2")),
+    "a file over its own directory": (("d/a", REG, "", b"1"), ("d", REG, "", b"2")),
+    "something below a file": (("a", REG, "", b"1"), ("a/b", REG, "", b"2")),
+    "a link in circles": (("a", SYM, "b", b""), ("b", SYM, "a", b""), ("a/x", REG, "", b"1")),
+    "a device": (("sda", CHR, "", b""),),
+    "a whiteout of its directory": (("d", DIR, "", b""), ("d/.wh...", REG, "", b"")),
+    "a whiteout of nothing": (("d", DIR, "", b""), ("d/.wh.", REG, "", b"")),
+    "a long name": (("n" * 300, REG, "", b""),),
+    "overlayfs' own words": (("d", DIR, "", b"", {"SCHILY.xattr.trusted.overlay.redirect": "/etc"}),),
+    "an attribute of no kind": (("f", REG, "", b"", {"SCHILY.xattr.nothing": "x"}),),
+    "an owner nobody is": (("f", REG, "", b"", {"uid": "-1"}),),
+    "a time that never was": (("f", REG, "", b"", {"mtime": "9" * 400}),),
+    "a root that is a file": (("./", REG, "", b""),),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused(room: Path, what: str) -> None:
+    with pytest.raises((InvalidArgument, Unsupported)):
+        unpack(room, tar(*REFUSED[what]))
+    untouched(room)
+
+
+def test_symbolic_links_lead_nowhere_else(room: Path) -> None:
+    """They are kept as they are, and followed as a sandbox would follow them."""
+    outside = str(room / "outside")
+    root = unpack(
+        room,
+        tar(
+            ("abs", SYM, outside, b""),
+            ("up", SYM, f"{OUT}{outside}", b""),
+            ("abs/new", REG, "", b"1"),
+            ("up/other", REG, "", b"2"),
+            ("abs/file", REG, "", b"3"),
+        ),
+        tar(("abs/.wh.file", REG, "", b"")),
+    )
+    untouched(room)
+    inner = root / outside.lstrip("/")
+    assert sorted(path.name for path in inner.iterdir()) == ["new", "other"]
+    assert os.readlink(root / "abs") == outside
+
+
+def test_a_link_put_in_place_of_a_directory_hides_nothing_from_us(room: Path) -> None:
+    """A later layer replaces a directory that was used, and then uses it."""
+    outside = str(room / "outside")
+    unpack(
+        room,
+        tar(("d/x", REG, "", b"1")),
+        tar(("d/y", REG, "", b"1"), ("e", DIR, "", b"")),
+        tar((".wh.d", REG, "", b""), ("d", SYM, outside, b""), ("d/file", REG, "", b"theirs")),
+    )
+    untouched(room)
+
+
+def test_whiteouts_take_what_is_below_and_not_what_came_along(room: Path) -> None:
+    root = unpack(
+        room,
+        tar(("d/old", REG, "", b"1"), ("d/sub/old", REG, "", b"1"), ("e", REG, "", b"1")),
+        tar(
+            ("d/new", REG, "", b"2"),
+            ("d/sub/new", REG, "", b"2"),
+            ("d/.wh..wh..opq", REG, "", b""),
+            ("e", REG, "", b"2"),
+            (".wh.e", REG, "", b""),
+            (".wh.never", REG, "", b""),
+        ),
+    )
+    assert sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()) == ["d/new", "d/sub/new", "e"]
+
+
+def test_bombs(room: Path) -> None:
+    with pytest.raises(TooLarge):
+        unpack(room, gzip.compress(tar(("zeros", REG, "", bytes(8 << 20)))), limits=Limits(size=4 << 20))
+    with pytest.raises(TooLarge):
+        unpack(room, tar(*[(f"f{number}", REG, "", b"") for number in range(50)]), limits=Limits(entries=20))
+    # A header that claims 8 GB, and isn't followed by them.
+    claims = tarfile.TarInfo("x")
+    claims.type, claims.size = tarfile.XHDTYPE, (8 << 30) - 1
+    with pytest.raises(InvalidArgument):
+        unpack(room, claims.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
+    for cut in (
+        gzip.compress(tar(("f", REG, "", os.urandom(100_000))))[:-2000],
+        tar(("f", REG, "", os.urandom(100_000)))[:50_000],
+        b"\x1f\x8bgarbage",
+        b"\x28\xb5\x2f\xfdgarbage",
+        b"x" * 5000,
+    ):
+        with pytest.raises(InvalidArgument):
+            unpack(room, cut)
+    untouched(room)
+
+
+names = st.sampled_from(
+    [
+        "a",
+        "b",
+        "a/b",
+        "a/../b",
+        "../outside/file",
+        "/abs",
+        "./",
+        ".wh.a",
+        "a/.wh..wh..opq",
+        ".wh..",
+        "a/b/c",
+        "l",
+        "l/x",
+        "l/l",
+        "dev/null",
+        "n" * 256,
+        "\udcff",
+    ]
+)
+kinds = st.sampled_from([REG, SYM, LNK, DIR, CHR, tarfile.FIFOTYPE, tarfile.CONTTYPE, b"Z"])
+links = st.sampled_from(["", "a", "b", "/", "..", "../outside", "../outside/file", "/a/b", "l", "a/b", "."])
+extra = st.dictionaries(
+    st.sampled_from(["SCHILY.xattr.user.x", "SCHILY.xattr.trusted.overlay.opaque", "uid", "mtime", "path", "linkpath", "size", "GNU.sparse.map"]),
+    st.sampled_from(["y", "-1", "0", "../outside/file", "99999999999", "1.5"]),
+    max_size=2,
+)
+layers = st.lists(st.lists(st.tuples(names, kinds, links, st.binary(max_size=20), extra), max_size=12), min_size=1, max_size=3)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(layers, st.data())
+def test_any_layers_stay_where_they_belong(room: Path, entries: list[list[Entry]], data: st.DataObject) -> None:
+    raw = [tar(*layer) for layer in entries]
+    if data.draw(st.booleans()):
+        spoilt = bytearray(raw[-1])
+        for _ in range(data.draw(st.integers(1, 8))):
+            spoilt[data.draw(st.integers(0, len(spoilt) - 1))] = data.draw(st.integers(0, 255))
+        raw[-1] = bytes(spoilt)
+    try:
+        unpack(room, *raw)
+    except CorralError:
+        pass
+    untouched(room)
+    assert threading.active_count() < 50
+
+
+def archive(room: Path, change: Callable[[dict[str, bytes]], None] = lambda _files: None) -> Path:
+    """An OCI archive of one small image, with a change to its files."""
+    layer = tar(("f", REG, "", b"x"))
+    here = Platform.parse(None)
+    config = json.dumps({"architecture": here.architecture, "os": here.os, "rootfs": {"type": "layers", "diff_ids": [digest_of(layer)]}}).encode()
+    blob = gzip.compress(layer)
+    pointers = [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest_of(one), "size": len(one)} for one in (config, blob)]
+    manifest = json.dumps({"schemaVersion": 2, "config": pointers[0], "layers": [pointers[1]]}).encode()
+    top = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest_of(manifest), "size": len(manifest)}
+    files = {"blobs/" + digest_of(one).replace(":", "/"): one for one in (config, blob, manifest)}
+    files |= {"oci-layout": b"{}", "index.json": json.dumps({"manifests": [top]}).encode(), "layer": blob, "manifest": manifest}
+    change(files)
+    (room / "image.tar").write_bytes(tar(*[(name, REG, "", content) for name, content in files.items()]))
+    return room / "image.tar"
+
+
+def _spoil(files: dict[str, bytes], of: str) -> None:
+    name = "blobs/" + digest_of(files[of]).replace(":", "/")
+    files[name] = files[name][:-9] + bytes([files[name][-9] ^ 1]) + files[name][-8:]
+
+
+SPOILT: dict[str, Callable[[dict[str, bytes]], None]] = {
+    "a layer": lambda files: _spoil(files, "layer"),
+    "a manifest": lambda files: _spoil(files, "manifest"),
+    "no layer": lambda files: files.pop("blobs/" + digest_of(files["layer"]).replace(":", "/")) and None,
+    "a short layer": lambda files: files.update({"blobs/" + digest_of(files["layer"]).replace(":", "/"): files["layer"][:-1]}),
+    "no index": lambda files: files.pop("index.json") and None,
+    "an index that is none": lambda files: files.update({"index.json": b"[1]"}),
+    "a name twice": lambda files: files.update({"./oci-layout": b"{}"}),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+async def test_archives_that_are_not_what_they_say(room: Path, what: str) -> None:
+    path = archive(room, SPOILT[what])
+    (room / "layers").mkdir()
+    with pytest.raises(InvalidArgument):
+        await job.run(job.Unpack(str(room / "layers"), ".import-x", str(path), Platform.parse(None)), print)
+    assert list((room / "layers").iterdir()) == []
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 1 << 30), st.integers(0, 255)), min_size=1, max_size=6))
+def test_any_archive_is_read_or_refused(room: Path, changes: list[tuple[int, int]]) -> None:
+    raw = bytearray(archive(room).read_bytes())
+    for at, byte in changes:
+        raw[at % len(raw)] = byte
+    (room / "image.tar").write_bytes(raw)
+    try:
+        source = Archive(room / "image.tar", Platform.parse(None))
+    except InvalidArgument:
+        return
+    try:
+        found = source.find()
+        for layer in found.layers:
+            with source.layer(layer) as blob, opened(blob) as content:
+                content.finish(diff_id=layer.diff_id, digest=layer.digest, size=layer.size)
+    except (InvalidArgument, Unsupported):
+        pass
+    finally:
+        source.close()
+
+
+def test_huge_sizes_are_no_negative_ones(room: Path) -> None:
+    header = bytearray(tarfile.TarInfo("f").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" + struct.pack(">q", -5).rjust(11, b"\xff")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    with pytest.raises(InvalidArgument):
+        unpack(room, bytes(header) + bytes(2048))
