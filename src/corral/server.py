@@ -51,6 +51,7 @@ from corral.control.secrets import Secrets
 from corral.control.shelf import Shelf
 from corral.control.snapshots import Snapshots
 from corral.control.starts import Starts
+from corral.control.supervisor import Supervisor
 from corral.control.templates import Templates
 from corral.control.volumes import Volumes
 from corral.control.webhooks import Webhooks
@@ -64,6 +65,7 @@ from corral.preview import certificate, secret
 from corral.preview.doors import DOORS, Door
 from corral.preview.keeper import Edge, Keeper
 from corral.schema.image import BuildCreate
+from corral.schema.sandbox import State
 from corral.settings import Settings
 from corral.store import Store
 from corral.store.keyring import FileKeyRing
@@ -132,7 +134,10 @@ class Application:
                 actor, wanted, build, image, sandboxes=self._sandboxes, snapshots=snapshots, volumes=volumes, secrets=secrets, node=node, room=node.library.room
             )
 
-        self._sandboxes.on_created = Starts(node=node, events=events, config=self._templates.config_of).after
+        starts = Starts(node=node, events=events, config=self._templates.config_of)
+        self._sandboxes.on_created = starts.after
+        self._supervisor = Supervisor(node=node, events=events, starts=starts, config=self._templates.config_of)
+        self._sandboxes.on_running, self._sandboxes.on_gone = self._supervisor.runs, self._supervisor.gone
         builder = Builder(images=self._images, templates=self._templates, shelf=shelf, node=node, uploads=node.library.uploads, secrets=secrets, bench=bench)
         self._builds = Builds(builder, templates=self._templates, sandboxes=self._sandboxes, events=events)
         streams = Streams()
@@ -143,6 +148,7 @@ class Application:
             volumes=volumes,
             webhooks=webhooks,
             previews=previews,
+            supervisor=self._supervisor,
             attachments=Attachments(sandboxes=self._sandboxes, volumes=volumes, node=node),
             code=Contexts(node.processes),
             images=self._images,
@@ -190,6 +196,9 @@ class Application:
         await self._images.load()
         await self._templates.load()
         await self._sandboxes.open()
+        for record in self._sandboxes.records():
+            if record.state in (State.RUNNING, State.FROZEN):
+                self._supervisor.runs(record)
         await self.services.volumes.open()
         await self.services.snapshots.open()
         await self._images.open()
@@ -235,6 +244,7 @@ class Application:
         self._app.close()
         self.services.history.stop()
         self.services.webhooks.close()
+        self._supervisor.close()
         await self._builds.close()
         if terminate:
             await self._sandboxes.stop_all()

@@ -25,6 +25,7 @@ from corral.control.previews import Previews
 from corral.control.sandboxes import Sandboxes
 from corral.control.secrets import Secrets
 from corral.control.snapshots import Snapshots
+from corral.control.supervisor import Supervisor
 from corral.control.templates import Templates
 from corral.control.volumes import Volumes
 from corral.control.webhooks import Webhooks
@@ -43,6 +44,7 @@ class Services:
     webhooks: Webhooks
     code: Contexts
     previews: Previews
+    supervisor: Supervisor
     images: Images
     templates: Templates
     builds: Builds

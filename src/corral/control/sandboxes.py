@@ -91,6 +91,10 @@ class Sandboxes:
         """Told of a connection that begins to wait for a decision, and of the decision."""
         self.on_created: Callable[[Record], Awaitable[None]] | None = None
         """Told of a new one that runs, before its create is answered; when it fails, so does the create."""
+        self.on_running: Callable[[Record], None] = lambda _record: None
+        """Told of one that runs from now on: made, started or resumed."""
+        self.on_gone: Callable[[str], None] = lambda _id: None
+        """Told of one that does not any more."""
         self.on_removed: Callable[[Record], Awaitable[None]] | None = None
         """Told that the node has nothing of a sandbox any more."""
 
@@ -246,6 +250,8 @@ class Sandboxes:
         if (ended := living.overtaken) is not None:
             living.overtaken = None
             self._end(living, ended)
+        else:
+            self.on_running(living.record)
 
     def _used(self, project: str) -> Use:
         return quota.use(self.ledger.registry.of(project)) + Use(disk=self._shelf.mib(project) + self._volumes.mib(project))
@@ -450,6 +456,7 @@ class Sandboxes:
             self.later(self._remove(record))
 
     def _freed(self, record: Record) -> None:
+        self.on_gone(record.id)
         self._alarm.set(record.id, None)
         self._gate.look()
 

@@ -39,7 +39,7 @@ class Starts:
         process = await self._node.processes(record.id).start(ProcessStart.model_validate({**words, "tag": TAG}))
         if start.ready is None:
             return
-        ready = asyncio.ensure_future(self._ready(record, start.ready, seen))
+        ready = asyncio.ensure_future(self.ready(record, start.ready, seen))
         ended = asyncio.ensure_future(self._node.processes(record.id).wait(process.id))
         try:
             done, _ = await asyncio.wait({ready, ended}, timeout=start.ready.timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -54,7 +54,8 @@ class Starts:
                 task.cancel()
             await asyncio.gather(ready, ended, return_exceptions=True)
 
-    async def _ready(self, record: Record, probe: Ready, seen: int) -> None:
+    async def ready(self, record: Record, probe: Ready, seen: int) -> None:
+        """Return when a probe says so. `seen`: the newest event when what is probed had not begun."""
         if probe.seconds is not None:
             await asyncio.sleep(probe.seconds)
         elif probe.port is not None:

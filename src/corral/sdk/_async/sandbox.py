@@ -30,6 +30,7 @@ from corral.sdk._async.image import Image
 from corral.sdk._async.preview import Preview, Tunnel
 from corral.sdk._async.process import Process
 from corral.sdk._async.run import Callback, Run, start_request
+from corral.sdk._async.service import Supervised
 from corral.sdk._async.snapshot import Snapshot
 from corral.sdk._async.volume import Volume, mount, mounts
 from corral.sdk.egress import Egress, policy
@@ -57,6 +58,7 @@ class Sandbox:
         self._processes: WeakSet[Process[str] | Process[bytes]] = WeakSet()
         self.files = Files(self._transport, self._path)
         self.code = Code(self._transport, self._path)
+        self.services = Supervised(self._transport, self._path)
         self.egress = SandboxEgress(self._transport, self._path, info.id)
 
     @classmethod

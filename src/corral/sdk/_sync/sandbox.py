@@ -31,6 +31,7 @@ from corral.sdk._sync.image import Image
 from corral.sdk._sync.preview import Preview, Tunnel
 from corral.sdk._sync.process import Process
 from corral.sdk._sync.run import Callback, Run, start_request
+from corral.sdk._sync.service import Supervised
 from corral.sdk._sync.snapshot import Snapshot
 from corral.sdk._sync.volume import Volume, mount, mounts
 from corral.sdk.egress import Egress, policy
@@ -58,6 +59,7 @@ class Sandbox:
         self._processes: WeakSet[Process[str] | Process[bytes]] = WeakSet()
         self.files = Files(self._transport, self._path)
         self.code = Code(self._transport, self._path)
+        self.services = Supervised(self._transport, self._path)
         self.egress = SandboxEgress(self._transport, self._path, info.id)
 
     @classmethod

@@ -1,0 +1,202 @@
+"""Services of sandboxes: started in the order of their needs, watched, started again. What they are stands in files of the sandbox, what they do is told by its processes: nothing else is remembered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import PurePosixPath
+
+import structlog
+from pydantic import ValidationError
+
+from corral.control.attempt import Attempt, tag_of
+from corral.control.events import EventLog
+from corral.control.ports import Node
+from corral.control.record import BUILD, Record
+from corral.control.starts import Starts
+from corral.errors import CorralError, FileNotFound, InvalidArgument, NotFound, QuotaExceeded, Unavailable
+from corral.images.config import ImageConfig
+from corral.schema import file
+from corral.schema.service import Service, ServiceSet
+
+DIRECTORY = "/etc/corral/services"
+SERVICES = 64
+"""Of one sandbox at most."""
+SIZE = 256 << 10
+"""Bytes of a service's file at most."""
+
+log = structlog.get_logger(__name__)
+
+
+class Supervisor:
+    """Of all sandboxes of one server. `config` gives the configuration of a project's image that a sandbox was made from, None for others."""
+
+    def __init__(self, *, node: Node, events: EventLog, starts: Starts, config: Callable[[Record], ImageConfig | None]) -> None:
+        self._node = node
+        self._events = events
+        self._starts = starts
+        self._config = config
+        self._boxes: dict[str, dict[str, Attempt]] = {}
+        self._reading: dict[str, asyncio.Task[dict[str, Attempt]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # A sandbox
+
+    def runs(self, record: Record) -> None:
+        """A sandbox runs from now on: made, started, resumed, or found by a new server. Those without services cost nothing."""
+        self.gone(record.id)
+        if BUILD in record.tags:
+            return
+        if self._config(record) is not None or any(tag_of(process) is not None for process in self._node.processes(record.id).list()):
+            self._later(record)
+
+    def gone(self, id: str) -> None:
+        """It does not run any more. Its processes are as they are."""
+        for attempt in self._boxes.pop(id, {}).values():
+            attempt.leave()
+        self._reading.pop(id, None)
+
+    def close(self) -> None:
+        """The server leaves; services live on with their sandboxes."""
+        for id in list(self._boxes):
+            self.gone(id)
+        for task in self._tasks:
+            task.cancel()
+
+    def _later(self, record: Record) -> None:
+        async def begin() -> None:
+            try:
+                await self._box(record)
+            except CorralError as error:
+                log.warning("services_not_started", sandbox=record.id, error=error.message)
+
+        task = asyncio.get_running_loop().create_task(begin())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # Its services
+
+    async def list(self, record: Record) -> list[Service]:
+        return [attempt.describe() for _, attempt in sorted((await self._box(record)).items())]
+
+    async def get(self, record: Record, name: str) -> Service:
+        return (await self._find(record, name)).describe()
+
+    async def put(self, record: Record, name: str, wanted: ServiceSet) -> Service:
+        """Keep it in the sandbox, and start it unless it shall not be. What runs by that name is stopped first."""
+        box = await self._box(record)
+        _check(name, wanted, box)
+        if name not in box and len(box) >= SERVICES:
+            raise QuotaExceeded(f"a sandbox has {SERVICES} services at most", hint="remove one")
+        await self._keep(record, name, wanted)
+        if (old := box.get(name)) is not None:
+            await old.stop()
+        box[name] = attempt = self._attempt(record, name, wanted)
+        if wanted.enabled:
+            attempt.begin(box)
+        return attempt.describe()
+
+    async def start(self, record: Record, name: str) -> Service:
+        """Nothing happens when it runs, or waits for its turn."""
+        attempt = await self._find(record, name)
+        if not attempt.settings.enabled:
+            attempt.settings = attempt.settings.model_copy(update={"enabled": True})
+            await self._keep(record, name, attempt.settings)
+        attempt.begin(await self._box(record))
+        return attempt.describe()
+
+    async def stop(self, record: Record, name: str) -> Service:
+        """It stays stopped, also when the sandbox is started again, until somebody starts it."""
+        attempt = await self._find(record, name)
+        if attempt.settings.enabled:
+            attempt.settings = attempt.settings.model_copy(update={"enabled": False})
+            await self._keep(record, name, attempt.settings)
+        await attempt.stop()
+        return attempt.describe()
+
+    async def remove(self, record: Record, name: str) -> None:
+        attempt = await self._find(record, name)
+        await self._node.files(record.id).remove(file.Remove.model_validate({"path": _path(name), "missing_ok": True}))
+        await attempt.stop()
+        (await self._box(record)).pop(name, None)
+
+    async def _find(self, record: Record, name: str) -> Attempt:
+        if (attempt := (await self._box(record)).get(name)) is None:
+            raise NotFound(f"there is no service {name} in this sandbox", hint="list those there are", details={"service": name})
+        return attempt
+
+    async def _box(self, record: Record) -> dict[str, Attempt]:
+        """Its services by name, begun when they are read."""
+        if (box := self._boxes.get(record.id)) is not None:
+            return box
+        if (reading := self._reading.get(record.id)) is None:
+            reading = self._reading[record.id] = asyncio.get_running_loop().create_task(self._read(record))
+            reading.add_done_callback(lambda done: self._was_read(record.id, done))
+        return await asyncio.shield(reading)
+
+    def _was_read(self, id: str, done: asyncio.Task[dict[str, Attempt]]) -> None:
+        if self._reading.get(id) is done:
+            del self._reading[id]
+        if not done.cancelled():
+            done.exception()  # whoever waited was told
+
+    async def _read(self, record: Record) -> dict[str, Attempt]:
+        box: dict[str, Attempt] = {}
+        try:
+            entries = (await self._node.files(record.id).list(file.ListFiles.model_validate({"path": DIRECTORY}))).entries
+        except FileNotFound:
+            entries = []
+        for entry in entries:
+            name = PurePosixPath(entry.path or "")
+            if name.suffix == ".json" and len(box) < SERVICES and (settings := await self._settings(record, str(name))) is not None:
+                box[name.stem] = self._attempt(record, name.stem, settings)
+        if self._reading.get(record.id) is not asyncio.current_task():
+            raise Unavailable("the sandbox was stopped or paused meanwhile", hint="try again")
+        self._boxes[record.id] = box
+        for attempt in box.values():
+            if attempt.settings.enabled:
+                attempt.begin(box)
+        return box
+
+    async def _settings(self, record: Record, path: str) -> ServiceSet | None:
+        _, download = await self._node.files(record.id).read(file.At.model_validate({"path": path}), length=SIZE)
+        text = b"".join([chunk async for chunk in download])
+        try:
+            return ServiceSet.model_validate_json(text)
+        except ValidationError as error:
+            # Its own, and written by whoever has written the file.
+            self._events.note("service.invalid", record.project, sandbox=record.id, actor="guest", data={"path": path, "errors": error.error_count()})
+            return None
+
+    def _attempt(self, record: Record, name: str, settings: ServiceSet) -> Attempt:
+        def note(kind: str, **data: object) -> None:
+            self._events.note(f"service.{kind}", record.project, sandbox=record.id, data={"service": name, **data})
+
+        return Attempt(
+            name, settings, book=lambda: self._node.processes(record.id), ready=lambda probe: self._starts.ready(record, probe, self._events.seq), note=note
+        )
+
+    async def _keep(self, record: Record, name: str, settings: ServiceSet) -> None:
+        async def text() -> AsyncIterator[bytes]:
+            yield settings.model_dump_json(exclude_defaults=True, indent=1).encode() + b"\n"
+
+        await self._node.files(record.id).write(file.At.model_validate({"path": _path(name)}), text(), mode=0o644, user="root")
+
+
+def _path(name: str) -> str:
+    return f"{DIRECTORY}/{name}.json"
+
+
+def _check(name: str, wanted: ServiceSet, box: dict[str, Attempt]) -> None:
+    """Raises `InvalidArgument` when services would wait for each other, or for one that is not there."""
+    needs: dict[str, Iterable[str]] = {**{other: attempt.settings.needs for other, attempt in box.items()}, name: wanted.needs}
+    if missing := [need for need in wanted.needs if need not in needs]:
+        raise InvalidArgument(f"the service {name} needs {missing[0]}, which is not there", hint="set that one first", details={"field": "needs"})
+    seen: set[str] = set()
+    left = [*wanted.needs]
+    while left:
+        if (need := left.pop()) == name:
+            raise InvalidArgument(f"the service {name} needs itself", hint="take one of the needs out", details={"field": "needs"})
+        if need not in seen:
+            seen.add(need)
+            left += needs.get(need, ())
