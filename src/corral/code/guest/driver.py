@@ -10,6 +10,7 @@ import asyncio
 import ctypes
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -80,11 +81,15 @@ class Kernel:
         return spec["argv"], env, "ipc" if spec["language"] == "bash" else "tcp"
 
     def _start(self, argv, env, transport):
-        from jupyter_client.connect import write_connection_file
-
         name = os.path.join(self.directory, "connection.json")
-        ip = os.path.join(self.directory, "s") if transport == "ipc" else "127.0.0.1"
-        self.file, self.info = write_connection_file(name, ip=ip, transport=transport)
+        if transport == "ipc":
+            self.file, self.info = name, connection(os.path.join(self.directory, "s"))
+            with open(name, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+                json.dump(self.info, file)
+        else:
+            from jupyter_client.connect import write_connection_file
+
+            self.file, self.info = write_connection_file(name, ip="127.0.0.1", transport=transport)
         argv = [arg.format(connection_file=self.file) if "{connection_file}" in arg else arg for arg in argv]
         with open(os.path.join(self.directory, "log"), "wb") as log:
             try:
@@ -99,13 +104,16 @@ class Kernel:
 
     async def connect(self):
         """Until it answers."""
+        # Here, and not before: the kernel starts meanwhile, which takes as long as this import.
         from jupyter_client import AsyncKernelClient
 
         deadline = time.monotonic() + START_SECONDS
         if self.info["transport"] == "ipc":
             # A socket that is connected before it is there tries again only after a tenth of a second.
-            while not os.path.exists(f"{self.info['ip']}-{self.info['shell_port']}") and not self.gone.is_set() and time.monotonic() < deadline:
+            missing = [f"{self.info['ip']}-{self.info[name]}" for name in ("shell_port", "iopub_port", "control_port")]
+            while missing and not self.gone.is_set() and time.monotonic() < deadline:
                 await asyncio.sleep(0.005)
+                missing = [path for path in missing if not os.path.exists(path)]
         client = self.client = AsyncKernelClient()
         client.load_connection_info(self.info)
         client.start_channels(hb=False, stdin=False)
@@ -113,7 +121,7 @@ class Kernel:
             request = client.kernel_info()
             try:
                 await within(1.0, self._answer(client, request))
-                await within(1.0, self._heard(client))
+                await within(0.1, self._heard(client))
                 return
             except TimeoutError:
                 pass
@@ -161,6 +169,12 @@ class Kernel:
         if self.client is not None:
             self.client.stop_channels()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def connection(place):
+    """What the kernel and its client must know of each other, as jupyter_client writes it: sockets at `place` and a number."""
+    ports = {f"{name}_port": number for number, name in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)}
+    return {**ports, "ip": place, "transport": "ipc", "key": secrets.token_hex(16), "signature_scheme": "hmac-sha256", "kernel_name": ""}
 
 
 def die_with_us():
@@ -486,8 +500,6 @@ async def main(language, program):
 
 
 try:
-    import jupyter_client  # noqa: F401
-
     asyncio.run(main(sys.argv[1], given["kernel"]))  # noqa: F821 - set by the line that starts this
 except ImportError as error:
     say("unable", reason=f"this image's python has no {error.name}")

@@ -16,15 +16,13 @@ del sys.path[0]  # the directory of this file: the user's own is added by IPytho
 for unwanted in ("debugpy", "jedi"):
     sys.modules[unwanted] = None  # pyright: ignore[reportArgumentType] - makes importing it fail
 
+import jupyter_client.connect  # noqa: E402
 from ipykernel.iostream import OutStream  # noqa: E402
 from ipykernel.ipkernel import IPythonKernel  # noqa: E402
 from ipykernel.kernelapp import IPKernelApp  # noqa: E402
 from IPython.core.formatters import BaseFormatter, JSONFormatter, catch_format_error  # noqa: E402
 from traitlets import ObjectName  # noqa: E402
 from traitlets.config import Config  # noqa: E402
-
-for unwanted in ("debugpy", "jedi"):
-    del sys.modules[unwanted]
 
 CELLS = 100_000
 """Cells of a table that are given as data."""
@@ -228,7 +226,10 @@ class Pictures:
 sys.meta_path.insert(0, Pictures())
 # What is executed is not written into a database of the user's.
 app = IPKernelApp.instance(kernel_class=Kernel, config=Config(HistoryManager={"enabled": False}, InteractiveShell={"colors": "NoColor"}))
+jupyter_client.connect.localhost = lambda: "127.0.0.1"  # it would look at all network interfaces for it
 app.initialize()
+for unwanted in ("debugpy", "jedi"):
+    del sys.modules[unwanted]
 STREAMS = sys.stdout, sys.stderr
 display = app.shell.display_formatter
 for extra in (
