@@ -193,7 +193,7 @@ def test_metadata_stays_with_a_file_and_goes_into_snapshots(box: Sandbox, client
     assert not client.Sandbox.delete_snapshot(snapshot.snapshot_id)
 
 
-def test_a_paused_sandbox_goes_on_where_it_was(client: E2B) -> None:
+def test_a_paused_sandbox_goes_on_where_it_was(client: E2B, server: Server) -> None:
     box = client.Sandbox.create("base", timeout=300, lifecycle={"on_timeout": "pause", "auto_resume": True})
     counting = box.commands.run("n=0; while true; do echo $((n+=1)) > next; mv next count; sleep 0.1; done", background=True)
     box.commands.run("until test -s count; do sleep 0.05; done")
@@ -206,6 +206,10 @@ def test_a_paused_sandbox_goes_on_where_it_was(client: E2B) -> None:
     assert box.get_info().state is SandboxState.RUNNING
     assert int(box.files.read("count")) > 0
     box.kill()
+    lives = ["created", "paused", "resumed", "paused", "resumed", "killed"]
+    told = httpx.get(f"{server.url}/events/sandboxes/{box.sandbox_id}", params={"orderAsc": "true", "limit": 100}, headers={"X-API-Key": server.key}).json()
+    assert [event["type"].rpartition(".")[2] for event in told if event["type"] != "sandbox.lifecycle.updated"] == lives
+    assert {(event["sandboxId"], event["sandboxTemplateId"]) for event in told} == {(box.sandbox_id, "base")}
 
     asleep = client.Sandbox.create("base", timeout=300)
     asleep.pause()

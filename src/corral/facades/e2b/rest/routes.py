@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from corral.facades.e2b.rest import forks, lives, look, sandboxes, secrets, snapshots, templates, volume_content, volumes
+from corral.facades.e2b.rest import events, forks, lives, look, sandboxes, secrets, snapshots, templates, volume_content, volumes
 from corral.facades.e2b.rest.builds import Builds
 from corral.facades.e2b.rest.call import Endpoint
 
@@ -40,6 +40,8 @@ ROUTES: Routes = (
     ("POST", "/volumes", volumes.create),
     ("GET", "/volumes/{volume}", volumes.get),
     ("DELETE", "/volumes/{volume}", volumes.delete),
+    ("GET", "/events/sandboxes", events.listing),
+    ("GET", "/events/sandboxes/{sandbox}", events.listing),
     ("GET", "/secrets", secrets.listing),
     ("POST", "/secrets", secrets.create),
     ("GET", "/secrets/{secret}", secrets.get),
