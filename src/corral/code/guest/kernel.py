@@ -71,19 +71,21 @@ class Output:
         ready.register(self.stream._fid, select.POLLIN)
         while self.stream._should_watch:
             ready.poll()
-            self.take()
+            if not self.take():
+                return  # the user has closed the descriptor: nobody can write any more
 
     def take(self):
-        """What is in the pipe now. That it is taken and passed on under one lock is what makes a flush complete."""
+        """What is in the pipe now; False at its end. That it is taken and passed on under one lock is what makes a flush complete."""
         if self.stream._fid is None:
-            return
+            return False
         with self.lock:
             try:
                 data = os.read(self.stream._fid, PIPE)
             except BlockingIOError:
-                return
+                return True
             if text := self.decoder.decode(data):
                 self.put(text)
+            return bool(data)
 
     def put(self, text):
         written = whole_write(self.stream, text)
