@@ -96,6 +96,8 @@ def preview(client: Client, n: int, _image: str) -> Figure:
     with client.sandboxes.create(IMAGE, cpu=2, memory=1024) as sandbox:
         _started(sandbox)
         url = urlsplit(sandbox.preview(PORT).url)
+        if url.scheme != "http":
+            raise SetupError("this measures previews without TLS", hint="start the server without --tls")
         port, head = url.port or 80, f"Host: {url.netloc}\r\nCorral-Token: {sandbox.preview_token()}\r\n".encode()
 
         def by_preview() -> socket.socket:
