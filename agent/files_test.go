@@ -73,8 +73,11 @@ func TestWritingIsAllOrNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.get("write", map[string]any{"channel": 1, "path": []byte(at), "mode": nil, "parents": false, "append": false, "exclusive": false})
-	n.send(header{kind: typeData, channel: 1}, []byte("half"))
-	n.until(func() bool { return n.acked[1] == 4 })
+	half := bytes.Repeat([]byte("half"), 4096)
+	for sent := 0; sent < defaultWindow/2; sent += len(half) {
+		n.send(header{kind: typeData, channel: 1, offset: uint64(sent)}, half)
+	}
+	n.until(func() bool { return n.acked[1] > 0 })
 	n.get("close", map[string]any{"channel": 1})
 	for { // the abandoned file is gone soon
 		if entries, err := os.ReadDir(dir); err != nil || len(entries) == 1 {
