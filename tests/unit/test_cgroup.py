@@ -82,6 +82,13 @@ def test_use_and_kills_are_read_as_version_two_shows_them(unified: Hierarchies) 
     assert (group.oom_kills(), group.tasks_refused()) == (2, 4)
 
 
+def test_all_sandboxes_together_weigh_less_than_the_server(unified: Hierarchies) -> None:
+    assert unified.v2 is not None
+    _files(unified.v2 / "tag", cgroup__subtree_control="")
+    Groups(unified, "tag").open()
+    assert int((unified.v2 / "tag" / "cpu.weight").read_text()) < 100
+
+
 def test_a_place_without_rights_is_told_with_a_mend(tmp_path: Path) -> None:
     missing = Hierarchies({}, tmp_path / "missing", frozenset({"memory"}))
     with pytest.raises(SetupError, match="can't be made"):

@@ -22,6 +22,9 @@ CONTROLLERS: tuple[Controller, ...] = ("memory", "cpu", "cpuacct", "pids")
 MIB = 1 << 20
 PERIOD = 100_000
 """Microseconds over which a share of the cpu is given (the kernel's default)."""
+WEIGHT = 25
+"""Of all sandboxes of an installation together, where the server and whatever else the machine does at that level have 100 each: on a machine that sandboxes keep busy, the server that
+answers for them all must not stand in one line with them. Only counts while processors are short (decision 006)."""
 
 
 @dataclass(frozen=True)
@@ -147,15 +150,21 @@ class Group:
         if directory := self._v1.get("cpu"):
             _write(directory / "cpu.cfs_quota_us", quota)
             _allow_burst(directory / "cpu.cfs_burst_us", quota)
-            _write(directory / "cpu.shares", max(2, limits.weight * 1024 // 100))
         elif self._v2:
             _write(self._v2 / "cpu.max", f"{'max' if quota < 0 else quota} {PERIOD}")
             _allow_burst(self._v2 / "cpu.max.burst", quota)
-            _write(self._v2 / "cpu.weight", limits.weight)
+        self.weigh(limits.weight)
         if directory := self._v1.get("pids"):
             _write(directory / "pids.max", limits.pids)
         elif self._v2:
             _write(self._v2 / "pids.max", limits.pids)
+
+    def weigh(self, weight: int) -> None:
+        """Its share beside groups and processes of the same level when processors are short, 100 the usual."""
+        if directory := self._v1.get("cpu"):
+            _write(directory / "cpu.shares", max(2, weight * 1024 // 100))
+        elif self._v2:
+            _write(self._v2 / "cpu.weight", weight)
 
     @staticmethod
     def _set_v1_memory(directory: Path, memory: int) -> None:
@@ -224,6 +233,7 @@ class Groups:
             if (v2 := self._hierarchies.v2) is not None:
                 _enable(v2, self._hierarchies.v2_controllers)
             self._top.create()
+            self._top.weigh(WEIGHT)
             if v2 is not None:
                 _enable(v2 / self._tag, self._hierarchies.v2_controllers)
         except OSError as error:
