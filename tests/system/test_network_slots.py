@@ -219,17 +219,29 @@ async def test_a_later_server_ends_connections_of_policies_that_it_never_knew(ne
             line.recv(100)
 
 
-async def test_five_hundred_slots_leave_nothing(network: Network) -> None:
-    slots = [
-        await open_slot(network, {"default": "public", "rules": [{"to": ["10.0.0.0/8", "www.example.com"], "ports": ["80", "8000-8999"]}]}) for _ in range(500)
-    ]
+async def test_five_hundred_slots_leave_nothing(network: Network, internet: Internet) -> None:
+    slots: list[Slot] = []
+    for number in range(500):
+        budget = {"connections": 40 + number % 5, "bytes": 10_000_000} if number % 2 else {}
+        rules = [{"to": ["10.0.0.0/8", "www.example.com", f"{WEB}/32"], "ports": ["7", "80", "8000-8999"]}]
+        slots.append(await open_slot(network, {"default": "public", "rules": rules, "budget": budget}))
     assert len({slot.address for slot in slots}) == 500
-    for slot in slots:
-        await network.release(slot)
+    for slot in slots[:20]:
+        as_guest(slot)
+        await asyncio.to_thread(slot.namespace.run, lambda: socket.create_connection((WEB, 7), timeout=10).close())
+        with pytest.raises(OSError):
+            await asyncio.to_thread(slot.namespace.run, lambda: socket.create_connection((WEB, 81), timeout=0.2))
     switch = network._switch
     assert switch is not None
-    left = {name: [element for element, _ in switch.tables.elements(name)] for name in (*elements.OF_POLICY, *elements.OF_SANDBOX)}
+    assert {f"over_{connections}" for connections in (40, 41, 42, 43, 44, 1000)} == set(switch.ceilings.names())
+    await network.admit(slots[1], "sb-aaaaaaaaaaaaaaaa", EgressPolicy.model_validate({"default": "public", "budget": {"connections": 7}}), {})
+    for slot in slots:
+        await network.release(slot)
+    left = {name: [element for element, _ in switch.tables.elements(name)] for name in switch.tables.sets()}
+    for of_the_machine in (elements.HOST, elements.SLOT, "never", "special"):
+        del left[of_the_machine]
     assert {name: len(found) for name, found in left.items() if found} == {elements.ALLOW: 1}, "the canary alone"
+    assert switch.ceilings.names() == ["over_1000"], "what is there for every sandbox without a budget"
     # A later server finds slots that are nobody's.
     switch.slots.close()
     await network.close()
@@ -238,6 +250,35 @@ async def test_five_hundred_slots_leave_nothing(network: Network) -> None:
     assert network._switch is not None
     assert network._switch.slots.strangers() == []
     assert network._switch.tables.elements(elements.SLOT) == []
+
+
+async def test_a_later_server_removes_what_an_earlier_one_left_of_sandboxes_that_are_gone(network: Network, internet: Internet) -> None:
+    gone, kept = [await open_slot(network, {"default": "public", "budget": {"connections": connections}}) for connections in (3, 4)]
+    for slot in (gone, kept):
+        as_guest(slot)
+        await asyncio.to_thread(slot.namespace.run, lambda: socket.create_connection((WEB, 7), timeout=10).close())
+    tenancy = network._tenants[kept]
+    assert tenancy is not None
+    descriptor = os.dup(kept.namespace.fd)
+    await network.close()
+    await network.open()
+    adopted = network.adopt(kept.index, descriptor)
+    assert adopted is not None
+    network.readmit(adopted, "sb-aaaaaaaaaaaaaaaa", tenancy.compiled.policy, tenancy.generation)
+    await network.sweep()
+    switch = network._switch
+    assert switch is not None
+    assert set(switch.ceilings.names()) == {"over_4", "over_1000"}
+    for name in switch.tables.sets():
+        if name not in (elements.HOST, "never", "special"):
+            assert gone.interface not in {elements.interface_of(element.key) for element, _ in switch.tables.elements(name)}, name
+    held = [await asyncio.to_thread(adopted.namespace.run, lambda: socket.create_connection((WEB, 7), timeout=10)) for _ in range(4)]
+    with pytest.raises(OSError, match="No route to host"):
+        await asyncio.to_thread(adopted.namespace.run, lambda: socket.create_connection((WEB, 7), timeout=10))
+    for connection in held:
+        connection.close()
+    await network.release(adopted)
+    assert switch.ceilings.names() == ["over_1000"]
 
 
 async def test_addresses_of_this_machine_are_followed(network: Network, internet: Internet) -> None:

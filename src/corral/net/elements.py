@@ -15,16 +15,21 @@ from corral.schema.egress import Budget
 SLOT, GENERATION, LIVE, SENT, RECEIVED, BUDGET, CEILING = "slot", "gen", "live", "sent", "received", "budget", "ceiling"
 CAPTURED, LED, MODE, ALLOW, DENY = "captured", "led", "mode", "allow", "deny"
 PIN, PIN_ANY, PIN_RANGE = "pin", "pin_any", "pin_range"
+NEW_RATE, LOG_RATE = "newrate", "lograte"
 HOST = "host"
 OF_POLICY = (GENERATION, LIVE, CAPTURED, LED, MODE, ALLOW, DENY)
 """Sets with elements that change with a sandbox's policy."""
 OF_SANDBOX = (SENT, RECEIVED, BUDGET, CEILING)
 """Sets with elements that have a state, and keep it when the policy changes."""
+OF_PACKETS = (NEW_RATE, LOG_RATE)
+"""Sets to which packets add elements, of the interface that they came by; the `ceilings` too."""
 CANARY = 1
 """A generation that no sandbox has. Its element in ALLOW shows in which byte order the `nft` that has loaded the table compares numbers in sets of ranges."""
 DNS_PORT = 53
 OPEN_CONNECTIONS = 1000
 """What a sandbox may have open at once, unless its budget says otherwise."""
+CEILINGS = "over_"
+"""How the names of the chains of `corral.net.ceilings`, and of their sets, begin."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +112,13 @@ def limits(interface: str, budget: Budget, *, used: int = 0) -> list[Change]:
 
 
 def ceiling(budget: Budget) -> str:
-    """The chain that refuses connections beyond a budget's."""
-    return f"over_{budget.connections or OPEN_CONNECTIONS}"
+    """The chain that refuses connections beyond a budget's, and the set in which it counts them."""
+    return f"{CEILINGS}{budget.connections or OPEN_CONNECTIONS}"
+
+
+def left_behind(interface: str, budget: Budget) -> list[Change]:
+    """What packets of a sandbox may have put into sets, to be taken out when it has gone. Each by itself: what is not there can't be."""
+    return [Change(name, [Element(_name(interface))], add=False) for name in (*OF_PACKETS, ceiling(budget))]
 
 
 def host(addresses: Iterable[str], *, add: bool = True) -> Change:

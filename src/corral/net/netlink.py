@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-REQUEST, MULTI, ACK, DUMP, CREATE, EXCLUSIVE, REPLACE = 0x1, 0x2, 0x4, 0x300, 0x400, 0x200, 0x100
+REQUEST, MULTI, ACK, DUMP, CREATE, EXCLUSIVE, REPLACE, APPEND = 0x1, 0x2, 0x4, 0x300, 0x400, 0x200, 0x100, 0x800
 ERROR, DONE = 2, 3
 NESTED = 0x8000
 RECEIVE = 1 << 18

@@ -20,6 +20,7 @@ GROUP_DESTROYED = 3
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _TABLES, _CONNTRACK = 10, 1
 _NEW, _GET, _DELETE = 12, 13, 14
+_GET_SET, _ANONYMOUS = 10, 1
 _INET = 1
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _KEY, _DATA, _TIMEOUT, _EXPRESSION, _KEY_END = 1, 2, 4, 7, 10
@@ -104,22 +105,30 @@ class Tables:
 
     def apply(self, changes: Sequence[Change]) -> None:
         """All of it at one instant, or (`OSError`) nothing. Adding what is there already is no error; deleting what is not there is one (ENOENT)."""
-        batch = [_message(_BATCH_BEGIN, 0, b"", flags=0, resource=_TABLES)]
+        messages: list[Message] = []
         for change in changes:
             if change.elements:
                 elements = nest(_LIST_ELEMENTS, *(element.pack() for element in change.elements))
                 body = text(_LIST_TABLE, self.name) + text(_LIST_SET, change.set) + elements
-                kind, flags = (_NEW, ACK | CREATE) if change.add else (_DELETE, ACK)
-                batch.append(_message(_TABLES << 8 | kind, _INET, body, flags=flags))
-        batch.append(_message(_BATCH_END, 0, b"", flags=0, resource=_TABLES))
-        if len(batch) > 2:
-            self._netlink.request(batch)
+                messages.append(message(_NEW, body, flags=ACK | CREATE) if change.add else message(_DELETE, body))
+        self.transact(messages)
+
+    def transact(self, messages: Sequence[Message]) -> None:
+        """Messages about this family of tables, made by `message`: all of them at one instant, or (`OSError`) none."""
+        if messages:
+            begin, end = (_message(kind, 0, b"", flags=0, resource=_TABLES) for kind in (_BATCH_BEGIN, _BATCH_END))
+            self._netlink.request([begin, *messages, end])
+
+    def sets(self) -> list[str]:
+        """The names of the table's sets and maps, without those that stand in a rule."""
+        found = [dict(attributes(body[4:])) for body in self._netlink.dump(message(_GET_SET, text(1, self.name), flags=0))]
+        return [parts[2].rstrip(b"\0").decode() for parts in found if not int.from_bytes(parts.get(3, b"")) & _ANONYMOUS]
 
     def elements(self, set: str) -> list[tuple[Element, bytes]]:
         """What is in a set: each element's key (with the end of a range), and the state it has, still packed."""
         body = text(_LIST_TABLE, self.name) + text(_LIST_SET, set)
         found: list[tuple[Element, bytes]] = []
-        for answer in self._netlink.dump(_message(_TABLES << 8 | _GET, _INET, body)):
+        for answer in self._netlink.dump(message(_GET, body, flags=0)):
             listed = dict(attributes(answer[4:])).get(_LIST_ELEMENTS, b"")
             for _, packed in attributes(listed):
                 parts = dict(attributes(packed))
@@ -159,6 +168,11 @@ def _marked(mark: int) -> bytes:
 
 def _value(nested: bytes) -> bytes:
     return dict(attributes(nested)).get(_VALUE, b"")
+
+
+def message(kind: int, body: bytes, *, flags: int = ACK) -> Message:
+    """One of nf_tables about the family inet (NFT_MSG_…), for `Tables.transact`."""
+    return _message(_TABLES << 8 | kind, _INET, body, flags=flags)
 
 
 def _message(kind: int, family: int, body: bytes, *, flags: int = 0, resource: int = 0) -> Message:

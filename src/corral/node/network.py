@@ -22,8 +22,9 @@ import structlog
 
 from corral.errors import InternalError, SetupError, Unavailable, Unsupported
 from corral.net import elements, nfnetlink, policy, rtnetlink
-from corral.net.elements import OF_POLICY, OF_SANDBOX, SLOT, Switchboard
-from corral.net.netlink import Netlink
+from corral.net.ceilings import Ceilings
+from corral.net.elements import OF_PACKETS, OF_POLICY, OF_SANDBOX, SLOT, Switchboard
+from corral.net.netlink import Netlink, is_missing
 from corral.net.nfnetlink import Change, Element, Tables
 from corral.net.policy import Compiled, Mode, Nat
 from corral.net.tenant import Tenant
@@ -80,6 +81,7 @@ class Switch:
     tables: Tables
     board: Switchboard
     slots: Slots
+    ceilings: Ceilings
     unforwarded: str | None
     """Why the kernel forwards nothing."""
 
@@ -204,27 +206,33 @@ class Network:
         earlier = () if before is None else (*before.earlier, before.generation)
         tenancy = Tenancy(sandbox, self._next_generation(), compiled, secrets, earlier=earlier[-EARLIER:])
         tenancy.opened = self._switch.board.policy(slot.interface, tenancy.generation, compiled.kernel)
-        # It hears before the kernel opens anything, so that nothing is ever judged by an old policy. A closed one it hears of so that denials can be told.
-        await self.egress.client.set(Tenant(sandbox, slot.address, slot.interface, tenancy.generation, wanted, secrets))
-        if before is None:
-            changes = [*elements.meters(slot.interface), *elements.limits(slot.interface, wanted.budget)]
-        else:
-            changes = [*elements.undo(before.opened), *self._other_limits(slot, before.compiled.policy.budget, wanted.budget)]
-        self._switch.tables.apply([*changes, *tenancy.opened])
+        ceilings = self._switch.ceilings
+        ceilings.hold(wanted.budget)
+        try:
+            # It hears before the kernel opens anything, so that nothing is ever judged by an old policy. A closed one it hears of so that denials can be told.
+            await self.egress.client.set(Tenant(sandbox, slot.address, slot.interface, tenancy.generation, wanted, secrets))
+            if before is None:
+                changes = [*elements.meters(slot.interface), *elements.limits(slot.interface, wanted.budget)]
+            else:
+                changes = [*elements.undo(before.opened), *self._other_limits(slot, before.compiled.policy.budget, wanted.budget)]
+            self._switch.tables.apply([*changes, *tenancy.opened])
+        except BaseException:
+            ceilings.release(wanted.budget)
+            raise
+        if before is not None:
+            ceilings.release(before.compiled.policy.budget)
         self._tenants[slot] = tenancy
         for generation in earlier[:-EARLIER]:
             await asyncio.to_thread(self._switch.tables.end_connections, generation)
         return tenancy.generation
 
     async def check(self, slot: Slot, wanted: EgressPolicy) -> Compiled:
-        """Make what a policy needs that is no element of the table: limits. Raises `Unsupported` for what this machine can't hold."""
+        """Make what a policy needs that is nothing of the table: limits of bandwidth. Raises `Unsupported` for what this machine can't hold."""
         assert self._switch is not None
         compiled = policy.compile(wanted)
         forwards = compiled.kernel.allow or compiled.kernel.mode is not Mode.CLOSED
         if forwards and self._switch.unforwarded is not None:
             raise Unsupported(f"this node forwards nothing: {self._switch.unforwarded}", hint="ask for egress none, or for names on ports 80 and 443 only")
-        if wanted.budget.connections is not None:
-            await asyncio.to_thread(self._ready_ceiling, self._switch, wanted)
         if slot.shaped or wanted.budget.upload is not None or wanted.budget.download is not None:
             await self._shape(slot, wanted)
         return compiled
@@ -236,12 +244,19 @@ class Network:
             return
         self._tenants[slot] = None
         await self.egress.client.drop(tenancy.generation)
-        tables = self._switch.tables
+        tables, ceilings, budget = self._switch.tables, self._switch.ceilings, tenancy.compiled.policy.budget
 
         def close() -> None:
-            tables.apply(elements.undo([*tenancy.opened, *elements.meters(slot.interface), *elements.limits(slot.interface, tenancy.compiled.policy.budget)]))
+            tables.apply(elements.undo([*tenancy.opened, *elements.meters(slot.interface), *elements.limits(slot.interface, budget)]))
             for generation in (*tenancy.earlier, tenancy.generation):
                 tables.end_connections(generation)
+            for left in elements.left_behind(slot.interface, budget):
+                try:
+                    tables.apply([left])
+                except OSError as error:
+                    if not is_missing(error):
+                        raise
+            ceilings.release(budget)
 
         await asyncio.to_thread(close)
         if slot.shaped:
@@ -293,7 +308,7 @@ class Network:
         for slot, tenancy in self._tenants.items():
             changes = elements.birth(slot.interface, slot.address)
             if tenancy is not None:
-                self._ready_ceiling(switch, tenancy.compiled.policy)
+                switch.ceilings.hold(tenancy.compiled.policy.budget)
                 changes += [*tenancy.opened, *elements.meters(slot.interface), *elements.limits(slot.interface, tenancy.compiled.policy.budget)]
             for change in changes:
                 wanted[change.set].update({(element.key, element.end): element for element in change.elements})
@@ -303,6 +318,11 @@ class Network:
             surplus = [Element(*key) for key in found - ours.keys() if not switch.board.is_canary(key[0])]
             changes += [Change(name, surplus, add=False), Change(name, [ours[key] for key in ours.keys() - found])]
         switch.tables.apply(changes)
+        switch.ceilings.sweep()
+        interfaces = {slot.interface for slot in self._tenants}
+        for name in (*OF_PACKETS, *switch.ceilings.names()):
+            left = [Element(element.key) for element, _ in switch.tables.elements(name) if elements.interface_of(element.key) not in interfaces]
+            switch.tables.apply([Change(name, left, add=False)])
         self._find_earlier(switch)
 
     def _find_earlier(self, switch: Switch) -> None:
@@ -346,9 +366,10 @@ class Network:
             tables = Tables(namespace.run(nfnetlink.open_socket), tag)
             undo.callback(tables.close)
             nft.ready(namespace, tables)
-            nft.ready_ceiling(namespace, tables, elements.OPEN_CONNECTIONS)
+            ceilings = Ceilings(tables)
+            ceilings.hold(Budget())
             unforwarded = Uplink(tag).lay(namespace, links)
-            switch = Switch(namespace, links, tables, Switchboard.of(tables), Slots(namespace, links), unforwarded)
+            switch = Switch(namespace, links, tables, Switchboard.of(tables), Slots(namespace, links), ceilings, unforwarded)
             undo.pop_all()
         return switch
 
@@ -356,11 +377,6 @@ class Network:
         Uplink(self._places.tag).remove()
         unmount(self._path)
         self._generations.unlink(missing_ok=True)
-
-    @staticmethod
-    def _ready_ceiling(switch: Switch, wanted: EgressPolicy) -> None:
-        if (connections := wanted.budget.connections) is not None:
-            nft.ready_ceiling(switch.namespace, switch.tables, connections)
 
     def _other_limits(self, slot: Slot, before: Budget, after: Budget) -> list[Change]:
         """A limit that is as it was keeps its state; bytes that were used stay used."""

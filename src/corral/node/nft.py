@@ -11,7 +11,7 @@ judged again at its next packet, and one of an earlier sandbox is nobody's.
     led       the same without where to   connections that an earlier policy let through directly, and this one would not
     allow, deny, mode, pin…               by generation; see `egress` below for their order
     budget, sent, received                by interface, each element with a state of its own: bytes
-    ceiling                               interface → chain that refuses more than so many open connections; made when first asked for
+    ceiling                               interface → chain that refuses more than so many open connections (`corral.net.ceilings`)
     host                                  the addresses of this machine, which no policy can open
 
 Needs Linux 5.9 (elements with states; reject before routing) and nft 0.9.4.
@@ -221,20 +221,6 @@ def ready(namespace: Namespace, tables: Tables) -> None:
             raise
         text = _SWITCH.substitute(values, version=version)
         namespace.run(lambda: _load(f"table inet {table}\ndelete table inet {table}\n{text}"))
-
-
-def ready_ceiling(namespace: Namespace, tables: Tables, connections: int) -> None:
-    """Make the chain that refuses more open connections than this, unless it is there."""
-    chain = f"over_{connections}"
-    try:
-        tables.elements(chain)
-    except OSError as error:
-        if not is_missing(error):
-            raise
-        table = f"inet {tables.name}"
-        rule = f"add @{chain} {{ iifname ct count over {connections} }} goto denied"
-        text = f"add set {table} {chain} {{ typeof iifname; size 65535; flags dynamic; }}\nadd chain {table} {chain}\nadd rule {table} {chain} {rule}\n"
-        namespace.run(lambda: _load(text))
 
 
 def load_host(table: str, *, device: str, address: str) -> None:
