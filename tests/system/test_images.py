@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from corral.errors import ImageNotFound, SetupError
 from corral.ids import new_id
-from corral.images import Catalog, ensure
+from corral.images import Catalog, StoredImage, ensure, share
+from corral.images.builtin import outdated
+from corral.images.library import Library
 from corral.node import rootfs
 from corral.node.disks import PoolDisks
 from corral.node.interface import ImageSpec
@@ -72,6 +78,44 @@ def test_tiny_is_built_from_its_package_and_not_twice(places: Places, shared: Pl
     [third] = ensure(places, ["tiny"], on_line=lines.append)
     assert third.spec.id != first.spec.id
     assert Catalog(places).find("tiny") == third
+
+
+def as_of(places: Places, name: str, recipe: str) -> StoredImage:
+    """Make an image what an earlier version of Corral would have made."""
+    catalog = Catalog(places)
+    old = replace(catalog.find(name), recipe=recipe)
+    catalog.add(old)
+    return old
+
+
+def test_an_image_of_an_earlier_version_is_made_anew_and_said_to_be_old_until_then(places: Places, shared: Places) -> None:
+    with_cache(places, shared)
+    share(places, shared, ["base"])
+    ensure(places, ["tiny"], on_line=print)
+    new = as_of(places, "base", "base-0")
+    old = as_of(places, "tiny", "tiny-0")
+    with capture_logs() as logs:
+        Library(places, Catalog(places)).open()
+    assert [line["image"] for line in logs if "corral setup" in line["event"]] == ["base", "tiny"]
+    done = subprocess.run([sys.executable, "-m", "corral", "doctor"], env={**os.environ, "CORRAL_HOME": str(places.home)}, capture_output=True, check=False)
+    assert b"the image base would be made otherwise today" in done.stdout
+    [anew] = ensure(places, ["tiny"], on_line=print)
+    catalog = Catalog(places)
+    assert catalog.find("tiny") == anew != old
+    # Sandboxes may stand on the old one.
+    assert catalog.find(old.spec.id).spec.name is None
+    assert (catalog.find("base"), outdated(catalog)) == (new, ["base"])
+
+
+def test_an_image_gets_its_name_back_when_its_recipe_is_the_one_again(places: Places, shared: Places) -> None:
+    with_cache(places, shared)
+    [mine] = ensure(places, ["tiny"], on_line=print)
+    other = replace(mine, spec=replace(mine.spec, id=new_id("im")), created=mine.created + timedelta(seconds=1), recipe="tiny-of-another-version")
+    Catalog(places).add(other)
+    assert Catalog(places).find("tiny") == other
+    lines: list[str] = []
+    assert ensure(places, ["tiny"], on_line=lines.append) == [mine]
+    assert (Catalog(places).find("tiny"), lines) == (mine, [])
 
 
 async def test_tiny_runs_its_programs_without_a_libc(places: Places, shared: Places, start: Callable[[ImageSpec], Run]) -> None:

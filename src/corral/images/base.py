@@ -18,7 +18,7 @@ from typing import ClassVar
 from corral import spawn
 from corral.errors import SetupError
 from corral.images import base_files, certificates
-from corral.images.host_mirrors import HostMirrors
+from corral.images.host_mirrors import HostMirrors, of_key
 from corral.images.recipe import Defaults, OnLine
 from corral.images.release import Release, host_release, host_sources
 
@@ -36,9 +36,8 @@ def key(*, host_mirrors: bool) -> str:
         "packages": sorted(_PACKAGES),
         "files": base_files.VERSION,
         "certificates": sorted(certificates.host_extra()),
-        "mirrors": HostMirrors.of_host(release).key() if host_mirrors else None,
     }
-    return "base-" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return "base-" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16] + of_key(release, host_mirrors=host_mirrors)
 
 
 def build(root: Path, *, cache: Path, on_line: OnLine, host_mirrors: bool) -> Defaults:

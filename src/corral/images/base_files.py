@@ -10,7 +10,7 @@ from corral.images import certificates
 from corral.images.host_mirrors import HostMirrors
 from corral.images.release import Release, Source
 
-VERSION = 1
+VERSION = 2
 """Raise it with every change of this module that should reach images already built."""
 
 _BUNDLE = "/etc/ssl/certs/ca-certificates.crt"

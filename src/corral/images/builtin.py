@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from corral.errors import ImageNotFound
+from corral.errors import ImageNotFound, SetupError
 from corral.ids import new_id
 from corral.images import base, code_interpreter, scratch, tiny
 from corral.images.catalog import Catalog, StoredImage
 from corral.images.debian import Debian
+from corral.images.host_mirrors import MARK
 from corral.images.recipe import OnLine, Recipe
 from corral.images.workshop import new_layer, only_builder
 from corral.node.interface import ImageSpec
@@ -40,11 +42,30 @@ def ensure(places: Places, names: Sequence[str] = ("base", "tiny"), *, on_line: 
         ]
 
 
+def outdated(catalog: Catalog) -> list[str]:
+    """The names of built-in images here that would be made otherwise today, mirrors aside; `ensure` makes them anew. Milliseconds."""
+    found: list[str] = []
+    for image in catalog.list():
+        if image.spec.name in RECIPES and image.recipe is not None:
+            try:
+                key = RECIPES[image.spec.name].key(host_mirrors=False)
+            except SetupError:
+                # Made elsewhere, and brought to a machine that can't make images.
+                continue
+            if image.recipe.partition(MARK)[0] != key:
+                found.append(image.spec.name)
+    return sorted(found)
+
+
 def _ensure_one(places: Places, catalog: Catalog, name: str, recipe: Recipe, *, on_line: OnLine, host_mirrors: bool) -> StoredImage:
     key = recipe.key(host_mirrors=host_mirrors)
     for image in catalog.list():
-        if image.spec.name == name and image.recipe == key and all(layer.exists() for layer in image.spec.layers):
-            return image
+        if image.spec.name in (name, None) and image.recipe == key and all(layer.exists() for layer in image.spec.layers):
+            named = replace(image, spec=replace(image.spec, name=name))
+            if image != named:
+                # It lost its name to one of another recipe, and gets it back.
+                catalog.add(named)
+            return named
     began = time.monotonic()
     on_line(f"image {name}: building")
     identity = new_id("im")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from corral.images import base_files, certificates
 from corral.images.base import install
-from corral.images.host_mirrors import HostMirrors
+from corral.images.host_mirrors import HostMirrors, of_key
 from corral.images.recipe import Defaults, OnLine
 from corral.images.release import Release, release
 
@@ -40,9 +40,8 @@ class Debian:
             "packages": _PACKAGES,
             "files": base_files.VERSION,
             "certificates": sorted(certificates.host_extra()),
-            "mirrors": HostMirrors.of_host(of).key() if host_mirrors else None,
         }
-        return "debian-" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        return "debian-" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16] + of_key(of, host_mirrors=host_mirrors)
 
     def build(self, root: Path, *, cache: Path, on_line: OnLine, host_mirrors: bool) -> Defaults:
         """See `Recipe.build`."""

@@ -10,23 +10,27 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import structlog
+
 from corral.errors import ImageNotFound
 from corral.ids import new_id
-from corral.images import base, builtin
+from corral.images import builtin
 from corral.images.catalog import Catalog, StoredImage
 from corral.images.config import ImageConfig
+from corral.images.host_mirrors import MARK
 from corral.images.oci import job
 from corral.images.oci.documents import Platform
 from corral.images.oci.importer import PREFIX, Imported
 from corral.images.oci.reference import Reference
 from corral.images.pulled import Pulled
-from corral.images.release import host_release
 from corral.images.uploads import Uploads
 from corral.node import rootfs
 from corral.node.interface import ImageSpec
 from corral.node.turns import Turns
 from corral.places import Places
 from corral.schema.image import FromArchive, FromRegistry
+
+log = structlog.get_logger(__name__)
 
 Say = Callable[[str], None]
 IMPORTED = "oci:"
@@ -61,7 +65,9 @@ class Library:
         self._doomed: set[str] = set()
 
     def open(self) -> None:
-        """Clear away what an earlier server left half done."""
+        """Clear away what an earlier server left half done, and say which images an earlier version of Corral has made."""
+        for name in builtin.outdated(self._catalog):
+            log.warning("this image would be made otherwise today; `corral setup` makes it anew, with the options it had", image=name)
         shutil.rmtree(self.room, ignore_errors=True)
         self.uploads.sweep()
         kept = {layer for image in self._catalog.list() for layer in image.spec.layers}
@@ -199,10 +205,8 @@ class Library:
         await asyncio.to_thread(self._catalog.remove, id)
 
     def _has_mirrors(self) -> bool:
-        """Whether images here are told of the host's mirrors: as `base` was. Blocks, for a second where they may be: apt is asked for its sources."""
-        host_release()
-        recipes = {image.recipe for image in self._catalog.list() if image.spec.name == "base"}
-        return base.key(host_mirrors=False) not in recipes and base.key(host_mirrors=True) in recipes
+        """Whether images here are told of the host's mirrors: as `base` was."""
+        return any(MARK in (image.recipe or "") for image in self._catalog.list() if image.spec.name == "base")
 
 
 def _config(stored: StoredImage) -> ImageConfig:

@@ -6,6 +6,7 @@ import shutil
 import socket
 
 from corral.errors import SetupError
+from corral.images import builtin
 from corral.images.catalog import Catalog
 from corral.setup import apt
 from corral.setup.check import Finding, Say, ill, well
@@ -46,11 +47,13 @@ def install_programs(machine: Machine, say: Say) -> None:
 
 
 def probe_image_tool(machine: Machine) -> Finding:
-    """Only a machine without the image `base` needs it."""
-    if any(image.spec.name == "base" for image in Catalog(machine.places).list()):
+    """Only a machine without the image `base` needs it, or one whose `base` was made by an earlier version."""
+    catalog = Catalog(machine.places)
+    is_old = "base" in builtin.outdated(catalog)
+    if not is_old and any(image.spec.name == "base" for image in catalog.list()):
         return well("the image base is made already")
     if shutil.which(IMAGE_TOOL):
-        return well(IMAGE_TOOL)
+        return well(f"{IMAGE_TOOL}; the image base would be made otherwise today: `corral setup` makes it anew" if is_old else IMAGE_TOOL)
     return ill(f"{IMAGE_TOOL} is missing, with which the image base is made", mend=f"run `apt-get install {IMAGE_TOOL}`")
 
 

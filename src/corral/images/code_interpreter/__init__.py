@@ -17,6 +17,7 @@ from pathlib import Path
 from corral import spawn
 from corral.errors import SetupError
 from corral.images import base
+from corral.images.host_mirrors import MARK
 from corral.images.recipe import Defaults, OnLine
 
 BENEATH = "base"
@@ -40,8 +41,9 @@ _KERNELS = {
 
 
 def key(*, host_mirrors: bool) -> str:
-    parts = [_VERSION, base.key(host_mirrors=host_mirrors), hashlib.sha256(_PACKAGES.read_bytes()).hexdigest(), _KERNELS]
-    return "code-interpreter-" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    below, mark, mirrors = base.key(host_mirrors=host_mirrors).partition(MARK)
+    parts = [_VERSION, below, hashlib.sha256(_PACKAGES.read_bytes()).hexdigest(), _KERNELS]
+    return "code-interpreter-" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16] + mark + mirrors
 
 
 def build(root: Path, *, cache: Path, on_line: OnLine, host_mirrors: bool) -> Defaults:  # noqa: ARG001 - one signature for all recipes
