@@ -37,8 +37,11 @@ def traces(places: Places) -> list[str]:
 
 
 async def vanished(places: Places, word: str = "") -> None:
-    """Nothing with that word is left, or will be in a moment: the kernel clears a loop device just after its last user has left."""
-    deadline = asyncio.get_running_loop().time() + 10
+    """Nothing with that word is left, or will be in a moment: the kernel clears a loop device just after its last user has left.
+
+    A runsc that is being started for another home has a copy of all mounts until it has left the host's root, which takes seconds on a busy machine.
+    """
+    deadline = asyncio.get_running_loop().time() + 90
     while left := [trace for trace in traces(places) if word in trace]:
         assert asyncio.get_running_loop().time() < deadline, left
         await asyncio.sleep(0.001)
