@@ -173,3 +173,35 @@ def test_a_snapshot_deleted_while_it_is_compared_leaves_no_mount(api: Api, serve
             for path in (directory / f"{made}.img", directory / ".mounted" / f"{made}.img"):
                 until(gone(path))
     api.delete(box)
+
+
+def test_reserved_memory_is_kept_from_others(api: Api) -> None:
+    free = next(int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")) // 1024
+    most = {"image": "tiny", "memory": free // 2, "reserve": True}
+    box = api.create(**most)
+    assert box["reserve"]
+    refused = api.request("POST", "/v1/sandboxes", json=most)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
+    assert f"{free // 2} are to be reserved" in refused.json()["error"]["message"]
+    # Those that take what they use find room.
+    api.delete(api.create(image="tiny", memory=free // 2)["id"])
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(api.request, "POST", "/v1/sandboxes", json={**most, "wait": PATIENCE})
+        api.delete(box["id"])
+        answer = waiting.result()
+    assert answer.status_code == 201
+    api.delete(answer.json()["id"])
+
+
+def test_one_that_must_not_sleep_is_awake_when_others_sleep(api: Api) -> None:
+    awake = api.create(freeze=False)["id"]
+    others = [api.create()["id"] for _ in range(2)]
+
+    def frozen(box: str) -> bool:
+        return api.ok("GET", f"/v1/sandboxes/{box}")["frozen"]
+
+    until(lambda: all(frozen(box) for box in others))
+    # It has not been used for longer than they.
+    assert not frozen(awake)
+    for box in (awake, *others):
+        api.delete(box)

@@ -107,6 +107,31 @@ async def test_those_that_start_count_before_their_memory_shows() -> None:
                 raise AssertionError("there was no room")
 
 
+async def test_who_needs_more_room_lets_others_pass() -> None:
+    gate = Gate(lambda: ROOMY, places=9)
+    waiting = asyncio.create_task(anext_turn(gate, wait=60, memory=8_500))
+    while not gate.waiting:
+        await asyncio.sleep(0)
+    async with gate.turn("p", wait=0), gate.turn("q", wait=0, memory=7_000):
+        with pytest.raises(Unavailable, match="1000 are kept so, and 2000 are to be reserved"):
+            await anext_turn(gate, memory=2_000)
+    assert not waiting.done()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert gate.waiting == 0
+
+
+async def test_what_was_promised_is_nobody_elses() -> None:
+    gate = Gate(lambda: ROOMY, places=9)
+    gate.promised = lambda: 7_000
+    await anext_turn(gate, memory=1_000)
+    with pytest.raises(Unavailable):
+        await anext_turn(gate, memory=1_001)
+    gate.promised = lambda: 8_001
+    with pytest.raises(Unavailable, match="999 MiB of 10000 MiB of memory are free, and 1000 are kept so"):
+        await anext_turn(gate)
+
+
 async def test_callers_that_leave_lose_no_place() -> None:
     gate = Gate(lambda: ROOMY, places=1)
     for _ in range(3):
@@ -124,8 +149,8 @@ async def test_callers_that_leave_lose_no_place() -> None:
         pass
 
 
-async def anext_turn(gate: Gate, wait: float = 0) -> None:
-    async with gate.turn("p", wait=wait):
+async def anext_turn(gate: Gate, wait: float = 0, memory: int = 0) -> None:
+    async with gate.turn("p", wait=wait, memory=memory):
         pass
 
 

@@ -28,6 +28,8 @@ def create(
     user: options.User = None,
     workdir: options.Workdir = None,
     egress: options.Egress = None,
+    freeze: options.Freeze = True,
+    reserve: options.Reserve = False,
     wait: options.Wait = 0,
     json: options.Json = False,
 ) -> None:
@@ -44,7 +46,7 @@ def create(
         "tags": options.pairs(tag),
     }
     wanted |= {"name": name, "cpu": cpu, "memory": memory, "disk": disk, "pids": pids, "timeout": options.timeout(timeout)}
-    wanted |= {"user": user, "workdir": workdir, "egress": options.egress(egress), "wait": wait}
+    wanted |= {"user": user, "workdir": workdir, "egress": options.egress(egress), "freeze": freeze, "reserve": reserve, "wait": wait}
     with Client() as client:
         sandbox = client.sandboxes.create(image, **wanted)
         if json:

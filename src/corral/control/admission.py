@@ -11,7 +11,7 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from corral.errors import CorralError, InvalidArgument, Unavailable
 
@@ -34,11 +34,11 @@ class Capacity:
     disk_free: int
     cores: int
 
-    @property
-    def lacks(self) -> str | None:
-        """What there is too little of to start one more, in words."""
-        if self.memory_free < self.memory * HEADROOM:
-            return f"{self.memory_free} MiB of {self.memory} MiB of memory are free, and {self.memory * HEADROOM:.0f} are kept so"
+    def lacks(self, memory: int = 0) -> str | None:
+        """What there is too little of to start one more that is to have so much memory for itself, in words."""
+        if self.memory_free - memory < self.memory * HEADROOM:
+            wanted = f", and {memory} are to be reserved" if memory else ""
+            return f"{self.memory_free} MiB of {self.memory} MiB of memory are free, and {self.memory * HEADROOM:.0f} are kept so{wanted}"
         if self.disk_free < self.disk * DISK_HEADROOM:
             return f"{self.disk_free} MiB of {self.disk} MiB of disk are free, and {self.disk * DISK_HEADROOM:.0f} are kept so"
         return None
@@ -57,8 +57,9 @@ class Capacity:
 class _Waiter:
     """One caller in the queue."""
 
-    def __init__(self, *, patient: bool) -> None:
+    def __init__(self, *, patient: bool, memory: int) -> None:
         self.patient = patient
+        self.memory = memory
         self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
@@ -67,8 +68,11 @@ class Gate:
 
     def __init__(self, capacity: Callable[[], Capacity], *, places: int) -> None:
         self.capacity = capacity
+        self.promised: Callable[[], int] = lambda: 0
+        """MiB that are free and reserved for sandboxes that run and don't use them yet."""
         self._places = places
         self._starting = 0
+        self._starting_memory = 0
         self._closed = False
         self._queues: OrderedDict[str, deque[_Waiter]] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
@@ -83,39 +87,52 @@ class Gate:
         return sum(len(queue) for queue in self._queues.values())
 
     @asynccontextmanager
-    async def turn(self, project: str, *, wait: float) -> AsyncGenerator[None, None]:
-        """Hold a place while a sandbox starts. Raises `Unavailable` when there is no room for `wait` seconds."""
-        if self._queues or self._starting >= self._places or self._lacks() is not None:
-            await self._queue(project, wait)
+    async def turn(self, project: str, *, wait: float, memory: int = 0) -> AsyncGenerator[None, None]:
+        """Hold a place while a sandbox starts, with room for so many MiB of it; 0: for one that takes its memory as it comes.
+
+        Raises `Unavailable` when there is no room for `wait` seconds.
+        """
+        if self._queues or self._starting >= self._places or self._room().lacks(memory) is not None:
+            await self._queue(project, wait, memory)
         else:
-            self._starting += 1
+            self._begin(memory)
         try:
             yield
         finally:
-            self._starting -= 1
+            self._ended(memory)
             self.look()
 
     def look(self) -> None:
         """Something may have become free: let in who can be."""
         if self._closed:
-            self._refuse("the server is leaving", all_of_them=True)
+            for waiter in [waiter for queue in self._queues.values() for waiter in queue]:
+                _refuse(waiter, "the server is leaving")
             return
-        while self._queues and self._starting < self._places:
-            if (lacks := self._lacks()) is not None:
-                self._refuse(f"the node is full: {lacks}")
-                break
-            project, queue = next(iter(self._queues.items()))
-            waiter = queue.popleft()
+        while self._starting < self._places and (found := self._next()) is not None:
+            project, waiter = found
+            self._queues[project].remove(waiter)
             self._queues.move_to_end(project)
-            if not queue:
+            if not self._queues[project]:
                 del self._queues[project]
-            if not waiter.turn.done():
-                self._starting += 1
-                waiter.turn.set_result(None)
+            self._begin(waiter.memory)
+            waiter.turn.set_result(None)
         self._look_again()
 
-    async def _queue(self, project: str, wait: float) -> None:
-        waiter = _Waiter(patient=wait > 0)
+    def _next(self) -> tuple[str, _Waiter] | None:
+        """The first in turn for whom there is room. Those before who need more room let others pass, and are refused if they won't wait."""
+        room = self._room()
+        for project, queue in self._queues.items():
+            for waiter in queue:
+                if waiter.turn.done():
+                    continue  # refused: it is about to leave
+                if (lacks := room.lacks(waiter.memory)) is None:
+                    return project, waiter
+                if not waiter.patient:
+                    _refuse(waiter, f"the node is full: {lacks}")
+        return None
+
+    async def _queue(self, project: str, wait: float, memory: int) -> None:
+        waiter = _Waiter(patient=wait > 0, memory=memory)
         self._queues.setdefault(project, deque()).append(waiter)
         patience = asyncio.get_running_loop().call_later(wait, self._tire, waiter) if waiter.patient else None
         self.look()
@@ -141,19 +158,21 @@ class Gate:
                 del self._queues[project]
         if had_turn and waiter.turn.done() and not waiter.turn.cancelled():
             # Its turn came in the moment in which it went away.
-            self._starting -= 1
+            self._ended(waiter.memory)
         self.look()
 
-    def _lacks(self) -> str | None:
-        capacity = self.capacity()
-        reserved = self._starting * START_MEMORY
-        return Capacity(capacity.memory, capacity.memory_free - reserved, capacity.disk, capacity.disk_free, capacity.cores).lacks
+    def _begin(self, memory: int) -> None:
+        self._starting += 1
+        self._starting_memory += max(START_MEMORY, memory)
 
-    def _refuse(self, why: str, *, all_of_them: bool = False) -> None:
-        for queue in list(self._queues.values()):
-            for waiter in queue:
-                if (all_of_them or not waiter.patient) and not waiter.turn.done():
-                    waiter.turn.set_exception(Unavailable(why, hint="wait for room with wait=SECONDS, or delete sandboxes"))
+    def _ended(self, memory: int) -> None:
+        self._starting -= 1
+        self._starting_memory -= max(START_MEMORY, memory)
+
+    def _room(self) -> Capacity:
+        """What is free for others than those who start now, and those for whom it is reserved."""
+        capacity = self.capacity()
+        return replace(capacity, memory_free=capacity.memory_free - self._starting_memory - self.promised())
 
     def _look_again(self) -> None:
         if self._timer is None and self._queues and self._starting < self._places:
@@ -162,3 +181,8 @@ class Gate:
     def _timed(self) -> None:
         self._timer = None
         self.look()
+
+
+def _refuse(waiter: _Waiter, why: str) -> None:
+    if not waiter.turn.done():
+        waiter.turn.set_exception(Unavailable(why, hint="wait for room with wait=SECONDS, or delete sandboxes"))

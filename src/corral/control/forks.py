@@ -50,7 +50,7 @@ class Forks:
                     await self._sandboxes.policies.check(child.egress)
             children = self._reserve(actor, record, wanted.wanted)
             try:
-                async with self._gate.turn(record.project, wait=0):
+                async with self._gate.turn(record.project, wait=0, memory=len(children) * record.reserves):
                     launches = [await self._sandboxes.policies.launch(child.record, self._node.image(record.image_id)) for child in children]
                     results = await self._made(record.id, children, launches)
             except BaseException:

@@ -112,7 +112,7 @@ class Pauses:
         lifecycle.after(record.state, Action.RESUME)
         with self._quotas.room(record.project, Use(cpu=record.cpu, memory=record.memory)):
             launch = await self._policies.launch(record, self._node.image(record.image_id))
-            async with self._gate.turn(record.project, wait=0):
+            async with self._gate.turn(record.project, wait=0, memory=record.reserves):
                 queued = time.perf_counter() - began
                 living.overtaken = None
                 timing = {"queue": queued, **await launch.resume(), "total": time.perf_counter() - began}

@@ -73,8 +73,17 @@ class Record:
     volumes: tuple[VolumeUse, ...] = ()
     secrets: tuple[SecretUse, ...] = ()
     """Those that are variables inside: which, not what they hold."""
+    freeze: bool = True
+    """It may be frozen while nobody uses it."""
+    reserve: bool = False
+    """All its memory is kept for it while it runs."""
     facade: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What a client of another protocol asked for and Corral's own API has no word for, by that protocol's name. JSON."""
+
+    @property
+    def reserves(self) -> int:
+        """MiB that must be free for it to start."""
+        return self.memory if self.reserve else 0
 
     def spec(self, image: ImageSpec, policy: EgressPolicy, exposed: Mapping[str, str]) -> BoxSpec:
         """What the node needs to start it. `policy`: its own with what was decided for the project; `exposed`: variables that hold secrets."""
@@ -94,6 +103,7 @@ class Record:
             egress=policy,
             exposed=exposed,
             tmp_on_disk=BUILD in self.tags,
+            freeze=self.freeze,
         )
 
     def show(self, *, frozen: bool = False) -> Sandbox:
@@ -105,6 +115,8 @@ class Record:
             image=self.image,
             state=self.state,
             frozen=frozen,
+            freeze=self.freeze,
+            reserve=self.reserve,
             reason=self.reason,
             detail=self.detail,
             ended_by=self.ended_by,

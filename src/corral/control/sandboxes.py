@@ -26,6 +26,7 @@ from corral.control.lifecycle import Action
 from corral.control.pauses import Pauses
 from corral.control.policies import Policies
 from corral.control.ports import Node, Store
+from corral.control.promises import Promises
 from corral.control.quota import Quotas, Use
 from corral.control.record import BUILD, Exposure, Record
 from corral.control.recovery import fate
@@ -67,6 +68,7 @@ class Sandboxes:
         self.policies = Policies(node, self.ledger, secrets, store.rules, clock)
         self._rows = store.sandboxes
         self._gate = gate
+        gate.promised = Promises(node, lambda: self.ledger.registry)
         self._shelf = shelf
         self._volumes = volumes
         self._clock = clock
@@ -165,7 +167,7 @@ class Sandboxes:
         image = self.node.image(record.image_id)
         living = self.ledger.registry.add(record, reserved=True)
         try:
-            async with self._gate.turn(actor.project, wait=wanted.wait), living.changing:
+            async with self._gate.turn(actor.project, wait=wanted.wait, memory=record.reserves), living.changing:
                 queued = time.perf_counter() - began
                 # Under the lock: a secret that gets another value from now on is sent to it afterwards.
                 launch = await self.policies.launch(record, image)
@@ -217,6 +219,8 @@ class Sandboxes:
             egress=self.policies.default if wanted.egress is None else wanted.egress,
             secrets=tuple(wanted.secrets),
             previews=Exposure(every=True) if wanted.public_ports == "all" else Exposure(tuple(sorted(set(wanted.public_ports)))),
+            freeze=wanted.freeze,
+            reserve=wanted.reserve,
             facade=facade,
         )
 
@@ -349,7 +353,7 @@ class Sandboxes:
             lifecycle.after(record.state, Action.RUN)
             with self.quotas.room(record.project, Use(cpu=record.cpu, memory=record.memory)):
                 launch = await self.policies.launch(record, self.node.image(record.image_id))
-                async with self._gate.turn(record.project, wait=0):
+                async with self._gate.turn(record.project, wait=0, memory=record.reserves):
                     queued = time.perf_counter() - began
                     living.overtaken = None
                     timing = {"queue": queued, **await launch.start(), "total": time.perf_counter() - began}

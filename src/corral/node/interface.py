@@ -64,6 +64,8 @@ class BoxSpec:
     egress: EgressPolicy = field(default_factory=EgressPolicy)
     tmp_on_disk: bool = False
     """The directory for temporary files is a part of the disk, as builds need it, and not of memory."""
+    freeze: bool = True
+    """It may be frozen while nobody uses it, where that spares something."""
     exposed: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     """Variables that hold secrets: the guest is told them when it is claimed; they are written nowhere."""
 

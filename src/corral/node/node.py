@@ -338,7 +338,7 @@ class Node:
         await asyncio.to_thread(shutil.rmtree, self._places.spool / id, ignore_errors=True)
 
     def _enter(self, spec: BoxSpec, box: RunscBox, *, book: ProcessBook | None = None) -> Running:
-        freeze = self._settings.freeze == "always" or (self._settings.freeze == "auto" and self._engine.burns_when_idle)
+        freeze = spec.freeze and (self._settings.freeze == "always" or (self._settings.freeze == "auto" and self._engine.burns_when_idle))
         running = Running(spec, box, self._places.spool / spec.id, crowd=self._crowd if freeze else None, hooks=self._hooks, book=book)
         self._running[spec.id] = running
         return running

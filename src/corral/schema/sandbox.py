@@ -78,6 +78,13 @@ class SandboxCreate(Request):
     secrets: list[SecretUse] = Field(default_factory=list[SecretUse], max_length=64, description="those that become plain environment variables inside")
     sudo: bool = Field(True, description="the image's user may become root inside the sandbox")
     public_ports: PublicPorts = Field(default_factory=list[int], description="ports that anybody may reach who has their URL, or `all`")
+    freeze: bool = Field(
+        True,
+        description="while nobody uses it, it may take no processor time; false: timers inside are never late, and an idle one costs some percent of a core with gVisor 20240729",
+    )
+    reserve: bool = Field(
+        False, description="keep its whole memory free for it, whether it uses it or not; else it takes what it uses, as long as there is some"
+    )
     wait: float = Field(0, ge=0, le=600, description="seconds to wait for room when the node is full")
 
     @model_validator(mode="after")
@@ -134,6 +141,8 @@ class Sandbox(Answer):
     image: str
     state: State
     frozen: bool = Field(False, description="it is running and nobody uses it, so that it takes no processor time; any use wakes it in about a millisecond")
+    freeze: bool = True
+    reserve: bool = False
     reason: Reason | None = Field(None, description="why it left the running state")
     detail: str | None = Field(None, description="one sentence more on the reason")
     ended_by: str | None = Field(None, description="who asked: a key's id, `timeout`, `idle`, `guest` or `node`")

@@ -42,4 +42,6 @@ class CreateOptions(TypedDict, total=False):
     secrets: Sequence[NamedSecret]
     public_ports: Sequence[int] | Literal["all"]
     sudo: bool
+    freeze: bool
+    reserve: bool
     wait: float

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, LargeBinary, MetaData, String, Table, Text, text
+from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, LargeBinary, MetaData, String, Table, Text, false, text, true
 
 metadata = MetaData()
 
@@ -47,6 +47,8 @@ sandboxes = Table(
     Column("forked_from", String(32)),
     Column("secrets", Text, nullable=False, server_default="[]", comment="JSON list: which secrets are which variables; never their values"),
     Column("facade", Text, nullable=False, server_default="{}", comment="JSON object"),
+    Column("freeze", Boolean, nullable=False, server_default=true()),
+    Column("reserve", Boolean, nullable=False, server_default=false()),
     Index("sandboxes_page", "project", "created_at", "id"),
     Index("sandboxes_name", "project", "name", unique=True, sqlite_where=_LIVING, postgresql_where=_LIVING),
     Index("sandboxes_ended", "ended_at"),

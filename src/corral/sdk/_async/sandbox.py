@@ -85,6 +85,8 @@ class Sandbox:
         secrets: Sequence[NamedSecret] = (),
         public_ports: Sequence[int] | Literal["all"] = (),
         sudo: bool = True,
+        freeze: bool = True,
+        reserve: bool = False,
         wait: float = 0,
         client: Client | None = None,
     ) -> Self:
@@ -93,6 +95,7 @@ class Sandbox:
         `image` is a name or id of an image, a snapshot, or an `Image`, which is built if it is not there. `cpu` in cores, `memory` and `disk` in MiB, times in seconds; `timeout=None` never ends it;
         `checkpoint_every`: a checkpoint after every so many commands; `volumes` by the path at which each appears; `wait` is for room on a full node.
         `egress` is what it may reach: `Egress.allow("api.example.com")`, or "none", "public", "all"; None: the server's default.
+        `freeze=False`: it never sleeps while nobody uses it, so timers inside are never late; `reserve=True`: its whole memory is kept free for it.
         `public_ports`: those whose previews need no key, or "all".
         `secrets` become environment variables inside: `Secret.named("TOKEN", expose=True)`.
         Raises `ImageNotFound`, `InvalidArgument`, `QuotaExceeded`, `Unavailable` (no server, or no room), `Unsupported`.
@@ -121,6 +124,8 @@ class Sandbox:
             on_timeout=on_timeout,
             public_ports=public_ports if public_ports == "all" else list(public_ports),
             sudo=sudo,
+            freeze=freeze,
+            reserve=reserve,
             wait=wait,
             **({"secrets": uses(secrets)} if secrets else {}),
             **({} if egress is None else {"egress": policy(egress)}),
