@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from corral import Client, CorralError, Sandbox, aio
@@ -53,7 +54,10 @@ async def _all_at_once(where: Connection, n: int, image: str) -> tuple[list[floa
 
 
 def density(client: Client, n: int, image: str) -> Figure:
-    """`n` sandboxes living at once: what each weighs, what the host burns while they idle, and how each answers at the end. On the server's machine."""
+    """`n` sandboxes living at once: what each weighs, what the host burns while they idle, and how each answers at the end. On the server's machine.
+
+    Then the same with a program that sleeps in each: Python where the image has it, else `sleep`.
+    """
     before = _available()
     boxes, failures = asyncio.run(_fill(client.connection, n, image))
     try:
@@ -69,10 +73,15 @@ def density(client: Client, n: int, image: str) -> Figure:
             else:
                 samples.append(took)
         again = [took for sandbox in living[-20:] if (took := _answer(sandbox)) is not None]
+        sleeper = _send_to_sleep(living)
+        time.sleep(IDLE_SECONDS)  # until those that were woken sleep as long as they ever will between two looks
+        asleep_weight = (before - _available()) / 1024 / max(1, len(boxes))
+        asleep_busy = _busy(IDLE_SECONDS)
     finally:
         if boxes:
             client.sandboxes.delete(boxes)
     more = {"image": image, "living": len(boxes), "memory_each_mib": weight, "host_cpu_percent": busy, "awake_p50": percentile(again, 50)}
+    more |= {"sleeper": sleeper, "sleeper_memory_each_mib": asleep_weight, "sleeper_host_cpu_percent": asleep_busy}
     return Figure("density", "ms", samples, failures, Floor("the same, awake", again), more)
 
 
@@ -91,6 +100,19 @@ async def _fill(where: Connection, n: int, image: str) -> tuple[list[str], int]:
     async with aio.Client(where.url, where.key, project=where.project) as client:
         await asyncio.gather(*(one(client) for _ in range(n)))
     return boxes, failures
+
+
+def _send_to_sleep(boxes: list[Sandbox]) -> str:
+    """Start a program in each that does nothing for hours; which."""
+    has_python = bool(boxes) and boxes[0].run(["/bin/sh", "-c", "command -v python3"]).ok
+    words = ("python3", "-c", "import time; print('asleep', flush=True); time.sleep(100000)") if has_python else ("sh", "-c", "echo asleep; exec sleep 100000")
+
+    def start(box: Sandbox) -> None:
+        next(iter(box.exec(*words).stdout))
+
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        list(threads.map(start, boxes))
+    return words[0]
 
 
 def _answer(sandbox: Sandbox) -> float | None:
