@@ -15,6 +15,7 @@ from corral.ids import new_id
 from corral.node import loop, mounts, rootfs, syscalls
 from corral.node.disks import PoolDisks
 from corral.node.interface import ImageSpec, VolumeUse
+from corral.node.memory import Memories
 from corral.node.snapshots import Snapshots
 from corral.node.volumes import Volumes
 from corral.places import Places
@@ -59,7 +60,7 @@ def drop(directory: Path) -> None:
 async def test_a_full_pool_refuses_snapshots_and_harms_nobody(places: Places) -> None:
     disks, box = new_disks(places, high_water=0.9), new_id("sb")
     await disks.open()
-    snapshots = Snapshots(places, disks)
+    snapshots = Snapshots(places, disks, Memories(places))
     await snapshots.open()
     upper = await disks.attach(box, 256) / "u"
     synced(upper / "file", b"kept")
@@ -84,7 +85,7 @@ async def test_a_full_pool_refuses_snapshots_and_harms_nobody(places: Places) ->
 async def test_what_was_promised_survives_a_pool_dropped_with_writes_in_flight(places: Places) -> None:
     disks, box, volume = new_disks(places), new_id("sb"), new_id("vo")
     await disks.open()
-    snapshots, volumes = Snapshots(places, disks), Volumes(places, disks.pool)
+    snapshots, volumes = Snapshots(places, disks, Memories(places)), Volumes(places, disks.pool)
     await snapshots.open()
     await volumes.open()
     await volumes.create(volume, 128)
@@ -120,7 +121,7 @@ async def test_what_was_promised_survives_a_pool_dropped_with_writes_in_flight(p
 
     disks = new_disks(places)
     await disks.open()
-    snapshots, volumes = Snapshots(places, disks), Volumes(places, disks.pool)
+    snapshots, volumes = Snapshots(places, disks, Memories(places)), Volumes(places, disks.pool)
     await snapshots.open()
     await volumes.open()
     assert {stored.spec.id for stored in snapshots.list()} == set(kept)

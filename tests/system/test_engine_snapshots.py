@@ -11,6 +11,7 @@ import pytest
 from corral.errors import CorralError, ImageNotFound
 from corral.ids import new_id
 from corral.node import snapshots
+from corral.node.memory import Memories
 from corral.node.snapshots import Snapshots
 from corral.places import Places
 from harness.engine import EngineHome, Inside, engine_home
@@ -23,7 +24,7 @@ class Home:
 
     def __init__(self, engine: EngineHome) -> None:
         self.engine = engine
-        self.snapshots = Snapshots(engine.places, engine.disks)
+        self.snapshots = Snapshots(engine.places, engine.disks, Memories(engine.places))
 
     async def snapshot(self, box: Inside) -> str:
         spec = box.box.spec
@@ -148,7 +149,7 @@ async def test_half_made_ones_vanish_at_the_next_start(home: Home) -> None:
     directory = home.engine.places.snapshots
     (directory / f"{lost}.json").unlink()
     (directory / ".new-sn-aaaaaaaaaaaaaaaa.img").write_bytes(b"half")
-    again = Snapshots(home.engine.places, home.engine.disks)
+    again = Snapshots(home.engine.places, home.engine.disks, Memories(home.engine.places))
     await again.open()
     left = {path.name for path in directory.iterdir()}
     assert {f"{whole}.json", f"{whole}.img"} <= left

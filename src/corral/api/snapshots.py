@@ -40,10 +40,10 @@ class Deletion(BaseModel):
 
 @routes.post("/v1/sandboxes/{sandbox}/snapshots", status_code=201, response_model=Snapshot)
 async def create(request: Request, services: Services, actor: Actor, sandbox: str, wanted: SnapshotCreate) -> Response:
-    """Keep its disk as it is now, as an image. The sandbox goes on. `Idempotency-Key` makes it safe to repeat."""
+    """Keep its disk as it is now, as an image; with `memory`, its processes and their memory too. The sandbox goes on. `Idempotency-Key` makes it safe to repeat."""
 
     async def make(claim: Claim | None) -> Answer:
-        record, timing = await services.snapshots.create(actor, sandbox, wanted.name, claim=claim)
+        record, timing = await services.snapshots.create(actor, sandbox, wanted.name, memory=wanted.memory, claim=claim)
         return Answer(201, record.show(timing=timing).model_dump_json().encode())
 
     answer = await idempotent(request, services, actor, make, again=again(services, actor))

@@ -19,12 +19,18 @@ Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Its name 
 
 
 @snapshot.command("create")
-def snapshot_create(sandbox: options.Box, name: Annotated[str | None, typer.Argument(help="To use it by.")] = None, *, json: options.Json = False) -> None:
+def snapshot_create(
+    sandbox: options.Box,
+    name: Annotated[str | None, typer.Argument(help="To use it by.")] = None,
+    *,
+    memory: Annotated[bool, typer.Option("--memory", help="Its processes and their memory too.")] = False,
+    json: options.Json = False,
+) -> None:
     """Keep a sandbox's disk as an image; the sandbox goes on. Prints its id."""
     from corral import Client
 
     with Client() as client:
-        _print(client.sandboxes.get(sandbox).snapshot(name), json=json)
+        _print(client.sandboxes.get(sandbox).snapshot(name, memory=memory), json=json)
 
 
 @snapshot.command("ls")
@@ -161,5 +167,6 @@ def _table(found: list[Snapshot], *, json: bool) -> None:
         show.as_json([one.info for one in found])
     else:
         show.table(
-            ("id", "name", "sandbox", "size", "age"), [(one.id, one.name, one.info.sandbox, show.size(one.size), show.ago(one.created_at)) for one in found]
+            ("id", "name", "sandbox", "size", "memory", "age"),
+            [(one.id, one.name, one.info.sandbox, show.size(one.size), show.size(one.memory) if one.memory else "", show.ago(one.created_at)) for one in found],
         )

@@ -35,6 +35,7 @@ from corral.control.roles import Actor
 from corral.control.secrets import Secrets
 from corral.control.shelf import Shelf
 from corral.control.volumes import Volumes
+from corral.control.warm import fitting
 from corral.errors import CorralError, ImageNotFound, InvalidArgument, InvalidState, SandboxEnded
 from corral.ids import new_id
 from corral.node.interface import Ended, Timing
@@ -189,6 +190,8 @@ class Sandboxes:
 
     def _plan(self, actor: Actor, wanted: SandboxCreate, facade: Mapping[str, Any]) -> Record:
         image = self.node.image(self._shelf.image(actor.project, wanted.image))
+        if image.warm is not None and BUILD not in wanted.tags:
+            wanted = fitting(wanted, image.warm)
         self._gate.capacity().check(cpu=wanted.cpu, memory=wanted.memory, disk=wanted.disk)
         self.quotas.check(actor.project, Use(1, wanted.cpu, wanted.memory, wanted.disk))
         id = new_id("sb")

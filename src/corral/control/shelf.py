@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class SnapshotRecord:
-    """A snapshot as the control plane keeps it: the row of the store. `created_at` in seconds since 1970, `disk` in MiB, `size` in bytes."""
+    """A snapshot as the control plane keeps it: the row of the store. `created_at` in seconds since 1970, `disk` in MiB, `size` and `memory` in bytes."""
 
     id: str
     project: str
@@ -43,6 +43,8 @@ class SnapshotRecord:
     created_by: str
     removed: bool = False
     """Nobody sees it any more, but something may stand on it."""
+    memory: int = 0
+    """0: it has none."""
 
     @property
     def layer(self) -> bool:
@@ -67,6 +69,7 @@ class SnapshotRecord:
             automatic=self.automatic,
             disk=self.disk,
             size=self.size,
+            memory=self.memory or None,
             unshared=unshared,
             created_at=moment(self.created_at),
             created_by=self.created_by,
@@ -136,7 +139,7 @@ class Shelf:
 
     def mib(self, project: str) -> int:
         """What they count for in the quota of disk."""
-        return sum(-(-record.size // MIB) for record in self.of(project))
+        return sum(-(-(record.size + record.memory) // MIB) for record in self.of(project))
 
     def on(self, id: str) -> list[SnapshotRecord]:
         """The snapshots that stand directly on one, deleted ones too."""

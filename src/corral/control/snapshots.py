@@ -74,12 +74,19 @@ class Snapshots:
 
     # Making
 
-    async def create(self, actor: Actor, sandbox: str, name: str | None, *, claim: Claim | None = None) -> tuple[SnapshotRecord, dict[str, float]]:
-        """A snapshot of a sandbox's disk, and how long it took. Raises `Conflict` when the name is taken or an image's, `InvalidState`, `QuotaExceeded`."""
+    async def create(
+        self, actor: Actor, sandbox: str, name: str | None, *, memory: bool = False, claim: Claim | None = None
+    ) -> tuple[SnapshotRecord, dict[str, float]]:
+        """A snapshot of a sandbox's disk, with `memory` of its processes too, and how long it took; a paused sandbox is resumed for its memory.
+
+        Raises `Conflict` when the name is taken or an image's, `InvalidState`, `QuotaExceeded`, `Unsupported` when its memory can't be kept.
+        """
         if name is not None and self._is_image(name):
             raise Conflict(f"the name {name!r} is an image's", hint="choose another name", details={"image": name})
+        if memory:
+            await self._sandboxes.use(actor.project, sandbox, wake=True)
         async with self._sandboxes.hold(actor.project, sandbox) as living:
-            return await self._make(living, name, actor=actor.key, claim=claim)
+            return await self._make(living, name, actor=actor.key, memory=memory, claim=claim)
 
     async def checkpoint(self, actor: Actor, sandbox: str, name: str, *, claim: Claim | None = None) -> tuple[SnapshotRecord, dict[str, float]]:
         """As `create`; the name is unique among the sandbox's checkpoints."""
@@ -99,12 +106,15 @@ class Snapshots:
         actor: str,
         checkpoint: bool = False,
         automatic: bool = False,
+        memory: bool = False,
         claim: Claim | None = None,
         config: ImageConfig | None = None,
     ) -> tuple[SnapshotRecord, dict[str, float]]:
         box, began = living.record, time.perf_counter()
         if box.state not in _HAVE_DISK:
             raise InvalidState(f"a sandbox that is {box.state} has no disk to keep", hint="wait until it is running", details={"state": box.state})
+        if memory and box.state is State.STOPPED:
+            raise InvalidState("a sandbox that is stopped has no memory to keep", hint="start it first, or take the snapshot without memory")
         id, scope = new_id("sn"), box.id if checkpoint else ""
         if name is not None:
             self._shelf.reserve(box.project, scope, name, id)
@@ -113,9 +123,13 @@ class Snapshots:
             if config is not None:
                 image = config.spec(image)
             user, workdir = (box.user, box.workdir) if config is None else (config.user, config.workdir)
-            # It counts for what the disk has now.
-            with self._sandboxes.quotas.room(box.project, Use(disk=-(-self._node.snapshots.estimate(box.id) // MIB))):
-                stored = await self._node.snapshots.make(id, box.id, image, disk=box.disk, user=user, workdir=workdir)
+            # It counts for what the disk has now, and at most for the whole memory.
+            estimate = -(-self._node.snapshots.estimate(box.id) // MIB) + (box.memory if memory else 0)
+            with self._sandboxes.quotas.room(box.project, Use(disk=estimate)):
+                if memory:
+                    stored = await self._node.keep_warm(id, box.id, image, user=user, workdir=workdir)
+                else:
+                    stored = await self._node.snapshots.make(id, box.id, image, disk=box.disk, user=user, workdir=workdir)
                 record = SnapshotRecord(
                     id=id,
                     project=box.project,
@@ -129,6 +143,7 @@ class Snapshots:
                     size=stored.size,
                     created_at=self._clock(),
                     created_by=actor,
+                    memory=0 if stored.spec.warm is None else stored.spec.warm.size,
                 )
                 self._shelf.put(record)
             kind = "checkpoint.created" if checkpoint else "image.layer_created" if record.layer else "snapshot.created"

@@ -1,6 +1,6 @@
 """Forking: new sandboxes from a running one, with its disk and its memory, while it goes on.
 
-source     disk written out → agent quiet → guest stands still → memory saved → disk copied → guest and agent go on
+source     as `moment` says
 children   at once: disk from the copy, processes' records, a prepared member, memory restored → hello → identity and hooks
 
 The memory is kept in memory for as long as that takes, or on the disk when it is large. A child that fails leaves nothing and harms no other.
@@ -14,8 +14,6 @@ import shutil
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 
@@ -25,11 +23,10 @@ from corral.node.cgroup import MIB
 from corral.node.disks import PoolDisks
 from corral.node.engine import RunscEngine
 from corral.node.interface import Child, Timing
-from corral.node.memory import Needs, Returning
-from corral.node.pauses import Pauses
-from corral.node.place import InMemory, OnDisk, Place
+from corral.node.memory import Returning
+from corral.node.moment import Moment, Moments
+from corral.node.place import InMemory, OnDisk
 from corral.node.pool import available
-from corral.node.processes import Branch
 from corral.node.running import Running
 from corral.node.volumes import Volumes
 from corral.places import Places
@@ -41,27 +38,15 @@ PREFIX = ".fork-"
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class Moment:
-    """A sandbox at one moment: everything that its forks need."""
-
-    place: Place
-    disk: Path
-    needs: Needs
-    branch: Branch
-    stopped: float
-    """Seconds for which it stood still."""
-
-
 class Forks:
     """Makes them."""
 
-    def __init__(self, places: Places, engine: RunscEngine, disks: PoolDisks, volumes: Volumes, pauses: Pauses) -> None:
+    def __init__(self, places: Places, engine: RunscEngine, disks: PoolDisks, volumes: Volumes, moments: Moments) -> None:
         self._places = places
         self._engine = engine
         self._disks = disks
         self._volumes = volumes
-        self._pauses = pauses
+        self._moments = moments
 
     def sweep(self) -> None:
         """Remove what a server left that was killed over a fork. Before the first one."""
@@ -107,14 +92,11 @@ class Forks:
 
     @asynccontextmanager
     async def _moment(self, source: Running) -> AsyncGenerator[Moment]:
-        """Have a sandbox stand still, copy all of it, and let it go on. The copy is gone at the end."""
-        id = source.spec.id
-        needs = self._pauses.needs(id)
-        name = f"{PREFIX}{id}-{secrets.token_hex(4)}"
+        """A sandbox at this moment; gone at the end."""
+        name = f"{PREFIX}{source.spec.id}-{secrets.token_hex(4)}"
         place, disk = self._place(source, name), self._places.paused / f"{name}.img"
         try:
-            await asyncio.gather(asyncio.to_thread(self._engine.keep_programs, needs, id), self._disks.write_out(id))
-            yield await self._copied(source, place, disk, needs)
+            yield await self._moments.take(source, place, disk)
         finally:
             match place:
                 case OnDisk():
@@ -122,24 +104,7 @@ class Forks:
                 case InMemory():
                     place.close()
             disk.unlink(missing_ok=True)
-            # The memory's pages counted for the source's group until now.
-            self._engine.tighten(id)
-
-    async def _copied(self, source: Running, place: Place, disk: Path, needs: Needs) -> Moment:
-        id = source.spec.id
-        with source.link.working():
-            try:
-                await self._pauses.prepare(source)
-                branch = source.guest.processes.branch()
-                async with self._engine.still(id) as still:
-                    began = time.perf_counter()
-                    await still.save(place)
-                    await self._disks.copy(id, disk)
-                stopped = time.perf_counter() - began
-                await source.guest.quiesce(on=False)
-            except BaseException as error:
-                await self._pauses.explained(source, error)
-        return Moment(place, disk, needs, branch, stopped)
+            self._moments.release(source)
 
     def _place(self, source: Running, name: str) -> InMemory | OnDisk:
         if source.box.group.usage().memory < available() // SHARE:

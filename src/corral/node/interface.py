@@ -19,10 +19,20 @@ from corral.schema.sandbox import Reason
 
 
 @dataclass(frozen=True)
+class Warm:
+    """That an image has memory, and what the sandbox had that it is of: its `memory` (MiB) and `pids`, and whether its user may become root. `size`: bytes of the memory's files."""
+
+    memory: int
+    pids: int
+    sudo: bool
+    size: int
+
+
+@dataclass(frozen=True)
 class ImageSpec:
     """An image as the engine needs it. `layers` from the lowest up: directories, or ext4 images to be mounted read-only.
 
-    `seed`: the ext4 image that a sandbox's disk is a copy of at first, in place of one more layer.
+    `seed`: the ext4 image that a sandbox's disk is a copy of at first, in place of one more layer. `warm`: it is a snapshot with memory.
     """
 
     id: str
@@ -33,6 +43,7 @@ class ImageSpec:
     workdir: str | None = None
     command: tuple[str, ...] | None = None
     seed: Path | None = None
+    warm: Warm | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Memory of sandboxes in files.
 
     <home>/memory/<id>/state, pages_meta, pages   as the sentry wrote them
+    <home>/memory/<id>/processes/…                of a snapshot: the records of the processes in it, and what they had written
     <home>/memory/<id>/memory.json                what it is of and what it needs. Written last, so that a directory without it is half made, and removed first
 
 `<id>` is a paused sandbox's, or a snapshot's that has memory. It belongs to a disk as it was at the same moment, and to no other.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import structlog
 
 from corral.errors import SetupError
 from corral.ids import is_id
-from corral.node.place import FILES, OnDisk, Place
+from corral.node.place import OnDisk, Place
 from corral.node.urpc import Sentry
 from corral.places import Places
 
@@ -61,6 +62,11 @@ class Returning:
     mount_volumes: Callable[[Path], Awaitable[object]]
 
 
+def records(place: OnDisk) -> Path:
+    """Where, beside a snapshot's memory, the records of its processes are."""
+    return place.directory / "processes"
+
+
 class Still:
     """A guest that stands still."""
 
@@ -81,11 +87,11 @@ class Memories:
         self._known: dict[str, Saved] = {}
 
     def open(self, known: Collection[str] | None) -> None:
-        """Find what there is; remove what is half made and what is of no sandbox in `known` (None: of any). Raises `SetupError` for a later version's."""
+        """Find what there is; remove what is half made and what is of no sandbox or snapshot in `known` (None: of any). Raises `SetupError` for a later version's."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for place in sorted(self._directory.iterdir()):
             id = place.name
-            if not (id.startswith(_NEW) or is_id(id, "sb")):
+            if not (id.startswith(_NEW) or is_id(id, "sb") or is_id(id, "sn")):
                 continue
             saved = None if id.startswith(_NEW) else _read(place)
             if saved is None or (known is not None and id not in known):
@@ -97,8 +103,9 @@ class Memories:
     def __contains__(self, id: str) -> bool:
         return id in self._known
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._known)
+    def of_sandboxes(self) -> list[str]:
+        """Whose memory it is: those that are paused."""
+        return [id for id in self._known if is_id(id, "sb")]
 
     def get(self, id: str) -> Saved | None:
         return self._known.get(id)
@@ -120,8 +127,8 @@ class Memories:
         place = self._directory / f"{_NEW}{saved.id}"
         document = place / _DOCUMENT
         document.write_text(json.dumps({"version": VERSION, **asdict(saved)}, indent=2))
-        for name in (*FILES, _DOCUMENT):
-            _sync(place / name)
+        for path in place.rglob("*"):
+            _sync(path)
         _sync(place)
         place.rename(self._directory / saved.id)
         _sync(self._directory)

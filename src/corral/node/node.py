@@ -1,6 +1,6 @@
 """A node: the machine that runs sandboxes, as the control plane sees it. Puts the engine, the disks and the guests together; says the order.
 
-create    engine.claim (member, limits, disk, root) → hello → claim → running
+create    engine.claim (member, limits, disk, root) → hello → claim → running; of a snapshot with memory as `warm` says
 stop      engine.kill; disk and output stay
 start     as create, on the same disk
 pause     pauses.pause (memory and disk saved, sentry ended); resume as it says
@@ -25,7 +25,7 @@ from typing import Any, Literal
 import structlog
 
 from corral.agent_binary import agent_binary
-from corral.errors import CorralError, FileNotFound, InvalidArgument, InvalidState, NotFound, SandboxEnded, Unavailable
+from corral.errors import CorralError, FileNotFound, InvalidArgument, InvalidState, NotFound, SandboxEnded, Unavailable, Unsupported
 from corral.ids import is_id
 from corral.images import Catalog, StoredImage
 from corral.images.library import Library
@@ -41,16 +41,20 @@ from corral.node.holder_client import HolderClient
 from corral.node.identity import returned
 from corral.node.idler import Crowd
 from corral.node.interface import BoxSpec, Child, Ended, ImageSpec, Moment, OnEnd, Timing, VolumeUse
+from corral.node.memory import Memories
 from corral.node.merging import OnConflict, carry_out
+from corral.node.moment import Moments
 from corral.node.network import Watcher
 from corral.node.outward import Outward
 from corral.node.pauses import Pauses
 from corral.node.pool import default_size
 from corral.node.processes import ProcessBook
 from corral.node.running import Hooks, OnEvent, Running
-from corral.node.snapshots import Snapshots
+from corral.node.snapshots import Snapshots, StoredSnapshot
 from corral.node.start import encoded
+from corral.node.urpc import UrpcError
 from corral.node.volumes import Volumes, name_of
+from corral.node.warm import WarmSnapshots
 from corral.places import Places
 from corral.schema.egress import Approval, Decision, EgressPolicy, Flow, Flows, Verdict
 from corral.schema.observe import LogLine, Sample
@@ -110,10 +114,13 @@ class Node:
         self._catalog = Catalog(places)
         self.library = Library(places, self._catalog, mirrors=self._settings.mirrors)
         self._authority = Authority(places.keys)
-        self.snapshots = Snapshots(places, self._disks)
+        memories = Memories(places)
+        self.snapshots = Snapshots(places, self._disks, memories)
         self.volumes = Volumes(places, self._disks.pool)
-        self._pauses = Pauses(places, self._engine, self._disks, self.volumes)
-        self._forks = Forks(places, self._engine, self._disks, self.volumes, self._pauses)
+        self._pauses = Pauses(places, self._engine, self._disks, self.volumes, memories)
+        moments = Moments(self._engine, self._disks, self._pauses)
+        self._forks = Forks(places, self._engine, self._disks, self.volumes, moments)
+        self._warm = WarmSnapshots(places, self._engine, self.snapshots, memories, moments)
         self._differences = Differences(places, self._disks, self.snapshots)
         self._running: dict[str, Running] = {}
         self._crowd = Crowd(os.cpu_count() or 1)
@@ -136,7 +143,7 @@ class Node:
         await asyncio.to_thread(self._differences.sweep)
         await self.snapshots.open()
         await self.volumes.open()
-        await self._pauses.open(known)
+        await self._pauses.open(None if known is None else {*known, *self.snapshots.warm()})
         await asyncio.to_thread(self._forks.sweep)
         await asyncio.to_thread(self.library.open)
         boxes = [box for box in await self._engine.open(self._died) if isinstance(box, RunscBox)]
@@ -220,10 +227,46 @@ class Node:
     async def create(self, spec: BoxSpec, *, secrets: Mapping[str, str] | None = None) -> Timing:
         """Start a new sandbox. `secrets`: values, by name, of those that its egress policy uses. When it fails nothing of it is left."""
         try:
+            if spec.image.warm is not None and not spec.tmp_on_disk:
+                try:
+                    return await self._start_warm(spec, secrets)
+                except (Unsupported, UrpcError) as error:
+                    log.warning("a snapshot's memory can't be used", sandbox=spec.id, snapshot=spec.image.id, why=error.message)
+                    self._event(spec.id, "sandbox.started_cold", {"snapshot": spec.image.id, "why": error.message})
+                    await self._remove_stored(spec.id)
             return await self._start(spec, secrets)
         except BaseException:
             await asyncio.shield(self._remove_stored(spec.id))
             raise
+
+    async def _start_warm(self, spec: BoxSpec, secrets: Mapping[str, str] | None) -> Timing:
+        await self.snapshots.ready(spec.image)
+
+        async def enter(box: RunscBox, slept: float) -> None:
+            running = self._enter(spec, box)
+            running.guest.processes.slept(slept)
+            await self._welcome(running, box)
+            names = await self.volumes.attach(spec.id, spec.volumes, box.volumes)
+            for name, use in zip(names, spec.volumes, strict=True):
+                await running.guest.volume(name, use.path, attach=True)
+
+        try:
+            return await self._warm.start(spec, secrets or {}, enter)
+        except BaseException:
+            self._leave(spec.id)
+            await asyncio.shield(self._engine.kill(spec.id))
+            await asyncio.shield(self.volumes.release(spec.id))
+            raise
+
+    async def _welcome(self, running: Running, box: RunscBox) -> None:
+        """One that was another sandbox until now."""
+        for why in await returned(running.guest, running.spec, box, fork=True):
+            self._event(running.spec.id, "fork.hook_failed", {"why": why})
+        await self._make_trust(running, running.spec.egress)
+
+    async def keep_warm(self, id: str, sandbox: str, image: ImageSpec, *, user: str | None, workdir: str | None) -> StoredSnapshot:
+        """A snapshot of a running sandbox of `image` with its memory, `id`; the sandbox goes on. Raises `Unsupported` when it can't be saved."""
+        return await asyncio.shield(self._warm.make(self._get(sandbox), id, image, user=user, workdir=workdir))
 
     async def start(self, spec: BoxSpec, *, secrets: Mapping[str, str] | None = None) -> Timing:
         """Start a stopped sandbox on its own disk."""
@@ -297,10 +340,7 @@ class Node:
         await self.snapshots.ready(source.spec.image)
 
         async def enter(child: Child, box: RunscBox) -> None:
-            running = self._enter(child.spec, box)
-            for why in await returned(running.guest, child.spec, box, fork=True):
-                self._event(child.spec.id, "fork.hook_failed", {"why": why})
-            await self._make_trust(running, child.spec.egress)
+            await self._welcome(self._enter(child.spec, box), box)
 
         return await asyncio.shield(self._forks.fork(source, children, enter, self.remove))
 

@@ -38,8 +38,8 @@ log = structlog.get_logger(__name__)
 class Pauses:
     """The paused sandboxes of a node."""
 
-    def __init__(self, places: Places, engine: RunscEngine, disks: PoolDisks, volumes: Volumes) -> None:
-        self.memories = Memories(places)
+    def __init__(self, places: Places, engine: RunscEngine, disks: PoolDisks, volumes: Volumes, memories: Memories) -> None:
+        self.memories = memories
         self._copies = places.paused
         self._engine = engine
         self._disks = disks
@@ -51,13 +51,13 @@ class Pauses:
     # Finding again
 
     async def open(self, known: Collection[str] | None) -> None:
-        """Before the engine, the disks being open."""
+        """Before the engine, the disks being open. `known`: the sandboxes and snapshots that there are."""
         await asyncio.to_thread(self._copies.mkdir, mode=0o700, parents=True, exist_ok=True)
         await asyncio.to_thread(self.memories.open, known)
 
     async def settle(self, alive: Collection[str]) -> None:
         """After everything that lives was adopted, or ended: what was being paused is paused, what was being resumed is running or paused."""
-        for id in list(self.memories):
+        for id in self.memories.of_sandboxes():
             if id in alive:
                 await self.drop(id)
             elif self._copy(id).exists():

@@ -19,7 +19,7 @@ from corral.node.journal import Asked, Closed, Exited, Fact, Forgotten, Journal,
 from corral.node.link import Link, RequestFailed
 from corral.node.process import CHUNK, Chunk, Process
 from corral.node.refusals import start_refusal
-from corral.node.spool import BOUND, Segment
+from corral.node.spool import BOUND, Segment, Spool
 from corral.node.start import Defaults, prepare
 from corral.schema import process as schema
 from corral.wire import requests
@@ -63,6 +63,13 @@ class Branch:
             for segment in segments:
                 segment.share(self._directory / id, target)
         Journal(directory / "processes.jsonl").start(self._facts)
+
+    @classmethod
+    def written(cls, directory: Path) -> Branch:
+        """One that was written to a directory in which nothing has happened since. Blocks."""
+        places = [place for place in directory.iterdir() if place.is_dir()]
+        spools = [(place.name, segments) for place in places for stream in (1, 2) if (segments := Spool(place, stream).segments())]
+        return cls(directory, Journal(directory / "processes.jsonl").read(), spools)
 
 
 class ProcessBook:

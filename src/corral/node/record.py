@@ -41,6 +41,8 @@ def write(directory: Path, record: Record) -> None:
     document = asdict(record)
     # Values of secrets. The guest knows them by now, and a later server has no use for them.
     del document["spec"]["exposed"]
+    # Of no use for what runs.
+    del document["spec"]["image"]["warm"]
     fresh.write_text(json.dumps(document, default=_plain))
     fresh.rename(target)
 

@@ -1,6 +1,7 @@
 """The snapshots of one node: disks kept as they were at one moment, which are images for new sandboxes.
 
     <pool>/snapshots/sn-….img     the disk; shares its blocks with the disk it was taken of
+    <home>/memory/sn-…/           its memory, if it has one (`memory`, `warm`)
     <pool>/snapshots/sn-….json    what it is. Written last, so that an image without it is half made, and removed first
 
 A snapshot's files are those of its layers below and of its own disk above. When there are many layers already, its disk is no further one but the
@@ -14,8 +15,8 @@ import errno
 import json
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,18 @@ import structlog
 
 from corral.errors import DiskFull, ImageNotFound, NotFound, SetupError
 from corral.node import rootfs, syscalls
-from corral.node.disks import PoolDisks
-from corral.node.interface import ImageSpec
+from corral.node.disks import Copied, PoolDisks
+from corral.node.interface import ImageSpec, Warm
+from corral.node.memory import Memories
 from corral.places import Places
 
 VERSION = 1
 """Of the documents. A greater one is refused: it is a later Corral's."""
 DEEPEST = 16
 """Layers of a snapshot; with more, its disk is a seed. Each layer makes looking up a file that is nowhere slower."""
+
+Take = Callable[[Path], Awaitable[tuple[Copied, Warm]]]
+"""Makes that file a copy of a disk, and keeps its sandbox's memory."""
 
 log = structlog.get_logger(__name__)
 
@@ -52,9 +57,10 @@ class StoredSnapshot:
 class Snapshots:
     """Made, found and removed by id. Which of them are still needed is known to the caller."""
 
-    def __init__(self, places: Places, disks: PoolDisks) -> None:
+    def __init__(self, places: Places, disks: PoolDisks, memories: Memories) -> None:
         self._directory = places.snapshots
         self._disks = disks
+        self._memories = memories
         self._known: dict[str, StoredSnapshot] = {}
 
     async def open(self) -> None:
@@ -63,6 +69,10 @@ class Snapshots:
 
     def list(self) -> list[StoredSnapshot]:
         return list(self._known.values())
+
+    def warm(self) -> list[str]:
+        """Ids of those with memory."""
+        return [id for id, stored in self._known.items() if stored.spec.warm is not None]
 
     def get(self, id: str) -> StoredSnapshot:
         """Raises `ImageNotFound`."""
@@ -74,16 +84,18 @@ class Snapshots:
         """Its disk."""
         return self._directory / f"{id}.img"
 
-    async def make(self, id: str, sandbox: str, image: ImageSpec, *, disk: int, user: str | None, workdir: str | None) -> StoredSnapshot:
+    async def make(
+        self, id: str, sandbox: str, image: ImageSpec, *, disk: int, user: str | None, workdir: str | None, take: Take | None = None
+    ) -> StoredSnapshot:
         """Take a snapshot of the disk (of `disk` MiB) of a sandbox of `image`, running or stopped. `user` and `workdir` become its defaults.
 
-        It is safe on disk when this returns; when it fails nothing is left of it.
+        It is safe on disk when this returns; when it fails nothing is left of it. `take` copies the disk, and keeps the memory of that moment too.
         """
         target = self.image_of(id)
         below = image.layers
         aside = target.with_name(f".new-{target.name}")
         try:
-            copied = await self._disks.copy(sandbox, aside)
+            copied, warm = (await self._disks.copy(sandbox, aside), None) if take is None else await take(aside)
             flat = len(below) >= DEEPEST
             stored = StoredSnapshot(
                 spec=ImageSpec(
@@ -95,6 +107,7 @@ class Snapshots:
                     workdir=workdir,
                     command=image.command,
                     seed=target if flat else None,
+                    warm=warm,
                 ),
                 sandbox=sandbox,
                 parent=image.id,
@@ -116,6 +129,7 @@ class Snapshots:
         """Delete it. Nothing happens if there is none. Sandboxes that run on it go on; none may be started on it again."""
         if self._known.pop(id, None) is not None:
             await asyncio.to_thread(self._delete, id)
+            await asyncio.to_thread(self._memories.drop, id)
 
     async def ready(self, spec: ImageSpec) -> None:
         """Mount what a sandbox of this image needs, so that its start doesn't have to."""
@@ -188,6 +202,7 @@ def _encode(stored: StoredSnapshot) -> dict[str, Any]:
         "parent": stored.parent,
         "layers": [str(layer) for layer in spec.layers],
         "seed": None if spec.seed is None else str(spec.seed),
+        "warm": None if spec.warm is None else asdict(spec.warm),
         "env": dict(spec.env),
         "user": spec.user,
         "workdir": spec.workdir,
@@ -199,7 +214,8 @@ def _encode(stored: StoredSnapshot) -> dict[str, Any]:
 
 
 def _decode(document: Mapping[str, Any]) -> StoredSnapshot:
-    command, seed = document["command"], document["seed"]
+    # Those without memory were written without a word about it once.
+    command, seed, warm = document["command"], document["seed"], document.get("warm")
     spec = ImageSpec(
         id=document["id"],
         name=None,
@@ -209,6 +225,7 @@ def _decode(document: Mapping[str, Any]) -> StoredSnapshot:
         workdir=document["workdir"],
         command=None if command is None else tuple(command),
         seed=None if seed is None else Path(seed),
+        warm=None if warm is None else Warm(**warm),
     )
     return StoredSnapshot(spec, document["sandbox"], document["parent"], document["disk"], document["size"], document["created"])
 

@@ -15,10 +15,11 @@ class SnapshotCreate(Request):
     """POST /v1/sandboxes/{id}/snapshots."""
 
     name: Name | None = Field(None, description="unique among the project's snapshots; usable wherever an image is named")
+    memory: bool = Field(False, description="keep its processes and their memory too: in a sandbox made from it they go on from there")
 
 
 class Snapshot(Answer):
-    """A sandbox's disk at one moment. Its id, or its name, is an image."""
+    """A sandbox's disk at one moment, perhaps with its memory. Its id, or its name, is an image."""
 
     id: str
     name: str | None
@@ -30,6 +31,7 @@ class Snapshot(Answer):
     automatic: bool = Field(False, description="nobody asked for it by name")
     disk: int = Field(description="MiB that the sandbox could write")
     size: int = Field(description="bytes its disk refers to; what sandboxes and other snapshots share with it is counted here too")
+    memory: int | None = Field(None, description="bytes of the memory that is kept with it, which `max_disk` counts too; null: it is a disk alone")
     unshared: int | None = Field(None, description="bytes that only it has, and that its removal would free; told of a single snapshot")
     created_at: datetime
     created_by: str

@@ -79,6 +79,7 @@ snapshots = Table(
     Column("created_at", Double, nullable=False),
     Column("created_by", String(32), nullable=False),
     Column("removed", Boolean, nullable=False),
+    Column("memory", BigInteger, nullable=False, server_default="0", comment="bytes; 0: it has none"),
 )
 
 volumes = Table(

@@ -1,4 +1,4 @@
-"""Snapshots: a sandbox's disk at one moment, from which others start."""
+"""Snapshots: a sandbox's disk at one moment, perhaps with its memory, from which others start."""
 
 from __future__ import annotations
 
@@ -56,6 +56,11 @@ class Snapshot:
     def size(self) -> int:
         """Bytes its disk refers to, those shared with sandboxes and other snapshots included."""
         return self.info.size
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of the memory that is kept with it; None: it is a disk alone."""
+        return self.info.memory
 
     @property
     def created_at(self) -> datetime:

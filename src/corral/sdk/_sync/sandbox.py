@@ -367,9 +367,12 @@ class Sandbox:
         """Take the volume at `path` away. What programs have open there they may use on."""
         self.info = faults.decode(SandboxInfo, self._transport.call("DELETE", self._path + "/volumes", query={"path": path}))
 
-    def snapshot(self, name: str | None = None) -> Snapshot:
-        """Keep its disk as it is now, as an image; it goes on running. Raises `Conflict` when the project has a snapshot or the node an image of that name."""
-        request = faults.encode(faults.build(SnapshotCreate, **({} if name is None else {"name": name})))
+    def snapshot(self, name: str | None = None, *, memory: bool = False) -> Snapshot:
+        """Keep its disk as it is now, as an image; it goes on running. With `memory` its processes are kept too: in a sandbox made from it they go on from this moment.
+
+        Raises `Conflict` when the project has a snapshot or the node an image of that name, `Unsupported` when its memory can't be kept.
+        """
+        request = faults.encode(faults.build(SnapshotCreate, memory=memory, **({} if name is None else {"name": name})))
         return self._keep("/snapshots", request)
 
     def export(self, path: str | os.PathLike[str]) -> None:

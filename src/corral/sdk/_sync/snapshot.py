@@ -1,5 +1,5 @@
 # Generated from sdk/_async/snapshot.py by scripts/async_to_sync.py: edit that, not this.
-"""Snapshots: a sandbox's disk at one moment, from which others start."""
+"""Snapshots: a sandbox's disk at one moment, perhaps with its memory, from which others start."""
 
 from __future__ import annotations
 
@@ -57,6 +57,11 @@ class Snapshot:
     def size(self) -> int:
         """Bytes its disk refers to, those shared with sandboxes and other snapshots included."""
         return self.info.size
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of the memory that is kept with it; None: it is a disk alone."""
+        return self.info.memory
 
     @property
     def created_at(self) -> datetime:

@@ -1,0 +1,115 @@
+"""Snapshots with memory: what ran when they were taken runs in each sandbox made from them, as somebody of its own."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from corral import Sandbox, Snapshot, Volume
+from corral.errors import InvalidArgument, InvalidState, NotFound, Unsupported
+from corral.places import Places
+from harness.server import Server
+from harness.site import Site
+
+
+def test_sandboxes_of_a_snapshot_with_memory_go_on_from_it(server: Server) -> None:
+    with Sandbox.create("base", memory=768, env={"FROM": "source"}) as box:
+        site = Site(box)
+        assert [site.ask() for _ in range(3)] == [1, 2, 3]
+        echo = box.exec("sh", "-c", "echo begun; while read line; do echo $line $FROM; [ $line != end ] || exit 7; done", timeout=3600)
+        assert next(iter(echo.stdout)) == "begun\n"
+        box.files.write("/tmp/in-memory", "kept\n")
+        snapshot = box.snapshot("warm-site", memory=True)
+        assert snapshot.memory is not None
+        assert snapshot.memory > 1 << 20
+        # The source goes on as if nothing had been.
+        assert site.ask() == 4
+        echo.stdin.write("on\nend\n")
+        assert echo.stdout.read() == "on source\nend source\n"
+    kids = [Sandbox.create("warm-site", name=f"warm-{number}", env={"FROM": str(number)}, disk=1024) for number in range(3)]
+    try:
+        for number, kid in enumerate(kids):
+            assert "restore" in kid.timing
+            # What it has at least is what it was saved with.
+            assert (kid.info.memory, kid.info.disk) == (768, 1024)
+            copy = kid.process(echo.id)
+            copy.stdin.write("here\nend\n")
+            # What runs keeps its variables; what is started gets its own.
+            assert copy.stdout.read() == "begun\nhere source\nend source\n"
+            assert copy.wait(timeout=60) == 7
+            assert kid.run("echo $FROM; hostname; cat /tmp/in-memory").stdout == f"{number}\nwarm-{number}\nkept\n"
+            assert [Site(kid, running=True).ask() for _ in range(number + 1)] == list(range(4, 5 + number))
+        assert len({kid.run("cat /proc/sys/kernel/random/boot_id").stdout for kid in kids}) == 3
+        # Like any other afterwards: paused, forked, restarted with a server that was killed.
+        kids[0].pause()
+        server.kill()
+        server.start()
+        assert Site(kids[0], running=True).ask() == 5
+        [grandchild] = kids[1].fork()
+        kids.append(grandchild)
+        assert Site(grandchild, running=True).ask() == 6
+        kids.append(Sandbox.create(snapshot))
+        assert Site(kids[-1], running=True).ask() == 4
+        # Without its memory it is the disk.
+        kids[2].stop()
+        kids[2].start()
+        assert (
+            kids[2]
+            .run(["python3", "-c", "import sqlite3; print(sqlite3.connect('/var/tmp/data.db').execute('select count(*) from hits').fetchone()[0])"])
+            .stdout
+            == "6\n"
+        )
+        second = kids[1].snapshot(memory=True)
+        kids.append(Sandbox.create(second))
+        assert Site(kids[-1], running=True).ask() == 6
+    finally:
+        for kid in kids:
+            kid.delete()
+    for one in (second, snapshot):
+        one.delete()
+    assert [path.name for path in Places(server.home).memory.glob("*sn-*")] == []
+    with pytest.raises(NotFound):
+        Snapshot.get("warm-site")
+
+
+def test_a_memory_that_cannot_be_used_is_told_and_the_sandbox_starts_cold(server: Server) -> None:
+    with Sandbox.create("tiny") as box:
+        box.exec("sleep", "1000")
+        box.run("echo kept > /kept")
+        snapshot = box.snapshot(memory=True)
+    document = Places(server.home).memory / snapshot.id / "memory.json"
+    saved = json.loads(document.read_bytes())
+    saved["needs"]["cpu"].append("a-feature-of-another-processor")
+    document.write_text(json.dumps(saved))
+    server.kill()
+    server.start()
+    with Sandbox.create(snapshot) as kid:
+        assert "restore" not in kid.timing
+        assert kid.run("cat /kept").stdout == "kept\n"
+        assert [process for process in kid.processes() if process.running] == []
+        told = next(iter(kid.events(kind="sandbox.started_cold")))
+        assert "a-feature-of-another-processor" in told.data["why"]
+    snapshot.delete()
+
+
+def test_what_has_no_memory_to_keep_is_refused(server: Server) -> None:
+    volume = Volume.create("warm-volume", size=64)
+    with Sandbox.create("tiny", sudo=False) as box:
+        box.attach("/data", volume)
+        with pytest.raises(Unsupported, match="volumes"):
+            box.snapshot(memory=True)
+        box.detach("/data")
+        box.pause()
+        # A paused one is resumed for it.
+        snapshot = box.snapshot(memory=True)
+        with pytest.raises(InvalidArgument, match="sudo"):
+            Sandbox.create(snapshot)
+        with Sandbox.create(snapshot, sudo=False, volumes={"/data": volume}) as kid:
+            assert "restore" in kid.timing
+            assert kid.run("echo there > /data/file && cat /data/file").stdout == "there\n"
+        snapshot.delete()
+        box.stop()
+        with pytest.raises(InvalidState, match="stopped"):
+            box.snapshot(memory=True)
+    volume.delete()
