@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import http.server
 import io
 import json
 import os
@@ -10,18 +11,25 @@ import struct
 import tarfile
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from corral.errors import CorralError, InvalidArgument, TooLarge, Unsupported
+from corral.errors import CorralError, InvalidArgument, TooLarge, Unauthenticated, Unsupported
+from corral.images import Catalog
+from corral.images.library import Library
 from corral.images.oci import job
 from corral.images.oci.archive import Archive
 from corral.images.oci.documents import Platform, digest_of
 from corral.images.oci.layer import opened
+from corral.images.oci.reference import Reference
+from corral.images.oci.registry import Access, Registry
 from corral.images.oci.unpack import Limits, Unpacker
+from corral.node.volume_files import VolumeFiles
+from corral.places import Places
 
 Entry = tuple[str, bytes, str, bytes] | tuple[str, bytes, str, bytes, dict[str, str]]
 REG, SYM, LNK, DIR, CHR = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE
@@ -234,6 +242,14 @@ def _spoil(files: dict[str, bytes], of: str) -> None:
     files[name] = files[name][:-9] + bytes([files[name][-9] ^ 1]) + files[name][-8:]
 
 
+def _tops(files: dict[str, bytes], *more: dict[str, object]) -> None:
+    """The one image of the index, in these variants of its entry."""
+    [top] = json.loads(files["index.json"])["manifests"]
+    files["index.json"] = json.dumps({"manifests": [{**top, **one} for one in more]}).encode()
+
+
+HERE = {"os": "linux", "architecture": Platform.parse(None).architecture}
+OTHER = "sha256:" + "0" * 64
 SPOILT: dict[str, Callable[[dict[str, bytes]], None]] = {
     "a layer": lambda files: _spoil(files, "layer"),
     "a manifest": lambda files: _spoil(files, "manifest"),
@@ -241,6 +257,9 @@ SPOILT: dict[str, Callable[[dict[str, bytes]], None]] = {
     "a short layer": lambda files: files.update({"blobs/" + digest_of(files["layer"]).replace(":", "/"): files["layer"][:-1]}),
     "no index": lambda files: files.pop("index.json") and None,
     "an index that is none": lambda files: files.update({"index.json": b"[1]"}),
+    "two images": lambda files: _tops(files, {}, {"digest": OTHER}),
+    "two images for one platform": lambda files: _tops(files, {"platform": HERE}, {"platform": HERE, "digest": OTHER}),
+    "two images, one for a platform": lambda files: _tops(files, {"platform": HERE}, {"digest": OTHER}),
     "a name twice": lambda files: files.update({"./oci-layout": b"{}"}),
 }
 
@@ -252,6 +271,17 @@ async def test_archives_that_are_not_what_they_say(room: Path, what: str) -> Non
     with pytest.raises(InvalidArgument):
         await job.run(job.Unpack(str(room / "layers"), ".import-x", str(path), Platform.parse(None)), print)
     assert list((room / "layers").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "tops",
+    [({}, {}), ({"platform": HERE}, {"platform": HERE}), ({"platform": HERE}, {"platform": {"os": "windows", "architecture": "amd64"}, "digest": OTHER})],
+)
+async def test_one_image_by_several_names_or_for_several_platforms(room: Path, tops: tuple[dict[str, object], ...]) -> None:
+    path = archive(room, lambda files: _tops(files, *tops))
+    (room / "layers").mkdir()
+    answer = await job.run(job.Unpack(str(room / "layers"), ".import-x", str(path), Platform.parse(None)), print)
+    assert (room / "layers" / answer["layers"][0] / "f").read_bytes() == b"x"
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -276,6 +306,74 @@ def test_any_archive_is_read_or_refused(room: Path, changes: list[tuple[int, int
         source.close()
 
 
+def saved(path: Path, layer: bytes, *, diff_id: str | None = None) -> Path:
+    """As `docker save` writes an image of one layer, which says that it has that digest."""
+    here = Platform.parse(None)
+    rootfs = {"type": "layers", "diff_ids": [diff_id or digest_of(layer)]}
+    config = json.dumps({"architecture": here.architecture, "os": here.os, "rootfs": rootfs}).encode()
+    manifest = json.dumps([{"Config": "config.json", "Layers": ["layer.tar"]}]).encode()
+    path.write_bytes(tar(("config.json", REG, "", config), ("layer.tar", REG, "", layer), ("manifest.json", REG, "", manifest)))
+    return path
+
+
+async def test_layers_of_others_are_for_who_has_them(room: Path) -> None:
+    """A digest is no secret, and what it is the digest of may be one."""
+    (room / "layers").mkdir()
+    secret = tar(("secret", REG, "", b"theirs"))
+
+    async def have(archive: Path, *own: str) -> list[str]:
+        had: list[str] = []
+        answer = await job.run(job.Unpack(str(room / "layers"), ".import-x", str(archive), Platform.parse(None), list(own)), print, had.append)
+        assert had == answer["layers"]
+        return had
+
+    [name] = await have(saved(room / "theirs.tar", secret))
+    forged = saved(room / "forged.tar", b"junk", diff_id=digest_of(secret))
+    with pytest.raises(InvalidArgument, match="digest"):
+        await have(forged)
+    assert await have(forged, name) == await have(saved(room / "same.tar", secret)) == [name]
+
+
+def deep(root: Path, depth: int) -> None:
+    """Directories in directories."""
+    at = os.open(root, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=at)
+        below = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)
+
+
+async def test_deep_trees_are_refused(room: Path) -> None:
+    """By their names, and by links that lead down."""
+    (room / "layers").mkdir()
+    down: list[Entry] = [("/".join(["d"] * count), DIR, "", b"") for count in range(1, 250)]
+    links: list[Entry] = [(f"l{count}", SYM, f"l{count - 1}/{'d/' * 200}" if count else "d/" * 200, b"") for count in range(3)]
+    for entries in ([*down, ("d/" * 1500, DIR, "", b"")], [*down, *links, ("l2/x", REG, "", b"")]):
+        with pytest.raises(InvalidArgument, match="deep"):
+            await job.run(job.Unpack(str(room / "layers"), ".import-x", str(saved(room / "deep.tar", tar(*entries))), Platform.parse(None)), print)
+        assert list((room / "layers").iterdir()) == []
+
+
+def test_what_is_left_goes_however_deep_it_is(tmp_path: Path) -> None:
+    places = Places(tmp_path)
+    library = Library(places, Catalog(places))
+    for left in (".import-x", "oci-x"):
+        (places.layers / left).mkdir(parents=True)
+        deep(places.layers / left, 1500)
+    library.open()
+    assert list(places.layers.iterdir()) == []
+
+
+def test_a_volumes_deep_tree_can_be_removed(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    deep(tmp_path / "d", 1500)
+    with VolumeFiles(tmp_path) as files:
+        files.remove("d")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_huge_sizes_are_no_negative_ones(room: Path) -> None:
     header = bytearray(tarfile.TarInfo("f").tobuf(tarfile.GNU_FORMAT))
     header[124:136] = b"\xff" + struct.pack(">q", -5).rjust(11, b"\xff")
@@ -283,3 +381,50 @@ def test_huge_sizes_are_no_negative_ones(room: Path) -> None:
     header[148:156] = b"%06o\0 " % sum(header)
     with pytest.raises(InvalidArgument):
         unpack(room, bytes(header) + bytes(2048))
+
+
+class Answers:
+    """A registry on loopback that answers each path as it is told: with a status, a body and headers."""
+
+    def __init__(self, answer: Callable[[http.server.BaseHTTPRequestHandler], tuple[int, bytes, dict[str, str]]]) -> None:
+        self.asked: list[tuple[str, str | None]] = []
+        """Path and authorization of each request."""
+        asked = self.asked
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                asked.append((self.path, self.headers["Authorization"]))
+                status, body, headers = answer(self)
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Answers:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def test_a_password_is_not_for_whom_a_registry_leads_to() -> None:
+    challenge = {"WWW-Authenticate": 'Basic realm="x"'}
+    with Answers(lambda _to: (401, b"", challenge)) as other, Answers(lambda to: (307, b"", {"Location": f"http://{other.address}{to.path}"})) as registry:
+        source = Registry(Reference.parse(f"{registry.address}/a:b"), Access({}, "reader", "s3cret"), Platform.parse(None), note=print)
+        with closing(source), pytest.raises(Unauthenticated):
+            source.find()
+    assert {who for _, who in (*registry.asked, *other.asked)} == {None}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,6 +15,8 @@ from corral.errors import CorralError, Forbidden, InvalidArgument, Unsupported
 from corral.images.oci.challenge import Challenge, token_of
 from corral.images.oci.documents import Config, Index, Manifest, Platform, chain, digest_of, parse
 from corral.images.oci.reference import Reference
+from corral.images.pulled import Pulled
+from corral.places import Places
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -56,6 +60,13 @@ def test_challenges() -> None:
     asked = Challenge.parse('Bearer realm="https://auth.example/token?a=b",service="registry.example",scope="repository:x/y:pull,push"')
     assert asked.token_url("x/y", plain=False) == "https://auth.example/token?a=b&service=registry.example&scope=repository%3Ax%2Fy%3Apull%2Cpush"
     assert Challenge.parse('basic realm="x \\"y\\""').parameters == {"realm": 'x "y"'}
+    for several in (
+        'Bearer realm="https://a.example/token",service="a",Basic realm="b"',
+        'Negotiate, Bearer realm="https://a.example/token", service=a, Bearer realm="https://b.example/token",service="b"',
+        'Negotiate oRQ0==, Digest realm="x, Basic y=z", Bearer  realm = "https://a.example/token" , service = "a"',
+    ):
+        assert Challenge.parse(several).token_url("x", plain=False) == "https://a.example/token?service=a&scope=repository%3Ax%3Apull"
+    assert Challenge.parse('Bearer service="no realm", Basic realm="b", Bearer realm="https://c"') == Challenge("basic", {"realm": "b"})
     with pytest.raises(Forbidden):
         Challenge.parse('Bearer realm="http://auth.example/token"').token_url("x", plain=False)
     for odd in ("", "Negotiate", "Bearer", "Bearer service=x"):
@@ -115,3 +126,25 @@ def test_any_document_is_one_or_refused(document: object) -> None:
 def test_the_chain_of_one_layer_is_that_layer() -> None:
     assert chain([DIGEST]) == DIGEST
     assert chain([DIGEST, DIGEST]) == digest_of(f"{DIGEST} {DIGEST}".encode())
+
+
+def test_what_projects_have_imported_is_kept_by_many_at_once(tmp_path: Path) -> None:
+    pulled = Pulled(Places(tmp_path))
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(pulled.put, f"p{number % 2}", f"source {number}", f"im-{number}") for number in range(60)]:
+            done.result()
+        for done in [pool.submit(pulled.forget, f"im-{number}") for number in range(40)]:
+            done.result()
+    assert pulled.images("p0") | pulled.images("p1") == {f"im-{number}" for number in range(40, 60)}
+    assert pulled.find("p1", "source 41") == "im-41"
+
+
+def test_what_cannot_be_read_is_imported_again(tmp_path: Path) -> None:
+    pulled = Pulled(Places(tmp_path))
+    pulled.put("other", "a", "im-a")
+    for spoilt in ('{"a": "im-a"}}', "[1]", '{"a": 1}'):
+        (tmp_path / "pulled/mine.json").write_text(spoilt)
+        assert pulled.find("mine", "a") is None
+        pulled.forget("im-b")
+        pulled.put("mine", "b", "im-b")
+        assert (pulled.find("mine", "b"), pulled.find("other", "a")) == ("im-b", "im-a")

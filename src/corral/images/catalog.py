@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from typing import Any
 
 from corral.errors import ImageNotFound, InternalError
 from corral.ids import is_id
+from corral.node import trees
 from corral.node.interface import ImageSpec
 from corral.places import Places
 
@@ -154,7 +154,4 @@ def _delete(layer: Path) -> None:
         layer.rename(doomed)
     except FileNotFoundError:
         return
-    if doomed.is_dir():
-        shutil.rmtree(doomed)
-    else:
-        doomed.unlink()
+    trees.remove(doomed)

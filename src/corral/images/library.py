@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from corral.images.oci.importer import PREFIX, Imported
 from corral.images.oci.reference import Reference
 from corral.images.pulled import Pulled
 from corral.images.uploads import Uploads
-from corral.node import rootfs
+from corral.node import rootfs, trees
 from corral.node.interface import ImageSpec
 from corral.node.turns import Turns
 from corral.places import Places
@@ -33,6 +32,8 @@ from corral.schema.image import FromArchive, FromRegistry
 log = structlog.get_logger(__name__)
 
 Say = Callable[[str], None]
+_Work = Callable[[str, list[str]], job.Pull | job.Unpack | job.UnpackRootfs]
+"""Gives the job, by the name of its workplace and the layers that the project has had."""
 IMPORTED = "oci:"
 """What the recipe of an image begins with that was imported; its digest follows. It is found only by those who imported it."""
 _AT_ONCE = 4
@@ -63,17 +64,19 @@ class Library:
         self._turns = Turns()
         self._using = 0
         self._doomed: set[str] = set()
+        self._had: dict[str, set[str]] = {}
 
     def open(self) -> None:
         """Clear away what an earlier server left half done, and say which images an earlier version of Corral has made."""
         for name in builtin.outdated(self._catalog):
             log.warning("this image would be made otherwise today; `corral setup` makes it anew, with the options it had", image=name)
-        shutil.rmtree(self.room, ignore_errors=True)
+        _clear(self.room)
         self.uploads.sweep()
+        self._pulled.sweep()
         kept = {layer for image in self._catalog.list() for layer in image.spec.layers}
         for left in (*self._places.layers.glob(f"{_ASIDE}*"), *self._places.layers.glob(f"{PREFIX}*")):
             if left not in kept:
-                shutil.rmtree(left)
+                _clear(left)
 
     @property
     def room(self) -> Path:
@@ -100,8 +103,8 @@ class Library:
         reference, platform = Reference.parse(source.ref), Platform.parse(source.platform)
         place = f"{reference} for {platform}"
 
-        def work(aside: str) -> job.Pull:
-            return job.Pull(str(self._places.layers), aside, reference, platform, self._mirrors, source.username, password)
+        def work(aside: str, own: list[str]) -> job.Pull:
+            return job.Pull(str(self._places.layers), aside, reference, platform, self._mirrors, source.username, password, own)
 
         return await self._once(project, place, work, say, anew=anew)
 
@@ -110,14 +113,14 @@ class Library:
         path = self.uploads.path(project, source.upload)
         place = f"{'root file system' if source.rootfs else 'archive'} {source.upload}"
 
-        def work(aside: str) -> job.Unpack | job.UnpackRootfs:
+        def work(aside: str, own: list[str]) -> job.Unpack | job.UnpackRootfs:
             if source.rootfs:
                 return job.UnpackRootfs(str(self._places.layers), aside, str(path))
-            return job.Unpack(str(self._places.layers), aside, str(path), Platform.parse(None))
+            return job.Unpack(str(self._places.layers), aside, str(path), Platform.parse(None), own)
 
         return await self._once(project, place, work, say, anew=False)
 
-    async def _once(self, project: str, place: str, work: Callable[[str], job.Pull | job.Unpack | job.UnpackRootfs], say: Say, *, anew: bool) -> Found:
+    async def _once(self, project: str, place: str, work: _Work, say: Say, *, anew: bool) -> Found:
         async with self._turns.alone(f"{project}:{place}"):
             if not anew and (known := self._known(project, place)) is not None:
                 return known
@@ -126,12 +129,18 @@ class Library:
                 aside = f"{_ASIDE}{new_id('im')}"
                 say(f"importing {place}")
                 try:
-                    answer = await job.run(work(aside), say)
+                    answer = await job.run(work(aside, sorted(self._own(project))), say, self._had.setdefault(project, set()).add)
                 finally:
                     # What a killed one left: its mounts went with it.
-                    await asyncio.shield(asyncio.to_thread(shutil.rmtree, self._places.layers / aside, ignore_errors=True))
+                    await asyncio.shield(asyncio.to_thread(_clear, self._places.layers / aside))
                 imported = Imported(tuple(answer["layers"]), answer["digest"], answer["config"])
                 return await asyncio.to_thread(self._add, project, place, imported)
+
+    def _own(self, project: str) -> set[str]:
+        """Layers of what a project has imported, and of imports of its that came so far since the server started."""
+        images = self._pulled.images(project)
+        known = {layer.name for image in self._catalog.list() if image.spec.id in images for layer in image.spec.layers}
+        return known | self._had.get(project, set())
 
     def _known(self, project: str, place: str) -> Found | None:
         id = self._pulled.find(project, place)
@@ -207,6 +216,14 @@ class Library:
     def _has_mirrors(self) -> bool:
         """Whether images here are told of the host's mirrors: as `base` was."""
         return any(MARK in (image.recipe or "") for image in self._catalog.list() if image.spec.name == "base")
+
+
+def _clear(left: Path) -> None:
+    """What stays of it costs room on the disk, and keeps nothing from going on."""
+    try:
+        trees.remove(left)
+    except OSError as error:
+        log.warning("what an import left can't be removed", path=str(left), error=str(error))
 
 
 def _config(stored: StoredImage) -> ImageConfig:

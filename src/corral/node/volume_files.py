@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import posixpath
 import secrets
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from corral.node import syscalls
+from corral.node import syscalls, trees
 
 _WRITABLE = 0o777
 """Of directories nobody gave a mode: every user of a sandbox may write a volume's root, too."""
@@ -110,7 +109,7 @@ class VolumeFiles:
         plain = _plain(path)
         with self._parent(plain) as (above, name):
             if stat.S_ISDIR(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode):
-                shutil.rmtree(name, dir_fd=above)
+                trees.remove(name, dir_fd=above)
             else:
                 os.unlink(name, dir_fd=above)
 

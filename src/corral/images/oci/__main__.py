@@ -1,6 +1,6 @@
 """The process of one import or export: `python -m corral.images.oci`, told what to do by a JSON object on its standard input.
 
-Answers with JSON objects, a line each: {"note": text} as often as there is something to tell, and at the end {"done": …} or {"error": {code, message, hint}}.
+Answers with JSON objects, a line each: {"note": text} as often as there is something to tell, and for each layer of an image {"layer": name}, at the end {"done": …} or {"error": {code, message, hint}}.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def _do(job: Job) -> dict[str, Any]:
 
             access = Access(job.mirrors, job.username, job.password)
             with closing(Registry(job.reference, access, job.platform, note=_note)) as source:
-                return asdict(Importer(Path(job.layers), job.aside, job.limits, _note).image(source))
+                return asdict(Importer(Path(job.layers), job.aside, job.limits, _note, own=job.own, had=_had).image(source))
         case Unpack():
             from corral.images.oci.archive import Archive
             from corral.images.oci.importer import Importer
 
             with closing(Archive(Path(job.path), job.platform)) as source:
-                return asdict(Importer(Path(job.layers), job.aside, job.limits, _note).image(source))
+                return asdict(Importer(Path(job.layers), job.aside, job.limits, _note, own=job.own, had=_had).image(source))
         case UnpackRootfs():
             from corral.images.oci.importer import Importer
 
@@ -65,6 +65,10 @@ def _do(job: Job) -> dict[str, Any]:
 
             return asdict(export(job))
     assert_never(job)
+
+
+def _had(name: str) -> None:
+    _say("layer", name)
 
 
 def _note(text: str) -> None:

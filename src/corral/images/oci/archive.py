@@ -74,15 +74,18 @@ class Archive:
         yield _Window(self._file, part.offset, part.size)
 
     def check(self, layer: Layer) -> None:
-        """It has all of its layers, or reading it would have failed."""
+        """See that it has a layer that we have had."""
         self._part(layer.place)
 
     def _layout(self) -> Found:
         index = parse(Index, self._read("index.json"), "index")
         images = [one for one in index.manifests if one.media in (*MANIFESTS, *INDEXES)]
-        if len({one.digest for one in images}) > 1 and not any(one.platform for one in images):
-            names = ", ".join(one.annotations.get(_REF, one.digest) for one in images)
-            raise InvalidArgument(f"the archive holds {len(images)} images", hint=f"write one with a single image: {names}"[:500])
+        platforms = [one.platform for one in images if one.platform is not None and one.platform.suits(self._wanted)]
+        # One image may be here for several platforms, and by several names.
+        several = {one.digest: one for one in images if one.platform in (None, *platforms[:1])}
+        if len(several) > 1:
+            names = ", ".join(one.annotations.get(_REF, one.digest) for one in several.values())
+            raise InvalidArgument(f"the archive holds {len(several)} images", hint=f"write one with a single image: {names}"[:500])
         chosen = index.choose(self._wanted)
         for _ in range(_NESTED):
             raw = self._blob(chosen.digest)

@@ -10,25 +10,41 @@ from urllib.parse import urlencode, urlsplit
 
 from corral.errors import Forbidden, Unsupported
 
+_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9_-]*)(?:\s+|\s*(?:,|$))(?!\s*=)")
+_OTHER = re.compile(r"[^\s,]+|[\s,]+")
 _PAIR = re.compile(r'\s*([A-Za-z_][A-Za-z0-9_-]*)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))\s*(?:,|$)')
 
 
 @dataclass(frozen=True)
 class Challenge:
-    """One of a `WWW-Authenticate` header."""
+    """One of those in a `WWW-Authenticate` header."""
 
     scheme: str
     parameters: dict[str, str]
 
     @classmethod
     def parse(cls, header: str) -> Challenge:
-        """Raises `Unsupported` for what is neither `Basic` nor `Bearer` with a realm."""
-        scheme, _, rest = header.strip().partition(" ")
-        found = {match[1].lower(): re.sub(r"\\(.)", r"\1", match[2]) if match[2] is not None else match[3] for match in _PAIR.finditer(rest)}
-        scheme = scheme.lower()
-        if scheme == "basic" or (scheme == "bearer" and found.get("realm")):
-            return cls(scheme, found)
+        """The first that is `Basic`, or `Bearer` with a realm. Raises `Unsupported` where none is."""
+        for one in cls._all(header):
+            if one.scheme == "basic" or (one.scheme == "bearer" and one.parameters.get("realm")):
+                return one
         raise Unsupported(f"the registry wants to be asked in a way that is not known: {header[:200]!r}")
+
+    @classmethod
+    def _all(cls, header: str) -> list[Challenge]:
+        """In their order: words of which one without `=` begins the next challenge."""
+        found: list[Challenge] = []
+        at = 0
+        while at < len(header):
+            if (match := _PAIR.match(header, at)) is not None and found:
+                value = re.sub(r"\\(.)", r"\1", match[2]) if match[2] is not None else match[3]
+                found[-1].parameters.setdefault(match[1].lower(), value)
+            elif (match := _SCHEME.match(header, at)) is not None:
+                found.append(cls(match[1].lower(), {}))
+            elif (match := _OTHER.match(header, at)) is None:
+                break
+            at = match.end()
+        return found
 
     def token_url(self, repository: str, *, plain: bool) -> str:
         """Where a token for pulling is to be had. Raises `Forbidden` for one without TLS, unless the registry itself is such (`plain`)."""

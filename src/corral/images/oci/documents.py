@@ -80,7 +80,7 @@ class Index(_Document):
         for one in found:
             if one.platform is not None and one.platform.suits(wanted):
                 return one
-        if len(found) == 1 and found[0].platform is None:
+        if len({one.digest for one in found}) == 1 and found[0].platform is None:
             return found[0]
         there = ", ".join(sorted({str(one.platform) for one in found if one.platform is not None and one.platform.os not in ("", "unknown")}))
         raise Unsupported(f"there is no image for {wanted} here", hint=f"there are: {there or 'none with a platform'}"[:500])

@@ -29,21 +29,23 @@ class Endpoint:
     def ask(self, client: httpx2.Client, method: str, path: str, headers: dict[str, str]) -> httpx2.Response:
         """An answer whose body is still to be read; the caller closes it. Raises `httpx2.TransportError`, `Forbidden`, `Unauthenticated`, `Unavailable`."""
         url = f"{self.base}/v2/{self._repository}/{path}"
-        answer = self._follow(client, method, url, headers)
-        if answer.status_code == 401 and "www-authenticate" in answer.headers:
+        answer, whose = self._follow(client, method, url, headers)
+        # Of somebody else to whom it led: the password is not theirs to ask for, nor for them to say where it is to go.
+        if answer.status_code == 401 and _origin(whose) == _origin(url) and "www-authenticate" in answer.headers:
             asked = Challenge.parse(answer.headers["www-authenticate"])
             answer.close()
             self._authorization = self._answer_to(asked, client)
-            answer = self._follow(client, method, url, headers)
+            answer, _ = self._follow(client, method, url, headers)
         return answer
 
-    def _follow(self, client: httpx2.Client, method: str, url: str, headers: dict[str, str]) -> httpx2.Response:
+    def _follow(self, client: httpx2.Client, method: str, url: str, headers: dict[str, str]) -> tuple[httpx2.Response, str]:
+        """The last answer, and the address that gave it."""
         at = url
         for _ in range(_REDIRECTS + 1):
             answer = self._send(client, method, at, headers, own=_origin(at) == _origin(url))
             target = answer.headers.get("location")
             if answer.status_code not in _MOVED or target is None:
-                return answer
+                return answer, at
             answer.close()
             at = urljoin(at, target)
             if urlsplit(at).scheme != "https" and urlsplit(url).scheme == "https":

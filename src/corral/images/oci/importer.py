@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,13 +47,21 @@ class Imported:
 
 
 class Importer:
-    """Into the directory `layers`, with `aside` as the name of the workplace in it."""
+    """Into the directory `layers`, with `aside` as the name of the workplace in it.
 
-    def __init__(self, layers: Path, aside: str, limits: Limits, note: Note) -> None:
+    `own`: layers there that whoever imports has had before. What else is there belongs to others, who may keep it secret, and digests are no secret: it
+    is only given to who has its content. `had` is told of each layer that they have now.
+    """
+
+    def __init__(
+        self, layers: Path, aside: str, limits: Limits, note: Note, *, own: Collection[str] = (), had: Callable[[str], None] = lambda _name: None
+    ) -> None:
         self._layers = layers
         self._aside = layers / aside
         self._limits = limits
         self._note = note
+        self._own = own
+        self._had = had
 
     def image(self, source: Source) -> Imported:
         """All layers that are not there already. Raises as `source` and `Unpacker` do; what was whole by then is kept."""
@@ -64,13 +72,18 @@ class Importer:
             for upto, group in _groups(found.layers, deepest=DEEPEST if self._can_stack() else 1):
                 flat = "-flat" if len(group) > 1 else ""
                 name = f"{PREFIX}{chain([layer.diff_id for layer in found.layers[:upto]]).removeprefix('sha256:')[:40]}{flat}"
-                if (self._layers / name).exists():
+                what = f"layer {upto} of {len(found.layers)}"
+                if not (self._layers / name).exists():
+                    self._make(name, [self._layers / below for below in names], source, group, what)
+                elif name in self._own:
                     for layer in group:
                         source.check(layer)
-                    self._note(f"layer {upto} of {len(found.layers)}: known")
+                    self._note(f"{what}: known")
                 else:
-                    self._make(name, [self._layers / below for below in names], source, group, f"layer {upto} of {len(found.layers)}")
+                    _prove(source, group)
+                    self._note(f"{what}: known, and read to see that it is the same")
                 names.append(name)
+                self._had(name)
             if not names:
                 names.append(self._nothing())
         finally:
@@ -158,6 +171,13 @@ class Importer:
         finally:
             syscalls.umount(view)
         return True
+
+
+def _prove(source: Source, group: Sequence[Layer]) -> None:
+    """See that the source has the content of layers that are there already."""
+    for layer in group:
+        with source.layer(layer) as blob, opened(blob) as tar:
+            tar.finish(diff_id=layer.diff_id, digest=layer.digest, size=layer.size)
 
 
 class _Opened:

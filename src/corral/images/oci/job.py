@@ -19,7 +19,7 @@ from corral.images.oci.unpack import Limits
 
 @dataclass(frozen=True)
 class Pull:
-    """Import an image of a registry. `layers`: the directory of all layers, `aside`: the name of a workplace in it."""
+    """Import an image of a registry. `layers`: the directory of all layers, `aside`: the name of a workplace in it, `own`: layers there that the project has had."""
 
     layers: str
     aside: str
@@ -28,6 +28,7 @@ class Pull:
     mirrors: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    own: list[str] = field(default_factory=list[str])
     limits: Limits = field(default_factory=Limits)
     do: Literal["pull"] = "pull"
 
@@ -40,6 +41,7 @@ class Unpack:
     aside: str
     path: str
     platform: Platform
+    own: list[str] = field(default_factory=list[str])
     limits: Limits = field(default_factory=Limits)
     do: Literal["unpack"] = "unpack"
 
@@ -75,8 +77,8 @@ def read(text: str) -> Pull | Unpack | UnpackRootfs | Export:
     return _job.validate_json(text)
 
 
-async def run(job: Pull | Unpack | UnpackRootfs | Export, say: Callable[[str], None]) -> dict[str, Any]:
-    """Do it in a process of its own, which is killed when this is cancelled; what it came to. Raises its error."""
+async def run(job: Pull | Unpack | UnpackRootfs | Export, say: Callable[[str], None], had: Callable[[str], None] = lambda _layer: None) -> dict[str, Any]:
+    """Do it in a process of its own, which is killed when this is cancelled; what it came to. `had` is told of layers as they are there. Raises its error."""
     rest: list[str] = []
     async with spawn.conversation([sys.executable, "-m", "corral.images.oci"], input=_job.dump_json(job)) as output:
         while line := await output.readline():
@@ -88,6 +90,8 @@ async def run(job: Pull | Unpack | UnpackRootfs | Export, say: Callable[[str], N
             match told:
                 case {"note": str(text)}:
                     say(text)
+                case {"layer": str(name)}:
+                    had(name)
                 case {"done": dict(found)}:  # pyright: ignore[reportUnknownVariableType] - its own
                     return found  # pyright: ignore[reportUnknownVariableType]
                 case {"error": dict(error)}:  # pyright: ignore[reportUnknownVariableType]

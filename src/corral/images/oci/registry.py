@@ -77,7 +77,7 @@ class Registry:
             blob.close()
 
     def check(self, layer: Layer) -> None:
-        """See that it would give us a layer that is known: who may not have it must not get it from what others have pulled."""
+        """See that it would still give us a layer that we have had."""
         self.ask("HEAD", f"blobs/{layer.digest}").close()
 
     def _document(self, kind: str, wanted: str) -> tuple[str, bytes]:

@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from corral.errors import CorralError, DiskFull, InvalidArgument, TooLarge, Unsupported
 from corral.images.oci import headers
@@ -31,6 +32,8 @@ OPAQUE = ".wh..wh..opq"
 _XATTR = "SCHILY.xattr."
 _OPEN_DIRECTORIES = 64
 _LINKS = 40
+_DEEPEST = 256
+"""Directories above a file. Whatever walks through an image, here or in a sandbox, goes down by recursion, or holds a descriptor for each."""
 _LAST_ID = (1 << 32) - 2
 _SPARE = 256 << 20
 """Bytes that stay free on the disk, for the server to live on."""
@@ -53,6 +56,7 @@ class Unpacker:
 
     def __init__(self, root: int, limits: Limits, note: Callable[[str], None]) -> None:
         self._root = root
+        self._above = len(Path(f"/proc/self/fd/{root}").readlink().parts)
         self._limits = limits
         self._note = note
         self.size = 0
@@ -229,6 +233,8 @@ class Unpacker:
         found = self._find(path)
         if found is not None:
             return found
+        if path.count("/") >= _DEEPEST:
+            raise InvalidArgument(f"a layer has {_shown(path)}, which is more than {_DEEPEST} directories deep")
         if depth > _LINKS:
             raise InvalidArgument(f"{_shown(path)} leads in circles")
         above, name = posixpath.split(path)
@@ -261,11 +267,27 @@ class Unpacker:
             return None
         except NotADirectoryError:
             raise InvalidArgument(f"a layer has something below {_shown(path)}, which is no directory") from None
+        try:
+            self._refuse_deep(found, path)
+        except BaseException:
+            os.close(found)
+            raise
         self._open[path] = found
         if len(self._open) > _OPEN_DIRECTORIES:
             _, oldest = self._open.popitem(last=False)
             os.close(oldest)
         return found
+
+    def _refuse_deep(self, directory: int, path: str) -> None:
+        """By where it is, not by its path: links may lead down."""
+        try:
+            depth = len(Path(f"/proc/self/fd/{directory}").readlink().parts) - self._above
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            depth = _DEEPEST
+        if depth >= _DEEPEST:
+            raise InvalidArgument(f"a layer has {_shown(path)}, which is more than {_DEEPEST} directories deep")
 
     def _forget_below(self, path: str) -> None:
         self._close()
