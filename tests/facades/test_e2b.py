@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import e2b
@@ -24,6 +25,7 @@ from e2b import (
     TimeoutException,
 )
 
+from harness.api import Api
 from harness.server import Server
 
 GIVE_UP = 60
@@ -256,6 +258,11 @@ def test_files_of_a_volume_need_no_sandbox(client: E2B, server: Server, monkeypa
     assert not volume.exists("/a/b/large")
     with pytest.raises(e2b.AuthenticationException):
         e2b.Volume(volume.volume_id, volume.name, "another token").list("/")
+    with closing(Api(server)) as api:
+        reader = api.ok("POST", "/v1/keys", status=201, json={"name": "reader", "project": "default", "role": "reader"})
+        told = httpx.get(f"{server.url}/volumes/{volume.volume_id}", headers={"X-API-Key": reader["value"]})
+        api.ok("DELETE", f"/v1/keys/{reader['id']}", status=204)
+    assert told.status_code == 403, "who may only look gets nothing that opens the volume for writing"
     assert client.Volume.destroy(volume.volume_id)
 
 

@@ -132,6 +132,23 @@ async def test_what_was_promised_is_nobody_elses() -> None:
         await anext_turn(gate)
 
 
+async def test_what_is_kept_for_one_who_comes_back_is_nobody_elses() -> None:
+    gate = Gate(lambda: ROOMY, places=9)
+    with gate.keep(7_000):
+        with pytest.raises(Unavailable):
+            await anext_turn(gate, memory=1_001)
+        waiting = asyncio.create_task(anext_turn(gate, wait=60, memory=1_001))
+        while not gate.waiting:
+            await asyncio.sleep(0)
+    await waiting
+
+
+def test_a_reservation_that_can_never_be_met_is_refused_at_once() -> None:
+    ROOMY.check(cpu=1, memory=9_500, disk=1)
+    with pytest.raises(InvalidArgument, match="than this machine can reserve"):
+        ROOMY.check(cpu=1, memory=9_500, disk=1, reserve=True)
+
+
 async def test_callers_that_leave_lose_no_place() -> None:
     gate = Gate(lambda: ROOMY, places=1)
     for _ in range(3):

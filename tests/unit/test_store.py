@@ -132,9 +132,9 @@ async def test_two_living_sandboxes_of_a_project_cannot_have_one_name(store: Sto
 async def test_events_come_back_in_order_and_by_what_they_are_about(store: Store) -> None:
     for number in range(1, 30):
         store.events.add([event(number, sandbox="sb-a" if number % 2 else "sb-b", kind="k" if number % 3 else "j", data={"n": number})])
-    assert [one.seq for one in await store.events.since("default", after=3, sandbox="sb-a", kind="k", limit=4)] == [5, 7, 11, 13]
-    assert await store.events.since("another", after=0, sandbox=None, kind=None, limit=4) == []
-    assert (await store.events.since("default", after=28, sandbox=None, kind=None, limit=4))[0] == event(29, sandbox="sb-a", kind="k", data={"n": 29})
+    assert [one.seq for one in await store.events.since("default", after=3, sandbox="sb-a", kinds=("k",), limit=4)] == [5, 7, 11, 13]
+    assert await store.events.since("another", after=0, sandbox=None, kinds=None, limit=4) == []
+    assert (await store.events.since("default", after=28, sandbox=None, kinds=None, limit=4))[0] == event(29, sandbox="sb-a", kind="k", data={"n": 29})
     assert await store.events.last() == 29
     assert await store.events.forget(10.0, keep=100) == 9
     assert await store.events.forget(0.0, keep=5) == 15

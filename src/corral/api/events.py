@@ -42,7 +42,9 @@ async def events(request: Request, services: Services, actor: Actor, query: Anno
     if sandbox is not None and (living := services.sandboxes.ledger.find(actor.project, sandbox)) is not None:
         sandbox = living.record.id
     if not query.follow:
-        found = await services.events.since(actor.project, after=query.after, sandbox=sandbox, kind=query.kind, limit=query.limit)
+        found = await services.events.since(
+            actor.project, after=query.after, sandbox=sandbox, kinds=None if query.kind is None else (query.kind,), limit=query.limit
+        )
         return Response(Events(events=found).model_dump_json(), media_type=JSON)
     after = query.after if (last := last_event_id(request)) is None else last
 

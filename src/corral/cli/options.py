@@ -37,7 +37,7 @@ Egress = Annotated[
     typer.Option(metavar="none|public|all|allow:HOST,…|@FILE", help="What it may reach: a preset, some hosts, or a policy as JSON [default: the server's]."),
 ]
 Freeze = Annotated[bool, typer.Option("--freeze/--no-freeze", help="Whether it may sleep while nobody uses it.")]
-Reserve = Annotated[bool, typer.Option("--reserve", help="Keep its whole memory free for it.")]
+Reserve = Annotated[bool, typer.Option("--reserve", help="Start no other on memory that it may still take.")]
 Wait = Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for room on a full node.")]
 
 PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 from corral.errors import CorralError, InvalidArgument, Unavailable
@@ -43,12 +43,13 @@ class Capacity:
             return f"{self.disk_free} MiB of {self.disk} MiB of disk are free, and {self.disk * DISK_HEADROOM:.0f} are kept so"
         return None
 
-    def check(self, *, cpu: float, memory: int, disk: int) -> None:
-        """Raises `InvalidArgument` for a sandbox that could never be had here."""
-        for field, wanted, there, unit in (("cpu", cpu, self.cores, "cores"), ("memory", memory, self.memory, "MiB"), ("disk", disk, self.disk, "MiB")):
+    def check(self, *, cpu: float, memory: int, disk: int, reserve: bool = False) -> None:
+        """Raises `InvalidArgument` for a sandbox that could never be had here. `reserve`: its memory is to be kept for it."""
+        most = int(self.memory * (1 - HEADROOM)) if reserve else self.memory
+        for field, wanted, there, unit in (("cpu", cpu, self.cores, "cores"), ("memory", memory, most, "MiB"), ("disk", disk, self.disk, "MiB")):
             if wanted > there:
                 raise InvalidArgument(
-                    f"{field}: {wanted:g} {unit} are more than this machine has ({there:g})",
+                    f"{field}: {wanted:g} {unit} are more than this machine {'can reserve' if reserve and field == 'memory' else 'has'} ({there:g})",
                     hint=f"ask for at most {there:g}",
                     details={"field": field, "value": wanted, "limit": there},
                 )
@@ -100,6 +101,16 @@ class Gate:
             yield
         finally:
             self._ended(memory)
+            self.look()
+
+    @contextmanager
+    def keep(self, memory: int) -> Generator[None]:
+        """Nobody is let in on so many MiB meanwhile: who holds them is about to take them again."""
+        self._starting_memory += memory
+        try:
+            yield
+        finally:
+            self._starting_memory -= memory
             self.look()
 
     def look(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from itertools import islice
 from typing import Any
 
@@ -67,9 +67,9 @@ class EventLog:
         self._storing.add(stored)
         stored.add_done_callback(done)
 
-    async def since(self, project: str, *, after: int, sandbox: str | None = None, kind: str | None = None, limit: int = PAGE) -> list[Event]:
-        """Stored events with a `seq` greater than `after`, oldest first."""
-        return await self._rows.since(project, after=after, sandbox=sandbox, kind=kind, limit=limit)
+    async def since(self, project: str, *, after: int, sandbox: str | None = None, kinds: Collection[str] | None = None, limit: int = PAGE) -> list[Event]:
+        """Stored events with a `seq` greater than `after`, oldest first; of these kinds."""
+        return await self._rows.since(project, after=after, sandbox=sandbox, kinds=kinds, limit=limit)
 
     async def follow(self, project: str, *, after: int, sandbox: str | None = None, kind: str | None = None) -> AsyncIterator[Event]:
         """Events with a `seq` greater than `after`: those that were, then those that come, without end."""
@@ -79,7 +79,7 @@ class EventLog:
             if self._recent and after >= self._recent[0].seq - 1:
                 fresh = [event for event in self._newer(after) if _matches(event, project, sandbox, kind)]
             else:
-                fresh = await self.since(project, after=after, sandbox=sandbox, kind=kind)
+                fresh = await self.since(project, after=after, sandbox=sandbox, kinds=None if kind is None else (kind,))
             for event in fresh:
                 yield event
                 after = event.seq

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -49,15 +49,16 @@ class Forks:
                 if child.egress is not None:
                     await self._sandboxes.policies.check(child.egress)
             children = self._reserve(actor, record, wanted.wanted)
-            try:
-                async with self._gate.turn(record.project, wait=0, memory=len(children) * record.reserves):
+            async with AsyncExitStack() as stack:
+                try:
+                    await stack.enter_async_context(self._gate.turn(record.project, wait=0, memory=len(children) * record.reserves))
                     launches = [await self._sandboxes.policies.launch(child.record, self._node.image(record.image_id)) for child in children]
                     results = await self._made(record.id, children, launches)
-            except BaseException:
-                for child in children:
-                    self._ledger.registry.drop(child.record.id)
-                raise
-            return [await self._enter(actor, child, result) for child, result in zip(children, results, strict=True)]
+                except BaseException:
+                    for child in children:
+                        self._ledger.registry.drop(child.record.id)
+                    raise
+                return [await self._enter(actor, child, result) for child, result in zip(children, results, strict=True)]
 
     def _reserve(self, actor: Actor, source: Record, wanted: Sequence[ForkChild]) -> list[Living]:
         """Their names and shares of the quota."""

@@ -116,6 +116,6 @@ class Pauses:
                 queued = time.perf_counter() - began
                 living.overtaken = None
                 timing = {"queue": queued, **await launch.resume(), "total": time.perf_counter() - began}
-            self._ledger.move(living, Action.RESUME, actor=actor, timing=timing)
-            self._watch(living)
+                self._ledger.move(living, Action.RESUME, actor=actor, timing=timing)
+                self._watch(living)
         return living.record

@@ -192,7 +192,7 @@ class Sandboxes:
         image = self.node.image(self._shelf.image(actor.project, wanted.image))
         if image.warm is not None and BUILD not in wanted.tags:
             wanted = fitting(wanted, image.warm)
-        self._gate.capacity().check(cpu=wanted.cpu, memory=wanted.memory, disk=wanted.disk)
+        self._gate.capacity().check(cpu=wanted.cpu, memory=wanted.memory, disk=wanted.disk, reserve=wanted.reserve)
         self.quotas.check(actor.project, Use(1, wanted.cpu, wanted.memory, wanted.disk))
         id = new_id("sb")
         return Record(
@@ -360,7 +360,7 @@ class Sandboxes:
                     queued = time.perf_counter() - began
                     living.overtaken = None
                     timing = {"queue": queued, **await launch.start(), "total": time.perf_counter() - began}
-                return self.runs(living, actor=actor.key, timing=timing)
+                    return self.runs(living, actor=actor.key, timing=timing)
 
     @asynccontextmanager
     async def hold(self, project: str, id_or_name: str) -> AsyncGenerator[Living]:
@@ -376,7 +376,7 @@ class Sandboxes:
             await meanwhile()
             return record
         # What it gives up by stopping is kept for it.
-        with self.quotas.keep(record.project, Use(cpu=record.cpu, memory=record.memory)):
+        with self.quotas.keep(record.project, Use(cpu=record.cpu, memory=record.memory)), self._gate.keep(record.reserves):
             await self._stop(living, Reason.REQUESTED, actor.key, detail=why)
             try:
                 await meanwhile()

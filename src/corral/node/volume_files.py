@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
@@ -76,10 +77,11 @@ class VolumeFiles:
     def _walk(self, path: str, depth: int) -> Iterator[VolumeEntry]:
         with _Opened(self._root, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW) as directory:
             with os.scandir(directory) as entries:
-                names = [entry.name for entry in entries]
+                # One more than an answer may have: a sandbox can make millions of names.
+                names = [entry.name for entry in islice(entries, _LISTED + 1)]
         for name in names:
             inner = f"{path}/{name}" if path else name
-            with suppress(FileNotFoundError):  # it has just been removed
+            with suppress(FileNotFoundError, NotADirectoryError):  # it has just been removed or replaced
                 entry = self.info(inner)
                 yield entry
                 if depth > 1 and stat.S_ISDIR(entry.stat.st_mode):
@@ -167,10 +169,14 @@ class NewFile:
             view = view[os.write(self._file, view) :]
 
     def keep(self, owner: Owner) -> None:
-        """Have it there, with owner and mode of the one that was, or those given."""
-        self._owner.give(self._file)
-        owner.give(self._file)
-        os.rename(self._half, self._name, src_dir_fd=self._above, dst_dir_fd=self._above)
+        """Have it there, with owner and mode of the one that was, or those given. When that fails it is discarded."""
+        try:
+            self._owner.give(self._file)
+            owner.give(self._file)
+            os.rename(self._half, self._name, src_dir_fd=self._above, dst_dir_fd=self._above)
+        except BaseException:
+            self.discard()
+            raise
         self._close()
 
     def discard(self) -> None:

@@ -29,6 +29,7 @@ from corral.node.interface import VolumeUse
 from corral.node.turns import Turns
 from corral.node.volume_files import VolumeFiles
 from corral.places import Places
+from corral.threads import in_thread
 
 log = structlog.get_logger(__name__)
 
@@ -94,9 +95,12 @@ class Volumes:
         async with self._turns.alone(id):
             self._users.setdefault(id, set()).add(visitor)
             try:
-                await asyncio.to_thread(self._mount, id)
+                await in_thread(self._mount, id)
             except BaseException:
                 self._users[id].discard(visitor)
+                if not self._users[id]:
+                    del self._users[id]
+                    await in_thread(self._unmount, id)
                 raise
         try:
             with VolumeFiles(self._mounted_at(id) / ext4.UPPER) as files:

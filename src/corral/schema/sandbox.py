@@ -83,7 +83,8 @@ class SandboxCreate(Request):
         description="while nobody uses it, it may take no processor time; false: timers inside are never late, and an idle one costs some percent of a core with gVisor 20240729",
     )
     reserve: bool = Field(
-        False, description="keep its whole memory free for it, whether it uses it or not; else it takes what it uses, as long as there is some"
+        False,
+        description="no sandbox is started on memory that this one has not used yet, up to its limit; else it takes what it uses, as long as there is some",
     )
     wait: float = Field(0, ge=0, le=600, description="seconds to wait for room when the node is full")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection, delete, func, insert, or_, select
@@ -36,12 +36,12 @@ class EventRows:
     def add(self, happened: Sequence[Event]) -> asyncio.Future[None]:
         return self._database.write(lambda connection: insert_all(connection, happened))
 
-    async def since(self, project: str, *, after: int, sandbox: str | None, kind: str | None, limit: int) -> list[Event]:
+    async def since(self, project: str, *, after: int, sandbox: str | None, kinds: Collection[str] | None, limit: int) -> list[Event]:
         query = select(events).where(events.c.project == project, events.c.seq > after)
         if sandbox is not None:
             query = query.where(events.c.sandbox == sandbox)
-        if kind is not None:
-            query = query.where(events.c.kind == kind)
+        if kinds is not None:
+            query = query.where(events.c.kind.in_(kinds))
         query = query.order_by(events.c.seq).limit(limit)
         rows = await self._database.read(lambda connection: connection.execute(query).all())
         return [

@@ -96,7 +96,7 @@ class Sandbox:
         `image` is a name or id of an image, a snapshot, or an `Image`, which is built if it is not there. `cpu` in cores, `memory` and `disk` in MiB, times in seconds; `timeout=None` never ends it;
         `checkpoint_every`: a checkpoint after every so many commands; `volumes` by the path at which each appears; `wait` is for room on a full node.
         `egress` is what it may reach: `Egress.allow("api.example.com")`, or "none", "public", "all"; None: the server's default.
-        `freeze=False`: it never sleeps while nobody uses it, so timers inside are never late; `reserve=True`: its whole memory is kept free for it.
+        `freeze=False`: it never sleeps while nobody uses it, so timers inside are never late; `reserve=True`: no other is started on memory that it may still take.
         `public_ports`: those whose previews need no key, or "all".
         `secrets` become environment variables inside: `Secret.named("TOKEN", expose=True)`.
         Raises `ImageNotFound`, `InvalidArgument`, `QuotaExceeded`, `Unavailable` (no server, or no room), `Unsupported`.

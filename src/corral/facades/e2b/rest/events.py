@@ -45,7 +45,7 @@ async def listing(call: Call) -> Response:
 async def _all(call: Call, sandbox: str | None) -> list[Event]:
     events: list[Event] = []
     while True:
-        page = await call.services.events.since(call.actor.project, after=events[-1].seq if events else 0, sandbox=sandbox, limit=_READ)
+        page = await call.services.events.since(call.actor.project, after=events[-1].seq if events else 0, sandbox=sandbox, kinds=_TYPES, limit=_READ)
         events += page
         if len(page) < _READ:
             return events

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Mapping
@@ -85,7 +86,11 @@ async def _create(call: Call, *, timeout: int, secure: bool) -> Response:
     async def make(claim: Claim | None) -> Answer:
         record = await services.sandboxes.create(actor, native, claim=claim, facade=facade)
         if (mask := _mask(wanted)) is not None:
-            await services.previews.mask(actor, record.id, mask)
+            try:
+                await services.previews.mask(actor, record.id, mask)
+            except BaseException:  # nobody would know of it
+                await asyncio.shield(services.sandboxes.delete(actor, record.id))
+                raise
         services.meter.created(record.timing or {})
         return _kept(record)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import stat
@@ -19,6 +18,7 @@ from corral.facades.e2b.refusal import Refused
 from corral.facades.e2b.rest.call import Call, Endpoint, told
 from corral.facades.e2b.rest.shown import instant
 from corral.node.volume_files import Owner, VolumeEntry, VolumeFiles
+from corral.threads import in_thread
 
 _PIECE = 256 << 10
 _DEEPEST = 100
@@ -72,7 +72,7 @@ async def download(call: Call) -> Response:
     id, path = _opened(call), _path(call)
     async with AsyncExitStack() as stack:
         files = await _asked(stack.enter_async_context(call.services.node.volumes.opened(id)))
-        file = await _asked(asyncio.to_thread(files.open, path))
+        file = await _asked(in_thread(files.open, path))
         stack.callback(os.close, file)
         return _Bytes(file, stack.pop_all())
 
@@ -81,16 +81,16 @@ async def upload(call: Call) -> Response:
     """A file, whole or not at all. `force`: make the directories it is in; false: refuse to write over one."""
     id, path, owner, force = _opened(call), _path(call), _owner(call), _flag(call, "force")
     async with call.services.node.volumes.opened(id) as files:
-        file = await _asked(asyncio.to_thread(files.new, path, parents=force is True, overwrite=force is not False))
+        file = await _asked(in_thread(files.new, path, parents=force is True, overwrite=force is not False))
         try:
             async for piece in pieces(call.request):
                 call.services.meter.uploaded.inc(len(piece))
-                await _asked(asyncio.to_thread(file.write, piece))
+                await _asked(in_thread(file.write, piece))
         except BaseException:
-            await asyncio.shield(asyncio.to_thread(file.discard))
+            await in_thread(file.discard)
             raise
-        await _asked(asyncio.shield(asyncio.to_thread(file.keep, owner)))
-        return told(_shown(await _asked(asyncio.to_thread(files.info, path))), 201)
+        await _asked(in_thread(file.keep, owner))
+        return told(_shown(await _asked(in_thread(files.info, path))), 201)
 
 
 class _Bytes(Response):
@@ -106,13 +106,13 @@ class _Bytes(Response):
             await StreamingResponse(self._content(), media_type="application/octet-stream")(scope, receive, send)
 
     async def _content(self) -> AsyncIterator[bytes]:
-        while data := await asyncio.to_thread(os.read, self._file, _PIECE):
+        while data := await in_thread(os.read, self._file, _PIECE):
             yield data
 
 
 async def _with(call: Call, doing: Callable[[VolumeFiles], T]) -> T:
     async with call.services.node.volumes.opened(_opened(call)) as files:
-        return await _asked(asyncio.to_thread(doing, files))
+        return await _asked(in_thread(doing, files))
 
 
 async def _asked(doing: Awaitable[T]) -> T:

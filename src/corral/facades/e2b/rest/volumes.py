@@ -33,7 +33,8 @@ async def listing(call: Call) -> Response:
 
 
 async def get(call: Call) -> Response:
-    call.actor.require(Permission.LOOK)
+    # The answer opens the volume's files, for reading and writing.
+    call.actor.require(Permission.USE)
     return told(_opened(call, _found(call)))
 
 

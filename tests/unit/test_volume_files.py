@@ -1,0 +1,48 @@
+"""Files of a volume from the host's side, in a directory that stands for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from corral.node.volume_files import Owner, VolumeFiles
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[VolumeFiles]:
+    with VolumeFiles(tmp_path) as files:
+        yield files
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_file_whose_place_a_directory_took_meanwhile_is_given_up_whole(files: VolumeFiles, tmp_path: Path) -> None:
+    before = descriptors()
+    new = files.new("place", parents=False, overwrite=True)
+    new.write(b"half")
+    (tmp_path / "place").mkdir()
+    with pytest.raises(IsADirectoryError):
+        new.keep(Owner())
+    assert descriptors() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
+
+
+def test_a_tree_of_any_depth_can_be_removed(files: VolumeFiles, tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("stays")
+    (tmp_path / "deep").mkdir()
+    above = os.open(tmp_path / "deep", os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=above)
+        os.symlink("/etc/passwd", "link", dir_fd=above)
+        inner = os.open("d", os.O_RDONLY, dir_fd=above)
+        os.close(above)
+        above = inner
+    os.close(above)
+    files.remove("deep")
+    assert [path.name for path in tmp_path.iterdir()] == ["outside"]
+    assert Path("/etc/passwd").exists()
