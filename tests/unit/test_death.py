@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 
 import pytest
 
-from corral.node.death import Evidence, explain
+from corral.node.death import APART, Evidence, ends, explain
 from corral.schema.sandbox import Reason
 
 
@@ -30,3 +31,20 @@ def test_the_cause_is_named(evidence: Evidence, reason: Reason, word: str) -> No
     found, detail = explain(evidence)
     assert found is reason
     assert word in detail
+
+
+async def test_a_sentry_that_takes_its_time_to_follow_its_agent_is_waited_for() -> None:
+    loop = asyncio.get_running_loop()
+    sentry, gofer = loop.create_future(), loop.create_future()
+    loop.call_later(2 * APART, sentry.set_result, 137 << 8)
+    await ends([sentry, gofer])
+    assert sentry.done()
+
+
+async def test_one_that_lives_on_without_the_other_is_not_waited_for_long() -> None:
+    loop = asyncio.get_running_loop()
+    sentry, gofer = loop.create_future(), loop.create_future()
+    gofer.set_result(9)
+    async with asyncio.timeout(10 * APART):
+        await ends([sentry, gofer])
+    assert not sentry.done()

@@ -12,6 +12,11 @@ from corral.node.cgroup import Group
 from corral.node.member import MemberPlaces
 from corral.schema.sandbox import Reason
 
+FOLLOWING = 10.0
+"""Seconds a sentry may take to end after its agent: on a busy machine that is more than one."""
+APART = 0.5
+"""Seconds a sentry and its gofer may end apart; a sentry that lives on longer without one is ended."""
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -29,6 +34,12 @@ class Evidence:
     """The gofer did not end because its sentry did. A sentry of 20240729 kills its guest when it loses its gofer, and exits with 137."""
     holder_lost: bool = False
     """The holder that would have seen it end was lost. The agent ends when its sockets go with a holder, so the sentry's end follows from that."""
+
+
+async def ends(exits: Sequence[asyncio.Future[int | None]]) -> None:
+    """Until it is known how a sentry and its gofer ended: each leaves when the other does, and the sentry when its agent does. What takes too long is not waited for."""
+    await asyncio.wait(exits, timeout=FOLLOWING, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(exits, timeout=APART)
 
 
 def evidence(exits: Sequence[asyncio.Future[int | None]], group: Group, places: MemberPlaces) -> Evidence:

@@ -43,9 +43,6 @@ SETTLE_TIMEOUT = 60.0
 DISK_TIMEOUT = 60.0
 PREPARED = 8
 """Members without anything in them that wait for memories; half of the pool at most."""
-SENTRY_GRACE = 0.5
-"""Seconds a sentry and its gofer may end apart; a sentry that lives on longer without one is ended."""
-
 log = structlog.get_logger(__name__)
 
 
@@ -253,8 +250,7 @@ class RunscEngine:
             pids = [pid for pid in (found.identity.pid, found.identity.gofer) if pid]
             await self._holder.watch(pids)
             exits = [self._holder.exit_of(pid) for pid in pids]
-            # The one may be gone and the other about to follow.
-            await asyncio.wait(exits, timeout=SENTRY_GRACE)
+            await death.ends(exits)
             seen = death.evidence(exits, members.group(found.member), places)
             reason, detail = death.explain(replace(seen, holder_lost=self._holder_anew))
         await members.kill_stranger(found.member)
@@ -455,8 +451,7 @@ class RunscEngine:
 
     async def _mourn(self, box: RunscBox) -> None:
         exits = [self._holder.exit_of(pid) for pid in box.member.sentry.pids]
-        # A gofer leaves when its sentry dies, and a sentry when its gofer does; how each of them ended tells which was first.
-        await asyncio.wait(exits, timeout=SENTRY_GRACE)
+        await death.ends(exits)
         evidence = death.evidence(exits, box.group, box.member.places)
         reason, detail = death.explain(evidence)
         log.warning("sandbox ended by itself", sandbox=box.id, reason=reason.value, detail=detail, status=evidence.status)
