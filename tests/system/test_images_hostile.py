@@ -7,10 +7,11 @@ import http.server
 import io
 import json
 import os
+import resource
 import struct
 import tarfile
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from corral.errors import CorralError, InvalidArgument, TooLarge, Unauthenticated, Unsupported
+from corral.errors import CorralError, InternalError, InvalidArgument, TooLarge, Unauthenticated, Unsupported
 from corral.images import Catalog
 from corral.images.library import Library
 from corral.images.oci import job
@@ -27,9 +28,12 @@ from corral.images.oci.documents import Platform, digest_of
 from corral.images.oci.layer import opened
 from corral.images.oci.reference import Reference
 from corral.images.oci.registry import Access, Registry
-from corral.images.oci.unpack import Limits, Unpacker
+from corral.images.oci.tally import Limits, Tally
+from corral.images.oci.unpack import Unpacker
+from corral.node import trees
 from corral.node.volume_files import VolumeFiles
 from corral.places import Places
+from corral.schema.image import FromArchive
 
 Entry = tuple[str, bytes, str, bytes] | tuple[str, bytes, str, bytes, dict[str, str]]
 REG, SYM, LNK, DIR, CHR = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE
@@ -58,7 +62,7 @@ def room(tmp_path: Path) -> Path:
 def unpack(room: Path, *layers: bytes, limits: Limits | None = None) -> Path:
     root = os.open(room / "root", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        unpacker = Unpacker(root, limits or Limits(), lambda _text: None)
+        unpacker = Unpacker(root, Tally(limits or Limits(), lambda _text: None))
         for layer in layers:
             with opened(io.BytesIO(layer)) as content:
                 unpacker.layer(content)
@@ -306,14 +310,102 @@ def test_any_archive_is_read_or_refused(room: Path, changes: list[tuple[int, int
         source.close()
 
 
-def saved(path: Path, layer: bytes, *, diff_id: str | None = None) -> Path:
-    """As `docker save` writes an image of one layer, which says that it has that digest."""
+def saved(path: Path, *layers: bytes, diff_id: str | None = None) -> Path:
+    """As `docker save` writes an image; of one layer it may say that it has another digest."""
     here = Platform.parse(None)
-    rootfs = {"type": "layers", "diff_ids": [diff_id or digest_of(layer)]}
+    rootfs = {"type": "layers", "diff_ids": [diff_id or digest_of(layer) for layer in layers]}
     config = json.dumps({"architecture": here.architecture, "os": here.os, "rootfs": rootfs}).encode()
-    manifest = json.dumps([{"Config": "config.json", "Layers": ["layer.tar"]}]).encode()
-    path.write_bytes(tar(("config.json", REG, "", config), ("layer.tar", REG, "", layer), ("manifest.json", REG, "", manifest)))
+    manifest = json.dumps([{"Config": "config.json", "Layers": [f"{number}.tar" for number in range(len(layers))]}]).encode()
+    files = [(f"{number}.tar", layer) for number, layer in enumerate(layers)]
+    path.write_bytes(tar(*[(name, REG, "", content) for name, content in (("config.json", config), *files, ("manifest.json", manifest))]))
     return path
+
+
+BIG = ("big", REG, "", bytes(900_000))
+GREEDY: dict[str, tuple[bytes, ...]] = {
+    "a file in each layer": tuple(tar((f"f{number}", REG, "", bytes(900_000))) for number in range(3)),
+    "links to a file of a layer below": (tar(BIG), tar(("again", LNK, "big", b""))),
+    "empty files": (tar(*[(f"f{number}", REG, "", b"") for number in range(500)]),),
+    "attributes": (tar(*[(f"f{number}", REG, "", b"", {"SCHILY.xattr.user.x": "x" * 3000}) for number in range(250)]),),
+    "whiteouts": (tar(*[(f"d/.wh.f{number}", REG, "", b"") for number in range(500)]),),
+}
+
+
+@pytest.mark.parametrize("what", GREEDY)
+async def test_a_limit_is_the_whole_images(room: Path, what: str) -> None:
+    (room / "layers").mkdir()
+    path = saved(room / "greedy.tar", *GREEDY[what])
+    for size, suffices in ((1_500_000, False), (20_000_000, True)):
+        work = job.Unpack(str(room / "layers"), ".import-x", str(path), Platform.parse(None), limits=Limits(size=size))
+        if suffices:
+            await job.run(work, print)
+        else:
+            with pytest.raises(TooLarge):
+                await job.run(work, print)
+            for left in (room / "layers").iterdir():
+                trees.remove(left)
+
+
+async def test_many_notes_are_few_and_short(room: Path) -> None:
+    (room / "layers").mkdir()
+    notes: list[str] = []
+    devices: list[Entry] = [(f"dev/{number}{'x' * 50_000}", CHR, "", b"") for number in range(100)]
+    await job.run(job.Unpack(str(room / "layers"), ".import-x", str(saved(room / "notes.tar", tar(*devices))), Platform.parse(None)), notes.append)
+    assert sum("is a device" in note for note in notes) == 20
+    assert "80 more are left out" in notes
+    assert max(map(len, notes)) < 1000
+
+
+def test_what_the_node_cannot_do_is_not_the_images_fault(room: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(InternalError, match="large"):
+            unpack(room, tar(BIG))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_what_is_removed_while_it_is_imported_again_stays(room: Path) -> None:
+    places = Places(room / "home")
+    library = Library(places, Catalog(places))
+    raw = saved(room / "image.tar", tar(("f", REG, "", b"x"))).read_bytes()
+    digest = digest_of(raw).removeprefix("sha256:")
+
+    async def pieces() -> AsyncGenerator[bytes]:
+        yield raw
+
+    await library.uploads.add("mine", digest, pieces())
+    source = FromArchive(kind="archive", upload=digest)
+    for known in (False, True):
+        async with library.unpack("mine", source, print) as found:
+            await library.remove(found.image)
+        assert library.is_imported(found.image), known
+    with pytest.raises(InvalidArgument):
+        async with library.unpack("mine", source, print) as found:
+            await library.remove(found.image)
+            raise InvalidArgument("it is not wanted after all")
+    assert not library.is_imported(found.image)
+    assert list(places.layers.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [".wh.x", ".wh..wh..opq"])
+async def test_a_name_that_means_something_else_in_an_archive_is_not_exported(room: Path, name: str) -> None:
+    (room / "root/d").mkdir()
+    (room / "root/d" / name).touch()
+    with pytest.raises(Unsupported, match=r"d/\.wh\."):
+        await job.run(job.Export([str(room / "root")], str(room / "out.tar"), {}, None, "2020-01-01T00:00:00Z"), print)
+
+
+async def test_deep_trees_are_exported_or_refused(room: Path) -> None:
+    deep(room / "root", 1500)
+    await job.run(job.Export([str(room / "root")], str(room / "out.tar"), {}, None, "2020-01-01T00:00:00Z"), print)
+    with closing(Archive(room / "out.tar", Platform.parse(None))) as source:
+        assert len(source.find().layers) == 1
+    deep(room / "root" / "/".join("d" * 1500), 1000)
+    with pytest.raises(Unsupported, match="deep"):
+        await job.run(job.Export([str(room / "root")], str(room / "more.tar"), {}, None, "2020-01-01T00:00:00Z"), print)
+    trees.remove(room / "root/d")
 
 
 async def test_layers_of_others_are_for_who_has_them(room: Path) -> None:
@@ -428,3 +520,55 @@ def test_a_password_is_not_for_whom_a_registry_leads_to() -> None:
         with closing(source), pytest.raises(Unauthenticated):
             source.find()
     assert {who for _, who in (*registry.asked, *other.asked)} == {None}
+
+
+def _given(files: dict[str, bytes]) -> Callable[[http.server.BaseHTTPRequestHandler], tuple[int, bytes, dict[str, str]]]:
+    """A registry's answers for the image of an archive."""
+
+    def answer(to: http.server.BaseHTTPRequestHandler) -> tuple[int, bytes, dict[str, str]]:
+        if "/manifests/" in to.path:
+            return 200, files["manifest"], {"Content-Type": "application/vnd.oci.image.manifest.v1+json"}
+        body = files.get("blobs/" + to.path.rpartition("/")[2].replace(":", "/"))
+        return (404, b"", {}) if body is None else (200, body, {})
+
+    return answer
+
+
+def _changed(files: dict[str, bytes], of: str) -> None:
+    digest = json.loads(files["manifest"])["config"]["digest"] if of == "config" else digest_of(files[of])
+    name = "blobs/" + digest.replace(":", "/")
+    files[name] = b"x" * len(files[name])
+
+
+WRONG: dict[str, Callable[[dict[str, bytes]], None]] = {
+    "a page for a manifest": lambda files: files.update(manifest=b"<html>"),
+    "another configuration": lambda files: _changed(files, "config"),
+    "another layer": lambda files: _changed(files, "layer"),
+    "half a layer": lambda files: files.update(half=b"yes"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+@pytest.mark.parametrize("known", [False, True])
+async def test_what_a_mirror_gives_wrong_is_had_from_the_registry(room: Path, what: str, known: bool) -> None:
+    files: dict[str, bytes] = {}
+    path = archive(room, files.update)
+    theirs = dict(files)
+    WRONG[what](theirs)
+    (room / "layers").mkdir()
+    if known:
+        await job.run(job.Unpack(str(room / "layers"), ".import-x", str(path), Platform.parse(None)), print)
+    give = _given(theirs)
+
+    def answer(to: http.server.BaseHTTPRequestHandler) -> tuple[int, bytes, dict[str, str]]:
+        status, body, headers = give(to)
+        if body == files["layer"] and "half" in theirs:
+            return status, body[:20], {"Content-Length": str(len(body)), "Connection": "close"}
+        return status, body, headers
+
+    with Answers(_given(files)) as registry, Answers(answer) as mirror:
+        reference = Reference.parse(f"{registry.address}/a:b")
+        work = job.Pull(str(room / "layers"), ".import-x", reference, Platform.parse(None), {reference.registry: [f"http://{mirror.address}"]})
+        done = await job.run(work, print)
+        assert mirror.asked
+    assert (room / "layers" / done["layers"][0] / "f").read_bytes() == b"x"

@@ -151,11 +151,11 @@ class _Building:
             case FromRegistry():
                 project = self._actor.project
                 password = None if source.secret is None else (await self._of.secrets.values(project, [source.secret]))[source.secret]
-                found = await library.pull(project, source, password, say, anew=self._wanted.force)
-                return await self._imported(found.image, found.config, found.digest, f"from {source.ref}"), {}
+                async with library.pull(project, source, password, say, anew=self._wanted.force) as found:
+                    return await self._imported(found.image, found.config, found.digest, f"from {source.ref}"), {}
             case FromArchive():
-                found = await library.unpack(self._actor.project, source, say)
-                return await self._imported(found.image, found.config, found.digest, "from an archive"), {}
+                async with library.unpack(self._actor.project, source, say) as found:
+                    return await self._imported(found.image, found.config, found.digest, "from an archive"), {}
             case FromDockerfile():
                 return await self._dockerfile(source)
         assert_never(source)

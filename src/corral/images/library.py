@@ -63,6 +63,7 @@ class Library:
         self._room = asyncio.Semaphore(_AT_ONCE)
         self._turns = Turns()
         self._using = 0
+        self._removing = asyncio.Lock()
         self._doomed: set[str] = set()
         self._had: dict[str, set[str]] = {}
 
@@ -98,18 +99,24 @@ class Library:
 
     # Strangers' images
 
-    async def pull(self, project: str, source: FromRegistry, password: str | None, say: Say, *, anew: bool = False) -> Found:
-        """An image of a registry, unless the project has pulled it; `anew`: the registry is asked what the name means now. Raises what `oci.registry` raises."""
+    @asynccontextmanager
+    async def pull(self, project: str, source: FromRegistry, password: str | None, say: Say, *, anew: bool = False) -> AsyncGenerator[Found]:
+        """An image of a registry, unless the project has pulled it; `anew`: the registry is asked what the name means now.
+
+        It stays when the block ends well: by then whoever uses it must be known to who calls `remove`. Raises what `oci.registry` raises.
+        """
         reference, platform = Reference.parse(source.ref), Platform.parse(source.platform)
         place = f"{reference} for {platform}"
 
         def work(aside: str, own: list[str]) -> job.Pull:
             return job.Pull(str(self._places.layers), aside, reference, platform, self._mirrors, source.username, password, own)
 
-        return await self._once(project, place, work, say, anew=anew)
+        async with self._once(project, place, work, say, anew=anew) as found:
+            yield found
 
-    async def unpack(self, project: str, source: FromArchive, say: Say) -> Found:
-        """The image in an uploaded archive. Raises what `oci.archive` raises."""
+    @asynccontextmanager
+    async def unpack(self, project: str, source: FromArchive, say: Say) -> AsyncGenerator[Found]:
+        """The image in an uploaded archive, as `pull`. Raises what `oci.archive` raises."""
         path = self.uploads.path(project, source.upload)
         place = f"{'root file system' if source.rootfs else 'archive'} {source.upload}"
 
@@ -118,23 +125,31 @@ class Library:
                 return job.UnpackRootfs(str(self._places.layers), aside, str(path))
             return job.Unpack(str(self._places.layers), aside, str(path), Platform.parse(None), own)
 
-        return await self._once(project, place, work, say, anew=False)
+        async with self._once(project, place, work, say, anew=False) as found:
+            yield found
 
-    async def _once(self, project: str, place: str, work: _Work, say: Say, *, anew: bool) -> Found:
-        async with self._turns.alone(f"{project}:{place}"):
-            if not anew and (known := self._known(project, place)) is not None:
-                return known
-            async with self._used(), self._room:
-                self._places.layers.mkdir(mode=0o700, parents=True, exist_ok=True)
-                aside = f"{_ASIDE}{new_id('im')}"
-                say(f"importing {place}")
-                try:
-                    answer = await job.run(work(aside, sorted(self._own(project))), say, self._had.setdefault(project, set()).add)
-                finally:
-                    # What a killed one left: its mounts went with it.
-                    await asyncio.shield(asyncio.to_thread(_clear, self._places.layers / aside))
-                imported = Imported(tuple(answer["layers"]), answer["digest"], answer["config"])
-                return await asyncio.to_thread(self._add, project, place, imported)
+    @asynccontextmanager
+    async def _once(self, project: str, place: str, work: _Work, say: Say, *, anew: bool) -> AsyncGenerator[Found]:
+        async with self._turns.alone(f"{project}:{place}"), self._used():
+            found = None if anew else self._known(project, place)
+            if found is None:
+                found = await self._import(project, place, work, say)
+            yield found
+            # Who deleted it meanwhile could not know of this use.
+            self._doomed.discard(found.image)
+
+    async def _import(self, project: str, place: str, work: _Work, say: Say) -> Found:
+        async with self._room:
+            self._places.layers.mkdir(mode=0o700, parents=True, exist_ok=True)
+            aside = f"{_ASIDE}{new_id('im')}"
+            say(f"importing {place}")
+            try:
+                answer = await job.run(work(aside, sorted(self._own(project))), say, self._had.setdefault(project, set()).add)
+            finally:
+                # What a killed one left: its mounts went with it.
+                await asyncio.shield(asyncio.to_thread(_clear, self._places.layers / aside))
+            imported = Imported(tuple(answer["layers"]), answer["digest"], answer["config"])
+            return await asyncio.to_thread(self._add, project, place, imported)
 
     def _own(self, project: str) -> set[str]:
         """Layers of what a project has imported, and of imports of its that came so far since the server started."""
@@ -158,7 +173,6 @@ class Library:
             spec = config.spec(ImageSpec(new_id("im"), None, layers, env={}, user=None, workdir=None, command=None))
             stored = StoredImage(spec, datetime.now(UTC), sum(builtin.tree_size(layer) for layer in layers), recipe, config=config.encode())
             self._catalog.add(stored)
-        self._doomed.discard(stored.spec.id)
         self._pulled.put(project, place, stored.spec.id)
         return Found(stored.spec.id, _config(stored), imported.digest)
 
@@ -179,7 +193,8 @@ class Library:
     @asynccontextmanager
     async def _used(self) -> AsyncGenerator[None]:
         """Layers are not deleted meanwhile: what is removed then goes afterwards."""
-        self._using += 1
+        async with self._removing:
+            self._using += 1
         try:
             yield
         finally:
@@ -207,11 +222,12 @@ class Library:
         """Delete an imported image on which nothing stands."""
         if not self.is_imported(id):
             return
-        if self._using:
-            self._doomed.add(id)
-            return
-        await asyncio.to_thread(self._pulled.forget, id)
-        await asyncio.to_thread(self._catalog.remove, id)
+        async with self._removing:
+            if self._using:
+                self._doomed.add(id)
+                return
+            await asyncio.to_thread(self._pulled.forget, id)
+            await asyncio.to_thread(self._catalog.remove, id)
 
     def _has_mirrors(self) -> bool:
         """Whether images here are told of the host's mirrors: as `base` was."""

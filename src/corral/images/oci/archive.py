@@ -77,6 +77,9 @@ class Archive:
         """See that it has a layer that we have had."""
         self._part(layer.place)
 
+    def another(self) -> bool:
+        return False
+
     def _layout(self) -> Found:
         index = parse(Index, self._read("index.json"), "index")
         images = [one for one in index.manifests if one.media in (*MANIFESTS, *INDEXES)]

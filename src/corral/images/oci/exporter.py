@@ -24,6 +24,8 @@ from corral.images.oci.layer import BLOCK
 from corral.images.oci.unpack import OPAQUE, OTHERS, WHITEOUT
 
 _TAR_BLOCK = 512
+_LONGEST_PATH = 4095
+"""Bytes that the kernel takes."""
 _LEVEL = 3
 """Of gzip: three quarters of what it can do, in a third of the time."""
 _REF = "org.opencontainers.image.ref.name"
@@ -146,15 +148,26 @@ class _Walk:
     def tar(self) -> Iterator[bytes]:
         """Its tar file, in the order of names."""
         yield from self._entry(self._root, "./")
-        yield from self._below(self._root, "")
+        # Not by recursion: how deep it goes is a stranger's choice.
+        levels = [(self._root, "", _names(self._root))]
+        while levels:
+            directory, path, names = levels[-1]
+            if (name := next(names, None)) is None:
+                levels.pop()
+                continue
+            at, inner = directory + b"/" + name, path + os.fsdecode(name)
+            if len(at) > _LONGEST_PATH:
+                raise Unsupported(f"{inner[:200]!a} is too deep for an archive")
+            if name.startswith(os.fsencode(WHITEOUT)):
+                raise Unsupported(
+                    f"{inner[:200]!a} can't be exported", hint=f"in an archive of layers a name with {WHITEOUT} says that a file is taken away: rename it"
+                )
+            yield from self._entry(at, inner)
+            if stat.S_ISDIR(os.lstat(at).st_mode):
+                if _opaque(at):
+                    yield _empty(f"{inner}/{OPAQUE}")
+                levels.append((at, f"{inner}/", _names(at)))
         yield bytes(2 * _TAR_BLOCK)
-
-    def _below(self, directory: bytes, path: str) -> Iterator[bytes]:
-        if path and _opaque(directory):
-            yield _empty(f"{path}{OPAQUE}")
-        for name in sorted(os.listdir(directory)):  # noqa: PTH208 - bytes
-            at = directory + b"/" + name
-            yield from self._entry(at, path + os.fsdecode(name))
 
     def _entry(self, at: bytes, path: str) -> Iterator[bytes]:
         found = os.lstat(at)
@@ -171,8 +184,6 @@ class _Walk:
             case stat.S_IFDIR:
                 info.type = tarfile.DIRTYPE
                 yield _header(info)
-                if path != "./":
-                    yield from self._below(at, f"{path}/")
             case stat.S_IFLNK:
                 info.type, info.linkname = tarfile.SYMTYPE, os.fsdecode(os.readlink(at))  # noqa: PTH115
                 yield _header(info)
@@ -191,6 +202,10 @@ class _Walk:
             case _:
                 # A socket that nobody listens on any more, or a device: neither belongs into an image.
                 return
+
+
+def _names(directory: bytes) -> Iterator[bytes]:
+    return iter(sorted(os.listdir(directory)))  # noqa: PTH208 - bytes
 
 
 def _content(path: bytes, size: int) -> Iterator[bytes]:

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from corral.errors import InvalidArgument, TooLarge, Unsupported
 from corral.images.oci.documents import Found, Layer, chain
 from corral.images.oci.layer import Readable, opened
-from corral.images.oci.unpack import Limits, Unpacker
+from corral.images.oci.tally import Limits, Tally
+from corral.images.oci.unpack import Unpacker
 from corral.node import rootfs, syscalls
 
 DEEPEST = 12
@@ -35,6 +37,9 @@ class Source(Protocol):
     def find(self) -> Found: ...
     def layer(self, layer: Layer) -> AbstractContextManager[Readable]: ...
     def check(self, layer: Layer) -> None: ...
+    def another(self) -> bool:
+        """Whether what it gave, which was wrong, may be right when it is asked for again."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Importer:
     ) -> None:
         self._layers = layers
         self._aside = layers / aside
-        self._limits = limits
+        self._tally = Tally(limits, note)
         self._note = note
         self._own = own
         self._had = had
@@ -80,12 +85,14 @@ class Importer:
                         source.check(layer)
                     self._note(f"{what}: known")
                 else:
-                    _prove(source, group)
+                    while not self._proven(source, group):
+                        pass
                     self._note(f"{what}: known, and read to see that it is the same")
                 names.append(name)
                 self._had(name)
             if not names:
                 names.append(self._nothing())
+            self._tally.end()
         finally:
             shutil.rmtree(self._aside)
         return Imported(tuple(names), found.digest, found.config.config or {})
@@ -101,11 +108,38 @@ class Importer:
                 digest = tar.finish(diff_id=None, digest=None, size=None)
             name = f"{PREFIX}{digest.removeprefix('sha256:')[:40]}"
             self._keep(room, name)
+            self._tally.end()
         finally:
             shutil.rmtree(self._aside)
         return Imported((name,), digest, {})
 
+    def _proven(self, source: Source, group: Sequence[Layer]) -> bool:
+        """See that the source has the content of layers that are there already; False: it is to be asked again."""
+        try:
+            for layer in group:
+                with source.layer(layer) as blob, opened(blob) as tar:
+                    tar.finish(diff_id=layer.diff_id, digest=layer.digest, size=layer.size)
+        except InvalidArgument:
+            if not source.another():
+                raise
+            return False
+        return True
+
     def _make(self, name: str, below: Sequence[Path], source: Source, group: Sequence[Layer], what: str) -> None:
+        before = self._tally.size, self._tally.entries
+        while True:
+            try:
+                self._make_once(name, below, source, group, what)
+            except (InvalidArgument, Unsupported, TooLarge):
+                if not source.another():
+                    raise
+                shutil.rmtree(self._aside / "fs")
+                self._tally.back(before)
+            else:
+                return
+
+    def _make_once(self, name: str, below: Sequence[Path], source: Source, group: Sequence[Layer], what: str) -> None:
+        size, entries = self._tally.size, self._tally.entries
         room, target = self._aside / "fs", self._aside / "fs"
         room.mkdir(mode=0o755)
         room.chmod(0o755)
@@ -120,7 +154,7 @@ class Importer:
                     with source.layer(layer) as blob, opened(blob) as tar:
                         unpacker.layer(tar)
                         tar.finish(diff_id=layer.diff_id, digest=layer.digest, size=layer.size)
-                self._note(f"{what}: {unpacker.entries:,} files, {unpacker.size / 1e6:.1f} MB")
+                self._note(f"{what}: {self._tally.entries - entries:,} files, {(self._tally.size - size) / 1e6:.1f} MB")
         finally:
             if below:
                 syscalls.umount(target)
@@ -128,7 +162,7 @@ class Importer:
         self._keep(room, name)
 
     def _unpacker(self, target: Path) -> _Opened:
-        return _Opened(target, self._limits, self._note)
+        return _Opened(target, self._tally)
 
     def _keep(self, room: Path, name: str) -> None:
         """Only what is safe on the disk gets its name."""
@@ -173,22 +207,15 @@ class Importer:
         return True
 
 
-def _prove(source: Source, group: Sequence[Layer]) -> None:
-    """See that the source has the content of layers that are there already."""
-    for layer in group:
-        with source.layer(layer) as blob, opened(blob) as tar:
-            tar.finish(diff_id=layer.diff_id, digest=layer.digest, size=layer.size)
-
-
 class _Opened:
     """An unpacker, for as long as the directory is open."""
 
-    def __init__(self, target: Path, limits: Limits, note: Note) -> None:
-        self._target, self._limits, self._note = target, limits, note
+    def __init__(self, target: Path, tally: Tally) -> None:
+        self._target, self._tally = target, tally
 
     def __enter__(self) -> Unpacker:
         self._descriptor = os.open(self._target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        return Unpacker(self._descriptor, self._limits, self._note)
+        return Unpacker(self._descriptor, self._tally)
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)

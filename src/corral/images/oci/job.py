@@ -14,7 +14,9 @@ from corral import spawn
 from corral.errors import BY_CODE, InternalError
 from corral.images.oci.documents import Platform
 from corral.images.oci.reference import Reference
-from corral.images.oci.unpack import Limits
+from corral.images.oci.tally import Limits
+
+_LONGEST_NOTE = 1000
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ async def run(job: Pull | Unpack | UnpackRootfs | Export, say: Callable[[str], N
                 continue
             match told:
                 case {"note": str(text)}:
-                    say(text)
+                    say(text[:_LONGEST_NOTE])
                 case {"layer": str(name)}:
                     had(name)
                 case {"done": dict(found)}:  # pyright: ignore[reportUnknownVariableType] - its own

@@ -1,7 +1,7 @@
 """Images of a registry (distribution-spec): documents by tag or digest, blobs as streams that go on where they were cut off.
 
-Every document asked for by digest is checked against it here, every blob by who reads it to its end. Mirrors are asked first, in their order; what they can't give
-the registry itself is asked for. Passwords and tokens go to the registry and to its token server, and to nobody else.
+Every document asked for by digest is checked against it here, every blob by who reads it to its end. Mirrors are asked first, in their order; what they can't give,
+or give wrong, the registry itself is asked for. Passwords and tokens go to the registry and to its token server, and to nobody else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import httpx2
 
-from corral.errors import CorralError, Forbidden, ImageNotFound, InvalidArgument, Unauthenticated, Unavailable
+from corral.errors import CorralError, Forbidden, ImageNotFound, InvalidArgument, Unauthenticated, Unavailable, Unsupported
 from corral.images.oci.documents import INDEXES, LARGEST, MANIFESTS, Found, Index, Layer, Manifest, Platform, digest_of, parse, together
 from corral.images.oci.endpoint import Endpoint
 from corral.images.oci.layer import Readable
@@ -48,6 +48,7 @@ class Registry:
         self._note = note
         self._sleep = sleep
         self._client = httpx2.Client(timeout=_TIMEOUT, headers={"User-Agent": "corral", "Accept-Encoding": "identity"})
+        self._gave: set[Endpoint] = set()
         self._mirrors = [Endpoint(address.rstrip("/"), reference.repository) for address in access.mirrors.get(reference.registry, [])]
         self._own = Endpoint(_address(reference), reference.repository, username=access.username, password=access.password)
 
@@ -56,6 +57,23 @@ class Registry:
 
     def find(self) -> Found:
         """The image for this platform. Raises `ImageNotFound`, `Unauthenticated`, `Forbidden`, `Unavailable`, and for what it finds as `documents` does."""
+        while True:
+            try:
+                return self._find()
+            except (InvalidArgument, Unavailable, Unsupported):
+                if not self.another():
+                    raise
+
+    def another(self) -> bool:
+        """Mirrors that gave something until now are left out from now on; whether there were any."""
+        for mirror in self._gave:
+            self._note(f"what the mirror {mirror.base} gives can't be used: going on without it")
+        found = bool(self._gave)
+        self._mirrors = [mirror for mirror in self._mirrors if mirror not in self._gave]
+        self._gave.clear()
+        return found
+
+    def _find(self) -> Found:
         media, raw = self._document("manifests", self._reference.wanted)
         for _ in range(_NESTED):
             if media not in INDEXES:
@@ -107,6 +125,7 @@ class Registry:
                 self._note(f"the mirror {mirror.base} can't be used: {error}")
                 continue
             if answer.is_success:
+                self._gave.add(mirror)
                 return answer
             answer.close()
         wait = _FIRST_WAIT
@@ -134,6 +153,8 @@ class Registry:
 
     def resume(self, at: int, failed: int) -> None:
         """A blob was cut off, so many times without a byte between them."""
+        if self.another():
+            return
         self._note(f"the registry cut a layer off after {at} bytes: going on from there")
         self._sleep(_FIRST_WAIT * (1 << failed))
 

@@ -16,14 +16,14 @@ import stat
 import tarfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from corral.errors import CorralError, DiskFull, InvalidArgument, TooLarge, Unsupported
+from corral.errors import CorralError, DiskFull, InternalError, InvalidArgument, Unsupported
 from corral.images.oci import headers
 from corral.images.oci.layer import BLOCK, Readable
+from corral.images.oci.tally import Tally
 from corral.node import syscalls
 
 WHITEOUT = ".wh."
@@ -35,41 +35,34 @@ _LINKS = 40
 _DEEPEST = 256
 """Directories above a file. Whatever walks through an image, here or in a sandbox, goes down by recursion, or holds a descriptor for each."""
 _LAST_ID = (1 << 32) - 2
-_SPARE = 256 << 20
-"""Bytes that stay free on the disk, for the server to live on."""
-_LOOK_EVERY = 64 << 20
 _SPACES = ("user.", "trusted.", "security.", "system.posix_acl_")
+_ENTRYS_FAULT = (
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EEXIST, errno.EMLINK, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY),
+    *(errno.E2BIG, errno.ERANGE, errno.EPERM, errno.EXDEV),
+)
+"""What the system says of entries that can't be: of any other error the image can't be the cause."""
 OTHERS = ("security.selinux", "security.ima", "security.evm")
 """Attributes that only mean something on the machine that made them."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Of one image unpacked: bytes of its files, and how many entries its layers have."""
-
-    size: int = 64 << 30
-    entries: int = 4_000_000
-
-
 class Unpacker:
-    """Puts layers of one image below `root`, a directory that nobody else changes. `note` is told of what is left out, for a person."""
+    """Puts layers of one image below `root`, a directory that nobody else changes. `tally` is held with those that are put elsewhere."""
 
-    def __init__(self, root: int, limits: Limits, note: Callable[[str], None]) -> None:
+    def __init__(self, root: int, tally: Tally) -> None:
         self._root = root
         self._above = len(Path(f"/proc/self/fd/{root}").readlink().parts)
-        self._limits = limits
-        self._note = note
-        self.size = 0
-        self.entries = 0
-        self._unlooked = _LOOK_EVERY
+        self._tally = tally
         self._open: OrderedDict[str, int] = OrderedDict()
         self._brought: set[str] = set()
         """Paths of this layer, and directories above them."""
+        self._copied: set[str] = set()
+        """Files of layers below that are here too, since there is another link to them."""
         self._times: dict[str, int] = {}
 
     def layer(self, tar: Readable) -> None:
         """One layer, over those before it. Raises `InvalidArgument` for one that is none or is hostile, `TooLarge`, `DiskFull`."""
         self._brought.clear()
+        self._copied.clear()
         self._times.clear()
         try:
             with tarfile.open(fileobj=_Stream(tar), mode="r|", bufsize=BLOCK, tarinfo=headers.Header) as archive:
@@ -90,9 +83,7 @@ class Unpacker:
     # Entries
 
     def _entry(self, archive: tarfile.TarFile, info: tarfile.TarInfo) -> None:
-        self.entries += 1
-        if self.entries > self._limits.entries:
-            raise TooLarge(f"the image has more than {self._limits.entries:,} files")
+        self._tally.entry(self._root, _more(info))
         path = _clean(info.name)
         directory, name = posixpath.split(path)
         if name.startswith(WHITEOUT):
@@ -106,7 +97,7 @@ class Unpacker:
             return
         if info.isdev() and not info.isfifo():
             if path.startswith("dev/"):
-                self._note(f"/{path} is left out: it is a device, and every sandbox has its own /dev")
+                self._tally.leave_out(f"{_shown('/' + path)} is left out: it is a device, and every sandbox has its own /dev")
                 return
             raise InvalidArgument(f"a layer has the device {_shown(path)}", hint="an image is made of files; devices are each sandbox's own, in /dev")
         parent = self._directory(directory)
@@ -135,7 +126,7 @@ class Unpacker:
             raise Unsupported(f"a layer has {_shown(path)}, which is of a kind that layers don't have ({info.type!r})")
 
     def _write(self, archive: tarfile.TarFile, parent: int, name: str, info: tarfile.TarInfo) -> None:
-        self._count(info.size)
+        self._tally.take(self._root, info.size)
         descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
         try:
             if info.size:
@@ -170,6 +161,10 @@ class Unpacker:
         there = None if found is None or not base else _look(found, base)
         if found is None or there is None or stat.S_ISDIR(there.st_mode):
             raise InvalidArgument(f"a layer has a hard link to {_shown(target)}, which is no file")
+        if target not in self._brought and target not in self._copied:
+            # overlayfs copies a file of a layer below before it links to it.
+            self._copied.add(target)
+            self._tally.take(self._root, there.st_size)
         os.link(base, name, src_dir_fd=found, dst_dir_fd=parent, follow_symlinks=False)
 
     def _whiteout(self, directory: str, name: str) -> None:
@@ -341,17 +336,6 @@ class Unpacker:
         when = _time(info)
         os.utime(name, ns=(when, when), dir_fd=parent, follow_symlinks=False)
 
-    def _count(self, size: int) -> None:
-        self.size += size
-        self._unlooked += size
-        if self.size > self._limits.size:
-            raise TooLarge(f"the files of the image take more than {self._limits.size >> 20:,} MiB")
-        if self._unlooked >= _LOOK_EVERY or size > _LOOK_EVERY:
-            self._unlooked = 0
-            room = os.fstatvfs(self._root)
-            if room.f_bavail * room.f_frsize < size + _SPARE:
-                raise DiskFull("the node has no room for the image", hint="`corral image prune` makes room")
-
 
 class _Stream(io.RawIOBase):
     """What tarfile reads from."""
@@ -373,6 +357,11 @@ def _clean(name: str) -> str:
 
 def _shown(path: str) -> str:
     return ascii(path[:200])
+
+
+def _more(info: tarfile.TarInfo) -> int:
+    """Bytes that an entry takes besides its content."""
+    return len(info.linkname) + sum(len(key) + len(text) for key, text in info.pax_headers.items() if key.startswith(_XATTR))
 
 
 def _look(parent: int, name: str) -> os.stat_result | None:
@@ -424,4 +413,6 @@ def _explained(error: OSError) -> CorralError:
         return DiskFull("the node has no room for the image", hint="`corral image prune` makes room")
     if error.errno == errno.EOPNOTSUPP:
         return Unsupported(f"a layer has a file with attributes that the node's disk can't keep{where}", hint="keep Corral's home on ext4, XFS or btrfs")
-    return InvalidArgument(f"a layer has an entry that can't be made: {error.strerror}{where}")
+    if error.errno in _ENTRYS_FAULT:
+        return InvalidArgument(f"a layer has an entry that can't be made: {error.strerror}{where}")
+    return InternalError(f"the node can't unpack a layer: {error.strerror}{where}", hint="is its disk well?")
