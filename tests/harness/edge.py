@@ -87,6 +87,7 @@ class Bench:
         for namespace in (self.outside, self.switch):
             namespace.sysctl("net/ipv4/ip_forward", "1")
         self.switch.sysctl("net/ipv4/icmp_ratelimit", "0")
+        self.switch.sysctl("net/ipv4/tcp_fwmark_accept", "1")
         for address in (nft.GATEWAY, nft.SERVICE):
             self.switch.ip("addr", "add", f"{address}/32", "dev", "lo")
         self.tables = Tables(self.switch.run(nfnetlink.open_socket), TABLE.name)
@@ -128,10 +129,12 @@ class Bench:
 
         return self.switch.run(made)
 
-    async def admit(self, guest: Guest, wanted: EgressPolicy | Mapping[str, Any] | str, secrets: Mapping[str, str] | None = None) -> Tenant:
-        """Let a policy hold for a client, as the node does: the process is told, then the kernel."""
+    async def admit(
+        self, guest: Guest, wanted: EgressPolicy | Mapping[str, Any] | str, secrets: Mapping[str, str] | None = None, *, sandbox: str | None = None
+    ) -> Tenant:
+        """Let a policy hold for a client, as the node does: the process is told, then the kernel. `sandbox`: another one than the client's usual is in the slot from now on."""
         given = wanted if isinstance(wanted, EgressPolicy) else EgressPolicy.model_validate({"default": wanted} if isinstance(wanted, str) else wanted)
-        tenant = Tenant(guest.sandbox, guest.address, guest.interface, next(self._generations), given, secrets or {})
+        tenant = Tenant(sandbox or guest.sandbox, guest.address, guest.interface, next(self._generations), given, secrets or {})
         await self.client.set(tenant)
         changes = self.board.policy(guest.interface, tenant.generation, policy.compile(given).kernel)
         before = self._opened.pop(guest.interface, [])

@@ -54,11 +54,12 @@ class Seen:
 
 @dataclass
 class Zone:
-    """Name → addresses; `aliases`: name → name. A name in `silent` gets no answer, one in `truncated` a cut one over UDP."""
+    """Name → addresses; `aliases`: name → name. A name in `silent` gets no answer, one in `late` when `Internet.catch_up` is called, one in `truncated` a cut one over UDP."""
 
     addresses: dict[str, list[str]] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
+    late: set[str] = field(default_factory=set)
     truncated: set[str] = field(default_factory=set)
     ttl: int = 60
 
@@ -131,6 +132,7 @@ class Internet:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event
+        self._late: list[Callable[[], None]] = []
         self._outside: Namespace | None = None
         self._device = ""
 
@@ -222,13 +224,31 @@ class Internet:
 
     # DNS
 
+    def catch_up(self) -> None:
+        """Send the answers that have been waiting."""
+        self.zone.late.clear()
+        for send in self._late:
+            self._loop.call_soon_threadsafe(send)
+        self._late.clear()
+
+    def send(self, data: bytes, send: Callable[[bytes], None]) -> None:
+        """The answer to a datagram, if and when there is one."""
+        if (answer := self.answer(data, udp=True)) is None:
+            return
+        if any(_wire(name) in data for name in self.zone.late):
+            self._late.append(lambda: send(answer))
+        else:
+            send(answer)
+
     def answer(self, data: bytes, *, udp: bool) -> bytes | None:
         at, labels = 12, []
         while data[at]:
             labels.append(data[at + 1 : at + 1 + data[at]])
             at += 1 + data[at]
         name, kind = b".".join(labels).decode().lower(), int.from_bytes(data[at + 1 : at + 3])
-        self.seen.queries.append((name, kind))
+        with self._news:
+            self.seen.queries.append((name, kind))
+            self._news.notify_all()
         if name in self.zone.silent:
             return None
         question = data[12 : at + 5]
@@ -370,8 +390,7 @@ class _Names(asyncio.DatagramProtocol):
         self._transport = cast("asyncio.DatagramTransport", transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        if (answer := self._internet.answer(data, udp=True)) is not None:
-            self._transport.sendto(answer, addr)
+        self._internet.send(data, lambda answer: self._transport.sendto(answer, addr))
 
 
 class _Echo(asyncio.DatagramProtocol):

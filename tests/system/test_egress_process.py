@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import select
+import signal
 import socket
 import ssl
 import struct
@@ -462,6 +464,72 @@ async def test_a_change_cuts_what_it_no_longer_allows(bench: Bench) -> None:
     assert "policy has changed" in str((await bench.flow(kind="tls", name="good.example.com")).reason)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"rules": [{"to": ["api.example.com"]}, {"to": [f"{WEB}/32"], "action": "deny"}]},
+        {"rules": [{"to": [f"{OTHER}/32"]}]},
+        {"rules": [{"to": ["api.example.com"], "action": "ask"}]},
+        {"rules": [{"to": ["api.example.com"], "ports": [80]}, {"to": ["api.example.com"], "action": "deny", "ports": [443]}]},
+    ],
+    ids=["where its name led to is denied", "what was dialled is allowed and not where it led to", "somebody would be asked", "its port is denied"],
+)
+async def test_a_change_cuts_by_where_a_connection_has_led_to(bench: Bench, changed: dict[str, Any]) -> None:
+    """The program dials one address, its connection goes to another: to our own resolution of the name."""
+    guest, ca = bench.guests[0], bench.internet.authority.file
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"]}]})
+    with await guest.run(lambda: tls(ca, "api.example.com", address=OTHER)) as spliced:
+        spliced.sendall(b"GET /before HTTP/1.1\r\nHost: api.example.com\r\n\r\n")
+        assert b"200 OK" in await guest.run(spliced.recv, 1000)
+        # Another rule makes no difference to it.
+        await bench.admit(guest, {"rules": [{"to": ["api.example.com"]}, {"to": [f"{PRIVATE}/32"], "action": "deny"}]})
+        spliced.sendall(b"GET /between HTTP/1.1\r\nHost: api.example.com\r\n\r\n")
+        assert b"200 OK" in await guest.run(spliced.recv, 1000)
+        await bench.admit(guest, changed)
+        with pytest.raises(OSError):
+            if not await guest.run(spliced.recv, 1000):
+                raise ConnectionResetError
+    flow = await bench.flow(kind="tls", address=WEB)
+    assert "policy has changed" in (flow.reason or "")
+
+
+async def test_a_change_holds_for_requests_on_the_way_and_for_those_after_them(bench: Bench) -> None:
+    guest = bench.guests[0]
+    allowed = {"to": ["api.example.com"]}
+
+    def connect() -> socket.socket:
+        return socket.create_connection((OTHER, 80), timeout=15)
+
+    await bench.admit(guest, {"rules": [allowed]})
+    with await guest.run(connect) as busy, await guest.run(connect) as idle:
+        idle.sendall(b"GET /before HTTP/1.1\r\nHost: api.example.com\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"/before\n"):
+            answer += await guest.run(idle.recv, 1000)
+        busy.sendall(b"GET /never HTTP/1.1\r\nHost: api.example.com\r\n\r\n")
+        await bench.internet.wait(lambda seen: any(b"/never" in head for head in seen.requests))
+        await bench.admit(guest, {"rules": [allowed, {"to": [f"{WEB}/32"], "action": "deny"}]})
+        with pytest.raises(ConnectionResetError):
+            await guest.run(busy.recv, 1000)
+        idle.sendall(b"GET /after HTTP/1.1\r\nHost: api.example.com\r\n\r\n")
+        answer = await guest.run(idle.recv, 10_000)
+        assert answer.startswith(b"HTTP/1.1 403 ")
+    assert not any(b"/after" in head for head in bench.internet.seen.requests)
+
+
+async def test_what_was_approved_stays_when_the_policy_changes_around_it(bench: Bench) -> None:
+    guest, ca = bench.guests[0], bench.internet.authority.file
+    asked = {"to": ["api.example.com"], "action": "ask"}
+    await bench.admit(guest, {"rules": [asked]})
+    opening = asyncio.create_task(guest.run(tls, ca, "api.example.com"))
+    approval = await bench.until(lambda: next(iter(bench.approvals), None))
+    await bench.client.decide(approval.id, Decision(decision="allow"))
+    with await opening as spliced:
+        await bench.admit(guest, {"rules": [asked, {"to": ["good.example.com"]}]})
+        spliced.sendall(b"GET / HTTP/1.1\r\nHost: api.example.com\r\n\r\n")
+        assert b"200 OK" in await guest.run(spliced.recv, 1000)
+
+
 async def test_sandboxes_are_judged_each_by_its_own_policy(bench: Bench) -> None:
     one, other = bench.guests
     await bench.admit(one, {"rules": [{"to": ["api.example.com"]}]})
@@ -867,6 +935,72 @@ async def test_whatever_comes_as_a_request(bench: Bench, pieces: list[bytes]) ->
 
 
 # Ends and beginnings
+
+
+async def test_what_an_earlier_sandbox_has_left_in_queues_is_not_the_next_ones(bench: Bench) -> None:
+    """Addresses of slots are used again, and the process may be slow to look at what has come."""
+    guest = bench.guests[0]
+    await bench.admit(guest, {"rules": [{"to": ["good.example.com"]}]}, sandbox="sb-former")
+    before = await guest.run(lambda: socket.create_connection(("192.0.0.1", 53), timeout=15))
+    query = b"\0\x21\x12\x34\1\0\0\1\0\0\0\0\0\0\3api\7example\3com\0\0\1\0\1"
+    with before:
+        before.sendall(query)
+        assert before.recv(100)[2:4] == b"\x12\x34"
+        assert bench.process is not None
+        bench.process.send_signal(signal.SIGSTOP)
+        try:
+
+            def ask() -> tuple[socket.socket, ...]:
+                web, stream = socket.create_connection((WEB, 80), timeout=15), socket.create_connection(("192.0.0.1", 53), timeout=15)
+                datagram = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                datagram.connect(("192.0.0.1", 53))
+                datagram.settimeout(1)
+                web.sendall(b"GET /queued HTTP/1.1\r\nHost: api.example.com\r\n\r\n")
+                stream.sendall(query)
+                datagram.send(query[2:])
+                return web, stream, datagram
+
+            web, stream, datagram = await guest.run(ask)
+            await bench.admit(guest, {"rules": [{"to": ["api.example.com"]}]}, sandbox="sb-next")
+            before.sendall(query)
+        finally:
+            bench.process.send_signal(signal.SIGCONT)
+        with web, stream, datagram:
+            with pytest.raises(ConnectionResetError):
+                await guest.run(web.recv, 100)
+            for connection in (stream, before):
+                with contextlib.suppress(ConnectionResetError):
+                    assert await guest.run(connection.recv, 100) == b""
+            with pytest.raises(TimeoutError):
+                await guest.run(datagram.recv, 100)
+    assert (await guest.run(get, "api.example.com", "/asked"))[0] == 200
+    await bench.client.settled()
+    assert {flow.path for flow in bench.flows if flow.sandbox == "sb-next"} == {"/asked"}
+    assert not any(b"/queued" in head for head in bench.internet.seen.requests)
+
+
+async def test_an_answer_that_comes_too_late_is_told_to_nobody(bench: Bench) -> None:
+    guest, zone = bench.guests[0], bench.internet.zone
+    zone.late.add("late.example.com")
+    zone.addresses["late.example.com"] = [WEB]
+    former = await bench.admit(guest, {"rules": [{"to": ["late.example.com"], "ports": [7]}]}, sandbox="sb-former")
+
+    def ask() -> socket.socket:
+        connection = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        connection.settimeout(1)
+        connection.sendto(b"\x12\x34\1\0\0\1\0\0\0\0\0\0\4late\7example\3com\0\0\1\0\1", ("192.0.0.1", 53))
+        return connection
+
+    with await guest.run(ask) as connection:
+        await bench.internet.wait(lambda seen: ("late.example.com", 1) in seen.queries)
+        await bench.admit(guest, {"rules": [{"to": ["good.example.com"]}]}, sandbox="sb-next")
+        await bench.client.settled()
+        assert bench.tables is not None
+        bench.tables.end_connections(former.generation)
+        bench.internet.catch_up()
+        assert (await guest.run(lookup, "good.example.com"))[1] == [WEB]
+        with pytest.raises(TimeoutError):
+            await guest.run(connection.recv, 100)
 
 
 async def test_another_server_takes_over(bench: Bench) -> None:

@@ -45,6 +45,8 @@ class Edge:
         self._server: Link | None = None
         self._occupants: dict[str, Occupant] = {}
         """By the slot's address."""
+        self._latest: dict[str, int] = {}
+        """The latest generation at each address."""
         self._pins: Callable[..., None] | None = None
         self.stopped = asyncio.Event()
         self._log = FlowLog(self._send_flows)
@@ -54,11 +56,15 @@ class Edge:
         self._proxy = Proxy(services, self.occupant_at)
         self._kernel = KernelEvents(self.occupant_at, self._log)
 
-    def occupant_at(self, address: str) -> Occupant | None:
-        """Who is at an address, once all that the server has sent is known: it tells before it opens the kernel's part, so nothing of a sandbox is ever judged by an old policy."""
+    def occupant_at(self, address: str, mark: int | None) -> Occupant | None:
+        """Who has sent what has come from an address with this mark (None: it is not known); None when it was a sandbox that is not there any more. 0 is nobody's mark.
+
+        All that the server has sent is taken in first: it tells before it opens the kernel's part, so nothing of a sandbox is ever judged by an old policy.
+        """
         if self._server is not None:
             self._server.poll()
-        return self._occupants.get(address)
+        occupant = self._occupants.get(address)
+        return occupant if occupant is not None and (mark is None or occupant.owns(mark)) else None
 
     def _pin(self, generation: int, ports: Sequence[tuple[Protocol, int, int]], addresses: Sequence[str], seconds: float) -> None:
         if self._pins is None:
@@ -114,12 +120,14 @@ class Edge:
                 self._take_over(dict(zip(message["names"], fds, strict=True)), str(message["table"]), int(message["log_group"]))
                 return
             case "set":
+                address, generation = str(message["address"]), int(message["generation"])
+                before, self._latest[address] = self._latest.get(address, 0), generation
                 try:
-                    self._set(Tenant.of(message))
+                    self._set(Tenant.of(message), before)
                 except (ValueError, TypeError, KeyError, CorralError) as error:
                     # A policy that is not understood lets nothing through.
                     complain("a policy was not understood", error)
-                    self._drop(lambda occupant: occupant.tenant.address == message["address"])
+                    self._drop(lambda occupant: occupant.tenant.address == address)
             case "drop":
                 self._drop(lambda occupant: occupant.tenant.generation == message["generation"])
             case "retain":
@@ -152,13 +160,13 @@ class Edge:
             case _:
                 return {}
 
-    def _set(self, tenant: Tenant) -> None:
+    def _set(self, tenant: Tenant, before: int) -> None:
         self._kernel.watch(anybody=True)
         occupant = self._occupants.get(tenant.address)
         if occupant is None or occupant.sandbox != tenant.sandbox:
             if occupant is not None:
                 self._leave(occupant)
-            self._occupants[tenant.address] = Occupant(tenant)
+            self._occupants[tenant.address] = Occupant(tenant, after=before)
             return
         fresh = tenant.generation != occupant.tenant.generation
         occupant.change(tenant)

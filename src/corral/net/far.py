@@ -13,7 +13,8 @@ import h11
 from corral.net import dial, head
 from corral.net.dial import RefusedError
 from corral.net.head import Scheme
-from corral.net.policy import By, Ruling
+from corral.net.policy import By, Compiled, Ruling
+from corral.net.ranges import Protocol
 from corral.net.visit import Visit
 
 READ: Final = 256 << 10
@@ -55,6 +56,14 @@ def target(visit: Visit, ruling: Ruling, scheme: Scheme) -> Target:
         tls = parts.scheme == "https"
         return Target(parts.hostname or "", parts.port or (443 if tls else 80), tls, chosen=True)
     return Target(visit.name if ruling.by is By.NAME else None, visit.port, scheme == "https")
+
+
+def goes_on(visit: Visit, compiled: Compiled, ruling: Ruling, server: Far) -> bool:
+    """Whether requests may go on to a server that was connected to under an earlier policy."""
+    if server.target.chosen and visit.reached is not None:
+        protocol = None if head.is_address(server.target.host or "") else Protocol.TCP
+        return compiled.reachable(int(ipaddress.IPv4Address(visit.reached)), protocol, server.target.port) is None
+    return visit.goes_on(compiled, ruling)
 
 
 async def connect(visit: Visit, wanted: Target) -> Far:

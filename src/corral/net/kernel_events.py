@@ -31,9 +31,9 @@ _PROTOCOLS = frozenset(Protocol)
 
 
 class KernelEvents:
-    """Reads two sockets of the switch on the event loop. `occupant_at` tells who is at an address."""
+    """Reads two sockets of the switch on the event loop. `occupant_at` tells who is at an address, and under which mark."""
 
-    def __init__(self, occupant_at: Callable[[str], Occupant | None], log: FlowLog) -> None:
+    def __init__(self, occupant_at: Callable[[str, int | None], Occupant | None], log: FlowLog) -> None:
         self._occupant_at = occupant_at
         self._log = log
         self._told: dict[tuple[str, int, str, int], float] = {}
@@ -87,8 +87,8 @@ class KernelEvents:
         if ended.diverted or not ended.mark or ended.protocol not in _PROTOCOLS:
             # Of what was led to resolver and proxy these tell by themselves; what was denied was told.
             return
-        occupant = self._occupant_at(ended.source)
-        if occupant is None or ended.mark > occupant.tenant.generation:
+        occupant = self._occupant_at(ended.source, ended.mark)
+        if occupant is None:
             return
         protocol, number = Protocol(ended.protocol), int(ipaddress.IPv4Address(ended.destination))
         occupant.sent += ended.sent
@@ -109,7 +109,7 @@ class KernelEvents:
         )
 
     def _denied(self, logged: Logged) -> None:
-        occupant = self._occupant_at(logged.source)
+        occupant = self._occupant_at(logged.source, logged.mark or None)
         if occupant is None or logged.protocol not in _PROTOCOLS:
             return
         now = time.monotonic()

@@ -11,7 +11,7 @@ from corral.net import policy
 from corral.net.policy import Compiled
 from corral.net.redact import Patterns
 from corral.net.splice import Purse
-from corral.net.tenant import Tenant
+from corral.net.tenant import ROUND, Tenant
 
 CONNECTIONS = 1000
 """Open at once, unless the policy's budget says otherwise."""
@@ -57,8 +57,12 @@ class Held:
 class Occupant:
     """Mutable; lives in the edge process only."""
 
-    def __init__(self, tenant: Tenant) -> None:
+    def __init__(self, tenant: Tenant, *, after: int = 0) -> None:
+        """`after`: the last generation of an earlier sandbox in the slot, as far as it is known."""
         self.tenant: Tenant = tenant
+        self._after = after
+        self.left = False
+        """Whether the sandbox has gone: nothing is told to its address any more."""
         self.compiled: Compiled = policy.compile(tenant.policy)
         self.connections: set[Held] = set()
         self.sent = self.received = 0
@@ -80,6 +84,11 @@ class Occupant:
     @property
     def sandbox(self) -> str:
         return self.tenant.sandbox
+
+    def owns(self, mark: int) -> bool:
+        """Whether what carries this mark came from the sandbox, and not from an earlier one in its slot. Marks are generations, of the policy under which a packet was let through."""
+        now = self.tenant.generation
+        return (now - mark) % ROUND < (now - self._after) % ROUND
 
     @property
     def patterns(self) -> Patterns:
@@ -120,6 +129,7 @@ class Occupant:
             self._patterns = Patterns(self._values)
 
     def leave(self) -> None:
+        self.left = True
         for held in list(self.connections):
             held.cut()
 

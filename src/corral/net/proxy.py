@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from corral.net import denial, dial
+from corral.net.arrival import mark_of
 from corral.net.clienthello import Hello
 from corral.net.dial import FailedError, RefusedError
 from corral.net.occupant import Held, Occupant
@@ -22,13 +23,14 @@ from corral.net.web import Web
 from corral.schema.egress import Verdict
 
 BURST = 64
+CUT = "cut: the egress policy has changed, or the sandbox ended"
 SO_ORIGINAL_DST = 80
 _NAMELESS = {"tcp": "this is neither HTTP nor TLS", "tls": "this TLS connection names no server (SNI)"}
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 20), (socket.TCP_KEEPCNT, 6))
 
 
 class Proxy:
-    def __init__(self, services: Services, occupant_at: Callable[[str], Occupant | None]) -> None:
+    def __init__(self, services: Services, occupant_at: Callable[[str, int | None], Occupant | None]) -> None:
         self._services = services
         self._occupant_at = occupant_at
         self._tasks: set[asyncio.Task[None]] = set()
@@ -54,7 +56,7 @@ class Proxy:
             self._greet(connection, source)
 
     def _greet(self, connection: socket.socket, source: str) -> None:
-        occupant = self._occupant_at(source)
+        occupant = self._occupant_at(source, mark_of(connection))
         try:
             address, port = _original(connection)
         except OSError:
@@ -124,7 +126,7 @@ class Proxy:
         if hello.name is None:
             await self._unread(visit, connection, "tls", web=True)
             return
-        visit.stays(lambda compiled: (now := judge(compiled)).action is not Action.DENY and not now.content)
+        visit.stays(lambda compiled: not (now := judge(compiled)).content and visit.goes_on(compiled, now))
         ruling = await visit.settled(ruling)
         if ruling.action is Action.DENY:
             if visit.occupant.tenant.policy.inspects and visit.name is not None:
@@ -155,7 +157,7 @@ class Proxy:
             return ruling, name
 
         refuse = denial.alert if kind == "tls" else denial.reset
-        visit.stays(lambda compiled: judge(compiled)[0].action is not Action.DENY)
+        visit.stays(lambda compiled: visit.goes_on(compiled, judge(compiled)[0]))
         ruling, visit.name = judge(visit.occupant.compiled)
         if visit.name is None and names:
             visit.name = names[-1]
@@ -189,11 +191,15 @@ class Proxy:
         reason: str | None = None
         try:
             visit.reached = far.getpeername()[0]
+            if visit.cut_already:
+                reason = CUT
+                denial.reset(connection)
+                return
             await relay(connection, far, up=visit.up, down=visit.down, purse=visit.occupant.purse)
             if visit.occupant.spent:
                 reason = "cut: the sandbox's budget of bytes is spent"
         except asyncio.CancelledError:
-            reason = "cut: the egress policy has changed, or the sandbox ended"
+            reason = CUT
             raise
         except OSError:
             # It ended between two steps.

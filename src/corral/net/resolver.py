@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from corral.net import dns
+from corral.net.arrival import mark_datagrams, mark_of, receive
 from corral.net.dial import is_own
 from corral.net.dns import Code, Ede, MalformedError, Query, Type
 from corral.net.flow_log import FlowLog
@@ -41,7 +42,7 @@ Pin = Callable[[int, tuple[tuple[Protocol, int, int], ...], tuple[str, ...], flo
 
 
 class Resolver:
-    def __init__(self, *, occupant_at: Callable[[str], Occupant | None], upstream: Upstream, pin: Pin, log: FlowLog) -> None:
+    def __init__(self, *, occupant_at: Callable[[str, int | None], Occupant | None], upstream: Upstream, pin: Pin, log: FlowLog) -> None:
         self._occupant_at = occupant_at
         self._upstream = upstream
         self._pin = pin
@@ -55,13 +56,14 @@ class Resolver:
         loop = asyncio.get_running_loop()
         for each in (datagrams, streams):
             each.settimeout(0)
+        mark_datagrams(datagrams)
         loop.add_reader(datagrams, self._datagrams, datagrams)
         loop.add_reader(streams, self._accept, streams)
 
     def _datagrams(self, connection: socket.socket) -> None:
         for _ in range(BURST):
             try:
-                data, (address, port) = connection.recvfrom(4096)
+                data, mark, (address, port) = receive(connection, 4096)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
@@ -75,19 +77,20 @@ class Resolver:
                     # As any datagram, it may be lost.
                     pass
 
-            self._query(data, address, send)
+            self._query(data, address, mark, send)
 
-    def _query(self, data: bytes, address: str, send: Callable[[bytes], None]) -> None:
+    def _query(self, data: bytes, address: str, mark: int | None, send: Callable[[bytes], None]) -> None:
         """At once when nobody has to be asked."""
-        reply = self.judge(data, address, udp=True)
+        reply = self.judge(data, address, mark, udp=True)
         if isinstance(reply, bytes):
             send(reply)
         elif reply is not None:
             self._start(self._later(reply, send))
 
     @staticmethod
-    async def _later(reply: Awaitable[bytes], send: Callable[[bytes], None]) -> None:
-        send(await reply)
+    async def _later(reply: Awaitable[bytes | None], send: Callable[[bytes], None]) -> None:
+        if (answer := await reply) is not None:
+            send(answer)
 
     def _start(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -110,15 +113,16 @@ class Resolver:
 
     async def _stream(self, connection: socket.socket, address: str) -> None:
         writer: asyncio.StreamWriter | None = None
+        mark = mark_of(connection)
         try:
             reader, writer = await asyncio.open_connection(sock=connection, limit=4096)
             while True:
                 async with asyncio.timeout(STREAM_IDLE):
                     data = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
-                reply = self.judge(data, address, udp=False)
-                if reply is None:
+                reply = self.judge(data, address, mark, udp=False)
+                answer = reply if reply is None or isinstance(reply, bytes) else await reply
+                if answer is None:
                     return
-                answer = reply if isinstance(reply, bytes) else await reply
                 writer.write(len(answer).to_bytes(2) + answer)
                 async with asyncio.timeout(STREAM_IDLE):
                     await writer.drain()
@@ -135,17 +139,18 @@ class Resolver:
 
     # Answers
 
-    def judge(self, data: bytes, address: str, *, udp: bool) -> bytes | Awaitable[bytes] | None:
-        """The answer, or what it will be, or None: there is none."""
-        occupant = self._occupant_at(address)
+    def judge(self, data: bytes, address: str, mark: int | None, *, udp: bool) -> bytes | Awaitable[bytes | None] | None:
+        """The answer, or what it will be, or None: there is none, as for a sandbox that has gone meanwhile, whose address may be another's by now."""
+        occupant = self._occupant_at(address, mark)
+        if occupant is None:
+            return None
         try:
             query = dns.parse_query(data)
         except MalformedError:
             return dns.refusal(data, Code.FORMERR)
-        if occupant is None or occupant.compiled.kernel.nat is Nat.NONE:
+        if occupant.compiled.kernel.nat is Nat.NONE:
             reason = "the egress policy of this sandbox is none"
-            if occupant is not None:
-                self._told(occupant, query, Ruling(Action.DENY, reason=reason))
+            self._told(occupant, query, Ruling(Action.DENY, reason=reason))
             return dns.reply(query, Code.REFUSED, why=(Ede.BLOCKED, reason), udp=udp)
         if not occupant.queries.take(time.monotonic()) or occupant.lookups >= LOOKUPS:
             return dns.reply(query, Code.REFUSED, why=(Ede.PROHIBITED, "too many queries"), udp=udp)
@@ -163,15 +168,19 @@ class Resolver:
             return dns.reply(query, udp=udp)
         return self._relay(occupant, query, ruling, udp=udp)
 
-    async def _ask(self, occupant: Occupant, query: Query, ruling: Ruling, *, udp: bool) -> bytes:
+    async def _ask(self, occupant: Occupant, query: Query, ruling: Ruling, *, udp: bool) -> bytes | None:
         occupant.lookups += 1
         try:
             answer = await self._upstream.addresses(query.name)
         except UnresolvedError as error:
+            if occupant.left:
+                return None
             self._told(occupant, query, ruling, failed=str(error))
             return dns.reply(query, Code.SERVFAIL, why=(Ede.NO_REACHABLE_AUTHORITY, str(error)), udp=udp)
         finally:
             occupant.lookups -= 1
+        if occupant.left:
+            return None
         # The policy may have changed while we waited.
         ruling = occupant.compiled.name(query.name)
         if ruling.action is Action.DENY:
@@ -195,14 +204,16 @@ class Resolver:
         self._told(occupant, query, ruling)
         return dns.reply(query, addresses=good, ttl=ttl, udp=udp)
 
-    async def _relay(self, occupant: Occupant, query: Query, ruling: Ruling, *, udp: bool) -> bytes:
+    async def _relay(self, occupant: Occupant, query: Query, ruling: Ruling, *, udp: bool) -> bytes | None:
         occupant.lookups += 1
         try:
             asked, reply = await self._upstream.exchange(query.name, query.type)
         except UnresolvedError as error:
-            return dns.reply(query, Code.SERVFAIL, why=(Ede.NO_REACHABLE_AUTHORITY, str(error)), udp=udp)
+            return None if occupant.left else dns.reply(query, Code.SERVFAIL, why=(Ede.NO_REACHABLE_AUTHORITY, str(error)), udp=udp)
         finally:
             occupant.lookups -= 1
+        if occupant.left:
+            return None
         self._told(occupant, query, ruling)
         end = len(asked) - 11
         if udp and len(reply) > query.payload:

@@ -8,6 +8,9 @@ from typing import Any
 
 from corral.schema.egress import EgressPolicy
 
+ROUND = 1 << 31
+"""Generations begin again after so many."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
@@ -19,7 +22,7 @@ class Tenant:
     interface: str
     """The slot's end in the switch."""
     generation: int
-    """The claim or change of policy that this is; what the kernel marks connections with. Grows, never used twice."""
+    """The claim or change of policy that this is; what the kernel marks connections with. Grows, and is used again after a `ROUND` only."""
     policy: EgressPolicy
     secrets: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     """Values by name."""

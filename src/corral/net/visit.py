@@ -14,6 +14,7 @@ from corral.net.authority import Authority
 from corral.net.flow_log import FlowLog
 from corral.net.occupant import Held, Occupant
 from corral.net.policy import Action, By, Compiled, Ruling
+from corral.net.ranges import Protocol
 from corral.net.upstream import Upstream
 from corral.schema.egress import Verdict
 
@@ -48,6 +49,8 @@ class Visit:
     received: int = 0
     reached: str | None = None
     """What the proxy has connected to."""
+    approved: bool = False
+    """Whether somebody has allowed it, or the request under way."""
     held: Held | None = None
     began: float = field(default_factory=time.monotonic)
 
@@ -59,6 +62,24 @@ class Visit:
         """From now on the connection lives as long as policies say so."""
         if self.held is not None:
             self.held.allowed = allowed
+
+    @property
+    def cut_already(self) -> bool:
+        """Whether the policy has changed while the connection was being made, so that it must not go on."""
+        return self.held is not None and not self.held.allowed(self.occupant.compiled)
+
+    def goes_on(self, compiled: Compiled, ruling: Ruling) -> bool:
+        """Whether what has been let through would be under another policy, by its ruling and by where it has led to."""
+        if ruling.action is Action.DENY:
+            return False
+        if self.reached is None:
+            return True
+        if ruling.action is Action.ASK and not self.approved:
+            return False
+        number = int(ipaddress.IPv4Address(self.reached))
+        if ruling.by is By.NAME:
+            return compiled.reachable(number, Protocol.TCP, self.port) is None
+        return self.reached == self.address or compiled.connection(Protocol.TCP, self.port, number, None).action is not Action.DENY
 
     def up(self, count: int) -> bool:
         """So many bytes went out; False: the budget is spent."""
@@ -89,11 +110,13 @@ class Visit:
 
     async def settled(self, ruling: Ruling, *, method: str | None = None, path: str | None = None) -> Ruling:
         """The ruling, once nobody has to be asked any more."""
+        self.approved = False
         if ruling.action is not Action.ASK:
             return ruling
         # What a rule about addresses asks is about the address: the name is only what the program says.
         name = self.name if ruling.by is By.NAME else None
         approved = await self.services.asking.ask(self.occupant, name=name, address=self.address, port=self.port, rule=ruling.title, method=method, path=path)
+        self.approved = approved
         if approved:
             return Ruling(Action.ALLOW, ruling.rule, ruling.by, content=ruling.content)
         return Ruling(Action.DENY, ruling.rule, reason=f"asked about {name or self.address}:{self.port}: it was not approved")

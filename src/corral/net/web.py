@@ -90,9 +90,12 @@ class Web:
     def _stays(self, compiled: Compiled) -> bool:
         if compiled.kernel.closed:
             return False
-        if self._current is not None:
-            return compiled.request(self._current).action is not Action.DENY
-        return True
+        if self._current is None:
+            return True
+        ruling = compiled.request(self._current)
+        if self._far is None:
+            return ruling.action is not Action.DENY
+        return far.target(self._visit, ruling, self._scheme) == self._far.target and far.goes_on(self._visit, compiled, ruling, self._far)
 
     # One request
 
@@ -139,9 +142,8 @@ class Web:
         head.check(event, request, sni=visit.name, scheme=self._scheme)
         if self._refused is not None:
             raise RefusedError(self._refused)
-        ruling = exchange.ruling = visit.occupant.compiled.request(request)
-        if ruling.action is Action.ASK:
-            ruling = exchange.ruling = await visit.settled(ruling, method=request.method, path=request.path)
+        exchange.ruling = visit.occupant.compiled.request(request)
+        ruling = exchange.ruling = await visit.settled(exchange.ruling, method=request.method, path=request.path)
         if ruling.action is Action.DENY:
             raise RefusedError(ruling)
         if visit.occupant.spent:
@@ -178,14 +180,17 @@ class Web:
 
     async def _connected(self, ruling: Ruling) -> Far:
         """The server that the ruling means; the one of the request before, when it is the same. Raises `RefusedError`, `FailedError`."""
-        wanted = far.target(self._visit, ruling, self._scheme)
-        if self._far is not None and self._far.target == wanted and self._far.usable:
+        visit = self._visit
+        wanted = far.target(visit, ruling, self._scheme)
+        if self._far is not None and self._far.target == wanted and self._far.usable and far.goes_on(visit, visit.occupant.compiled, ruling, self._far):
             return self._far
         self._leave_far()
         try:
-            self._far = await far.connect(self._visit, wanted)
+            self._far = await far.connect(visit, wanted)
         except dial.RefusedError as error:
             raise RefusedError(Ruling(Action.DENY, ruling.rule, reason=str(error))) from None
+        if visit.cut_already:
+            raise RefusedError(Ruling(Action.DENY, reason="the egress policy has changed meanwhile"))
         return self._far
 
     async def _both(self, server: Far, exchange: _Exchange, sent_on: Onward) -> bool:

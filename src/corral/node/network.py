@@ -27,7 +27,7 @@ from corral.net.elements import OF_PACKETS, OF_POLICY, OF_SANDBOX, SLOT, Switchb
 from corral.net.netlink import Netlink, is_missing
 from corral.net.nfnetlink import Change, Element, Tables
 from corral.net.policy import Compiled, Mode, Nat
-from corral.net.tenant import Tenant
+from corral.net.tenant import ROUND, Tenant
 from corral.node import nft
 from corral.node.egress import Egress, OnApproval, OnFlows
 from corral.node.holder_client import HolderClient
@@ -51,6 +51,8 @@ _PARAMETERS = {
     "net/ipv4/conf/all/arp_ignore": "8",
     # A denial is told at once each time, not once a second.
     "net/ipv4/icmp_ratelimit": "0",
+    # What listens here is told by which policy a connection came (SO_MARK), so that one of an earlier sandbox is never held for the next one's.
+    "net/ipv4/tcp_fwmark_accept": "1",
     "net/ipv6/conf/all/disable_ipv6": "1",
     "net/ipv6/conf/default/disable_ipv6": "1",
     # Bytes of connections are counted, and told soon after their end.
@@ -359,6 +361,7 @@ class Network:
                 namespace.mount(self._path)
             else:
                 undo.callback(namespace.close)
+                namespace.run(_configure)
             links = Netlink(namespace.run(rtnetlink.open_socket))
             undo.callback(links.close)
             if GATEWAY not in rtnetlink.addresses(links):
@@ -399,7 +402,7 @@ class Network:
         if self._generation == self._reserved:
             with contextlib.suppress(FileNotFoundError):
                 self._generation = int(self._generations.read_text())
-            self._generation %= 1 << 31
+            self._generation %= ROUND
             self._reserved = self._generation + GENERATIONS
             self._generations.write_text(str(self._reserved))
         self._generation += 1
