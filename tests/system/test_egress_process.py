@@ -142,6 +142,20 @@ def hello(name: str) -> bytes:
     return outgoing.read()
 
 
+def with_ech(hello: bytes) -> bytes:
+    """The same hello, in one record, with an Encrypted Client Hello (RFC 9849, 5) whose inner one nobody can read."""
+    inner = b"\0" + b"\0\1\0\1" + b"\7" + (32).to_bytes(2) + bytes(32) + (64).to_bytes(2) + bytes(64)
+    extension = b"\xfe\x0d" + len(inner).to_bytes(2) + inner
+    body = hello[9:]
+    at = 34
+    for size in (1, 2, 1):
+        at += size + int.from_bytes(body[at : at + size])
+    extensions = body[at + 2 :] + extension
+    body = body[:at] + len(extensions).to_bytes(2) + extensions
+    message = b"\1" + len(body).to_bytes(3) + body
+    return b"\x16\3\1" + len(message).to_bytes(2) + message
+
+
 def error(body: bytes) -> dict[str, Any]:
     return json.loads(body)["error"]
 
@@ -352,7 +366,7 @@ async def test_what_could_be_read_in_two_ways_goes_nowhere(bench: Bench, request
     guest = bench.guests[0]
     await bench.admit(guest, {"rules": [{"to": ["api.example.com"]}]})
     answer = await guest.run(raw, request_bytes)
-    assert not answer or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 501", b"\x15\x03"))
+    assert not answer or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 501", b"\x15\x03", b"\0\0\0\4\0\0\0\0\0"))
     assert not bench.internet.seen.requests
     assert (await guest.run(get, "api.example.com"))[0] == 200
 
@@ -788,6 +802,124 @@ async def test_names_that_end_early_on_the_wire(bench: Bench) -> None:
     assert (await guest.run(lambda: raw(hello("evil.example.net.y.example.com").replace(b"net.y.", b"net..y"), port=443)))[:2] in (b"", b"\x15\x03")
     assert not bench.internet.seen.connections
     assert not bench.internet.seen.queries
+
+
+@pytest.mark.parametrize("rule", [{"inspect": True}, {"http": {"methods": ["GET"]}}, {}], ids=["inspected", "by method", "by name"])
+async def test_http2_without_tls_is_refused_with_the_reason(bench: Bench, rule: dict[str, Any]) -> None:
+    """Its requests are not read, so that it could ask for any host."""
+    guest = bench.guests[0]
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"], **rule}]})
+    assert (await guest.run(lookup, "api.example.com"))[1] == [WEB]
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+
+    def slowly() -> bytes:
+        with socket.create_connection((WEB, 80), timeout=15) as connection:
+            for at in range(0, len(preface), 8):
+                connection.sendall(preface[at : at + 8])
+            answer = b""
+            while piece := connection.recv(1000):
+                answer += piece
+            return answer
+
+    for answer in (await guest.run(raw, preface), await guest.run(slowly)):
+        assert answer[:9] == b"\0\0\0\4\0\0\0\0\0", "settings"
+        length = int.from_bytes(answer[9:12])
+        goaway = answer[18 : 18 + length]
+        assert (answer[12], goaway[4:8]) == (7, (13).to_bytes(4)), "HTTP_1_1_REQUIRED"
+        assert b"HTTP/2 without TLS" in goaway[8:]
+    assert not bench.internet.seen.connections
+    assert "HTTP/2 without TLS" in ((await bench.flow(kind="tcp", verdict="denied")).reason or "")
+
+
+async def test_of_an_encrypted_hello_the_outer_name_counts(bench: Bench) -> None:
+    guest = bench.guests[0]
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"]}]})
+    assert (await guest.run(lambda: raw(with_ech(hello("api.example.com")), port=443))).startswith(b"\x16\3"), "a server's hello"
+    assert (await guest.run(lambda: raw(with_ech(hello("evil.example.net")), port=443))).startswith(b"\x15\3"), "an alert"
+    assert (await bench.flow(kind="tls", verdict="denied")).name == "evil.example.net"
+    # Where requests are read, TLS ends here: whatever the inner hello says is seen by nobody.
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"], "inspect": True}]})
+    seen = len(bench.internet.seen.connections)
+    assert (await guest.run(lambda: raw(with_ech(hello("api.example.com")), port=443))).startswith(b"\x16\3")
+    assert len(bench.internet.seen.connections) == seen
+    assert (await guest.run(lookup, "api.example.com", 65))[1] == [], "keys for it are in no answer"
+
+
+async def test_a_name_that_points_inside_later(bench: Bench) -> None:
+    """DNS rebinding: the first answer is public, the next one is not."""
+    guest, zone = bench.guests[0], bench.internet.zone
+    zone.addresses["rebound.example.com"] = [WEB]
+    zone.ttl = 1
+    await bench.admit(guest, {"rules": [{"to": ["rebound.example.com"]}]})
+    assert (await guest.run(lookup, "rebound.example.com"))[1] == [WEB]
+    assert await guest.run(lambda: raw(b"hello", port=7)) == b"hello"
+    zone.addresses["rebound.example.com"] = [PRIVATE]
+
+    def again() -> str:
+        while (found := lookup("rebound.example.com")[1]) == [WEB]:
+            select.select([], [], [], 0.1)
+        return found[0]
+
+    async with asyncio.timeout(20):
+        assert await guest.run(again) == "192.0.0.1"
+    for port in (7, 25):
+        with pytest.raises(OSError, match="No route to host"):
+            await guest.run(lambda port=port: socket.create_connection((PRIVATE, port), timeout=5))
+    status, body, _ = await guest.run(lambda: get("rebound.example.com", address=PRIVATE))
+    assert status == 403
+    assert "points nowhere allowed" in error(body)["message"]
+    assert (await guest.run(lambda: raw(hello("rebound.example.com"), address=PRIVATE, port=443))).startswith(b"\x15\3")
+    assert all(address != PRIVATE for address, _ in bench.internet.seen.connections)
+
+
+async def test_many_slow_connections_hold_little_memory(bench: Bench) -> None:
+    """Each asks for more than it takes, over plain HTTP and, one in ten, over TLS that is ended."""
+    guest = bench.guests[0]
+    await bench.admit(guest, {"rules": [{"to": ["good.example.com"]}, {"to": ["api.example.com"], "inspect": True}], "budget": {"connections": 2000}})
+    assert bench.process is not None
+    status = Path(f"/proc/{bench.process.pid}/status")
+    authority = bench.authority.ensure()
+
+    def resident() -> int:
+        """MiB."""
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmRSS:")) >> 10
+
+    def opened(number: int) -> socket.socket:
+        name = "api.example.com" if number % 10 == 0 else "good.example.com"
+        while True:
+            plain = socket.socket()
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            plain.settimeout(60)
+            try:
+                plain.connect((WEB, 443 if number % 10 == 0 else 80))
+            except OSError:
+                # So many each second are let through by the switch.
+                plain.close()
+                select.select([], [], [], 0.1)
+                continue
+            if number % 10:
+                connection = plain
+            else:
+                connection = ssl.create_default_context(cafile=str(authority)).wrap_socket(plain, server_hostname=name)
+            connection.sendall(f"GET /bytes?n=10000000 HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
+            return connection
+
+    before = resident()
+    connections = await guest.run(lambda: [opened(number) for number in range(1000)])
+    try:
+        await bench.internet.wait(lambda seen: len(seen.requests) >= 1000)
+        received = -1
+        while received != (received := (await bench.client.totals(guest.sandbox))[1]):  # until all of them stand still
+            await asyncio.to_thread(select.select, [], [], [], 1)
+        assert resident() - before < 100, "MiB"
+        other = bench.guests[1]
+        await bench.admit(other, {"rules": [{"to": ["good.example.com"]}]})
+        assert len((await other.run(get, "good.example.com", "/bytes?n=20000000"))[1]) == 20_000_000, "nobody else waits for them"
+        # What is taken in the end is whole.
+        assert sum(len(connections[1].recv(65536)) for _ in range(10)) > 0
+    finally:
+        for connection in connections:
+            connection.close()
 
 
 async def test_silence_and_slowness_change_nothing(bench: Bench) -> None:

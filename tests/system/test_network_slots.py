@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import http.client
 import os
 import socket
 import struct
@@ -25,7 +26,7 @@ from corral.places import Places
 from corral.schema.egress import EgressPolicy
 from harness import leaks
 from harness.engine import engine_home
-from harness.internet import PRIVATE, WEB, Internet
+from harness.internet import DNS, PRIVATE, WEB, Internet
 
 pytestmark = pytest.mark.anyio
 
@@ -51,7 +52,7 @@ async def network() -> AsyncIterator[Network]:
         holder = HolderClient(on_lost=lambda: None)
         await holder_client.start(places.holder_socket, places.logs / "holder.log")
         await holder.connect(places.holder_socket)
-        network = Network(places, holder)
+        network = Network(places, holder, resolvers=[f"{DNS}:53"])
         try:
             await network.open()
             await network.sweep()
@@ -217,6 +218,33 @@ async def test_a_later_server_ends_connections_of_policies_that_it_never_knew(ne
         line.settimeout(1)
         with pytest.raises(TimeoutError):
             line.recv(100)
+
+
+async def test_names_are_reached_through_the_process_by_each_sandbox_of_a_slot_in_its_turn(network: Network, internet: Internet) -> None:
+    names = ("one.example.com", "two.example.com")
+    internet.zone.addresses |= {name: [WEB] for name in names}
+    index: set[int] = set()
+
+    def get(name: str) -> int:
+        connection = http.client.HTTPConnection(WEB, 80, timeout=20)
+        try:
+            connection.request("GET", "/", headers={"Host": name})
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    for number, allowed in enumerate(names):
+        slot = await network.slot()
+        assert slot is not None
+        if not index:
+            as_guest(slot)
+        index.add(slot.index)
+        await network.admit(slot, "sb-" + "ab"[number] * 16, EgressPolicy.model_validate({"rules": [{"to": [allowed]}]}), {})
+        for name in names:
+            status = await asyncio.to_thread(slot.namespace.run, lambda name=name: get(name))
+            assert status == (200 if name == allowed else 403)
+        await network.release(slot)
+    assert len(index) == 1, "the same slot"
 
 
 async def test_five_hundred_slots_leave_nothing(network: Network, internet: Internet) -> None:

@@ -10,14 +10,13 @@ from urllib.parse import urlsplit
 
 import h11
 
-from corral.net import dial, head
+from corral.net import dial, head, streams
 from corral.net.dial import RefusedError
 from corral.net.head import Scheme
 from corral.net.policy import By, Compiled, Ruling
 from corral.net.ranges import Protocol
 from corral.net.visit import Visit
 
-READ: Final = 256 << 10
 HANDSHAKE: Final = 10.0
 """Seconds for the handshake of TLS."""
 
@@ -79,12 +78,9 @@ async def connect(visit: Visit, wanted: Target) -> Far:
         connection = await dial.to_name(wanted.host, wanted.port, compiled, visit.services.upstream)
     visit.reached = connection.getpeername()[0]
     try:
-        if wanted.tls:
-            # The real name is verified, whatever certificate was shown to the sandbox.
-            name, context = wanted.host or visit.name or visit.address, visit.services.verifying
-            reader, writer = await asyncio.open_connection(sock=connection, ssl=context, server_hostname=name, ssl_handshake_timeout=HANDSHAKE, limit=READ)
-        else:
-            reader, writer = await asyncio.open_connection(sock=connection, limit=READ)
+        # The real name is verified, whatever certificate was shown to the sandbox.
+        name, context = wanted.host or visit.name or visit.address, visit.services.verifying if wanted.tls else None
+        reader, writer = await streams.connected(connection, visit.occupant.room, context, name=name, handshake=HANDSHAKE)
     except BaseException:
         connection.close()
         raise

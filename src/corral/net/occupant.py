@@ -11,6 +11,7 @@ from corral.net import policy
 from corral.net.policy import Compiled
 from corral.net.redact import Patterns
 from corral.net.splice import Purse
+from corral.net.streams import EVERYBODY, OF_SANDBOX, Room
 from corral.net.tenant import ROUND, Tenant
 
 CONNECTIONS = 1000
@@ -67,6 +68,7 @@ class Occupant:
         self.connections: set[Held] = set()
         self.sent = self.received = 0
         self.purse = Purse()
+        self.room = Room(OF_SANDBOX, EVERYBODY)
         self.queries = Bucket(200, 100)
         self.lookups = 0
         """DNS queries under way."""

@@ -13,6 +13,7 @@ SILENCE = 30.0
 """Seconds in which something must come. Who says nothing is never let through: he could say another name later."""
 PATIENCE = 10.0
 """Seconds in which the beginning must be whole then."""
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _METHOD = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
@@ -27,8 +28,13 @@ class Http:
 
 
 @dataclass(frozen=True, slots=True)
+class Http2:
+    """It begins as HTTP/2 without TLS does, when the client knows that the server speaks it (RFC 9113, 3.3)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Other:
-    """Neither."""
+    """None of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,7 @@ class Gone:
     any: bool = True
 
 
-async def peek(connection: socket.socket) -> Tls | Http | Other | Gone:
+async def peek(connection: socket.socket) -> Tls | Http | Http2 | Other | Gone:
     try:
         try:
             async with asyncio.timeout(SILENCE):
@@ -53,15 +59,20 @@ async def peek(connection: socket.socket) -> Tls | Http | Other | Gone:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
 
-async def _tell(connection: socket.socket) -> Tls | Http | Other | Gone:
+async def _tell(connection: socket.socket) -> Tls | Http | Http2 | Other | Gone:
     needed = 0
     while True:
         data = await _more(connection, needed)
         if len(data) < max(needed, 1):
             return Gone(any=bool(data))
         if data[0] != clienthello.HANDSHAKE:
-            # A request line begins with a method, and HTTP/2 without TLS with one that is never used.
-            return Http() if data[0] in _METHOD and not data.startswith(b"PRI * HTTP/2") else Other()
+            # A request line begins with a method, and HTTP/2 with one that is never used.
+            if _PREFACE.startswith(data[: len(_PREFACE)]):
+                if len(data) >= len(_PREFACE):
+                    return Http2()
+                needed = len(data) + 1
+                continue
+            return Http() if data[0] in _METHOD else Other()
         try:
             found = clienthello.parse(data)
         except NotTlsError:

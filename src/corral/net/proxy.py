@@ -14,7 +14,7 @@ from corral.net.arrival import mark_of
 from corral.net.clienthello import Hello
 from corral.net.dial import FailedError, RefusedError
 from corral.net.occupant import Held, Occupant
-from corral.net.peek import Gone, Http, Other, Tls, peek
+from corral.net.peek import Gone, Http, Http2, Other, Tls, peek
 from corral.net.policy import Action, By, Compiled, Ruling
 from corral.net.ranges import Protocol
 from corral.net.splice import relay
@@ -25,7 +25,12 @@ from corral.schema.egress import Verdict
 BURST = 64
 CUT = "cut: the egress policy has changed, or the sandbox ended"
 SO_ORIGINAL_DST = 80
-_NAMELESS = {"tcp": "this is neither HTTP nor TLS", "tls": "this TLS connection names no server (SNI)"}
+Kind = Literal["tcp", "tls", "http2"]
+_NAMELESS: dict[Kind, str] = {
+    "tcp": "this is neither HTTP nor TLS",
+    "tls": "this TLS connection names no server (SNI)",
+    "http2": "this is HTTP/2 without TLS, whose requests are not read (HTTP/1.1 is)",
+}
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 20), (socket.TCP_KEEPCNT, 6))
 
 
@@ -102,6 +107,8 @@ class Proxy:
                 await self._tls(visit, connection, hello)
             case Http():
                 await Web(visit, scheme="http").serve(connection)
+            case Http2():
+                await self._unread(visit, connection, "http2", web=True)
             case Other():
                 await self._unread(visit, connection, web=True)
             case Gone(any=True):
@@ -137,7 +144,7 @@ class Proxy:
             return
         await self._pass(visit, connection, ruling, "tls")
 
-    async def _unread(self, visit: Visit, connection: socket.socket, kind: Literal["tcp", "tls"] = "tcp", *, web: bool = False) -> None:
+    async def _unread(self, visit: Visit, connection: socket.socket, kind: Kind = "tcp", *, web: bool = False) -> None:
         """A connection that tells no name: by its address, and the names under which the sandbox has found it. `web`: names are told on this port as a rule."""
         names = visit.occupant.names_of(visit.number)
 
@@ -156,23 +163,32 @@ class Proxy:
                 return Ruling(Action.DENY, reason=f"{_NAMELESS[kind]}, and names are told apart on this port"), name
             return ruling, name
 
-        refuse = denial.alert if kind == "tls" else denial.reset
+        def refuse(reason: str | None) -> None:
+            match kind:
+                case "tls":
+                    denial.alert(connection)
+                case "http2":
+                    denial.goaway(connection, reason or _NAMELESS[kind])
+                case "tcp":
+                    denial.reset(connection)
+
+        told = "tls" if kind == "tls" else "tcp"
         visit.stays(lambda compiled: visit.goes_on(compiled, judge(compiled)[0]))
         ruling, visit.name = judge(visit.occupant.compiled)
         if visit.name is None and names:
             visit.name = names[-1]
         ruling = await visit.settled(ruling)
         if ruling.action is Action.DENY:
-            visit.told(kind, Verdict.DENIED, ruling)
-            refuse(connection)
+            visit.told(told, Verdict.DENIED, ruling)
+            refuse(ruling.reason)
             return
         # The address is one that we have told for the name, or that a rule opens.
         reachable = visit.occupant.compiled.reachable(visit.number, Protocol.TCP, visit.port) if ruling.by is By.NAME else None
         if reachable:
-            visit.told(kind, Verdict.DENIED, Ruling(Action.DENY, ruling.rule, reason=reachable))
-            refuse(connection)
+            visit.told(told, Verdict.DENIED, Ruling(Action.DENY, ruling.rule, reason=reachable))
+            refuse(reachable)
             return
-        await self._pass(visit, connection, Ruling(Action.ALLOW, ruling.rule, By.ADDRESS), kind)
+        await self._pass(visit, connection, Ruling(Action.ALLOW, ruling.rule, By.ADDRESS), told)
 
     async def _pass(self, visit: Visit, connection: socket.socket, ruling: Ruling, kind: str) -> None:
         try:

@@ -17,13 +17,14 @@ from typing import Any, Final
 
 import h11
 
-from corral.net import denial, dial, far, head, websocket
+from corral.net import denial, dial, far, head, streams, websocket
 from corral.net.content import HttpRequest
 from corral.net.dial import FailedError
-from corral.net.far import HANDSHAKE, READ, Far
+from corral.net.far import HANDSHAKE, Far
 from corral.net.head import FRAMING, HOP, Headers, Onward, RefusedError, Scheme
 from corral.net.policy import Action, Compiled, Ruling
 from corral.net.redact import Redactor
+from corral.net.streams import MOST
 from corral.net.visit import Visit
 from corral.schema.egress import HttpAnswer, Verdict
 
@@ -66,11 +67,14 @@ class Web:
         self._current: HttpRequest | None = None
 
     async def serve(self, connection: socket.socket) -> None:
+        with self._visit.occupant.room.taken():
+            await self._serve(connection)
+
+    async def _serve(self, connection: socket.socket) -> None:
         self._visit.stays(self._stays)
         try:
-            self._reader, self._writer = await _accept(
-                connection, self._visit.services.authority.context(self._visit.name or self._visit.address) if self._scheme == "https" else None
-            )
+            context = self._visit.services.authority.context(self._visit.name or self._visit.address) if self._scheme == "https" else None
+            self._reader, self._writer = await streams.accepted(connection, self._visit.occupant.room, context, handshake=HANDSHAKE, shutdown=LINGER)
         except (OSError, TimeoutError) as error:
             reason = f"TLS with the sandbox failed: {error or 'it took too long'}; does its program trust the authority of this installation?"
             self._visit.told("tls", Verdict.FAILED, self._refused or Ruling(Action.ALLOW), reason=reason)
@@ -305,7 +309,7 @@ class Web:
                     return
                 await self._writer.drain()
                 self._writer.write_eof()
-                while await self._reader.read(READ):
+                while await self._reader.read(MOST):
                     pass
         except TimeoutError:
             pass
@@ -319,7 +323,7 @@ class Web:
 
     async def _next(self, protocol: h11.Connection, reader: asyncio.StreamReader, *, near: bool) -> Any:
         while (event := protocol.next_event()) is h11.NEED_DATA:
-            data = await reader.read(READ)
+            data = await reader.read(MOST)
             if not (self._visit.up if near else self._visit.down)(len(data)):
                 raise FailedError("cut: the sandbox's budget of bytes is spent")
             protocol.receive_data(data)
@@ -349,17 +353,6 @@ class Web:
             received=received,
             duration=round(time.monotonic() - exchange.began, 6),
         )
-
-
-async def _accept(connection: socket.socket, context: ssl.SSLContext | None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """The server's side of a connection."""
-    loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(READ, loop)
-    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-    transport, _ = await loop.connect_accepted_socket(
-        lambda: protocol, connection.dup(), ssl=context, ssl_handshake_timeout=HANDSHAKE if context else None, ssl_shutdown_timeout=LINGER if context else None
-    )
-    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
 def _reason(error: BaseException) -> str:

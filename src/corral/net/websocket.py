@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from corral.net.redact import Redactor
+from corral.net.streams import MOST
 
 LINGER = 2.0
 """Seconds for the server's last words once one side has ended."""
-_READ = 256 << 10
 
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -28,7 +28,7 @@ async def relay(
         while True:
             sink.write(change(data))
             await sink.drain()
-            if not (data := await source.read(_READ)) or not count(len(data)):
+            if not (data := await source.read(MOST)) or not count(len(data)):
                 return
 
     async def to_sandbox() -> None:
