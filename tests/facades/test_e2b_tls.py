@@ -1,0 +1,53 @@
+"""E2B's clients in their own way: TLS, and a name for every sandbox, with nothing set but the key, the domain and the authority to trust."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from corral import images
+from corral.places import Places
+from harness import homes, leaks
+from harness.server import Server, free_port
+
+
+@pytest.fixture
+def secure(shared: Places) -> Iterator[tuple[Server, int]]:
+    """A server with `--tls`, and the port of that."""
+    home = homes.make("tls")
+    places = Places(home)
+    images.share(places, shared, ["tiny", "base"])
+    if chosen := os.environ.get("CORRAL_TEST_RUNSC"):
+        os.environ["PATH"] = f"{Path(chosen).parent}:{os.environ['PATH']}"
+    else:
+        places.engines.symlink_to(shared.engines)
+    port = free_port()
+    server = Server(home, extra={"CORRAL_TLS_PORT": str(port), "CORRAL_POOL": "2", "CORRAL_EDGE_PORT": "0"})
+    server.start("--tls")
+    try:
+        yield server, port
+    finally:
+        server.down()
+    left = leaks.of_ended_home(places)
+    shutil.rmtree(home)
+    assert not left
+
+
+def test_a_script_works_with_names_for_every_sandbox(secure: tuple[Server, int]) -> None:
+    server, port = secure
+    given = {
+        "E2B_API_KEY": "e2b_" + server.key.removeprefix("ck_"),
+        "E2B_DOMAIN": f"corral.localhost:{port}",
+        "SSL_CERT_FILE": str(server.home / "keys" / "edge-ca.pem"),
+    }
+    others = {name: value for name, value in os.environ.items() if not name.startswith("E2B_")}
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("e2b_tls.py")], env={**others, **given}, capture_output=True, text=True, timeout=150, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "all of it\n"), done.stderr
