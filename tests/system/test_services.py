@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import pytest
 
@@ -90,21 +91,124 @@ def test_what_fails_waits_longer_each_time_and_says_why(sandbox: Sandbox) -> Non
     assert (seen.exit_code, seen.settings.command) == (3, "exit 3")
     assert eventually(sandbox, lambda: found if (found := sandbox.services.get("once")).state is ServiceState.ENDED else None).exit_code == 0
     for name, words in (("none", "/no/such/program"), ("slow", "0.2 s")):
+        assert words in (failed(sandbox, name).detail or "")
 
-        def failed(name: str = name) -> Service | None:
-            found = sandbox.services.get(name)
-            return found if found.state is ServiceState.FAILED else None
 
-        assert words in (eventually(sandbox, failed).detail or "")
+def tagged(sandbox: Sandbox, name: str) -> list[str]:
+    """Processes of a service that run, found without asking for services."""
+    return [one.id for one in sandbox.processes() if one.running and one.tag == f"service:{name}"]
+
+
+def pass_time(sandbox: Sandbox) -> None:
+    """A second and a half at least, in which a service that nobody may look after any more would be started again."""
+    sandbox.services.set("clock", "exit 0")
+    eventually(sandbox, lambda: True if sandbox.services.get("clock").restarts >= 2 else None)
 
 
 def test_those_of_a_snapshot_are_begun_in_what_is_made_from_it(client: Client, sandbox: Sandbox) -> None:
     sandbox.files.write("/etc/corral/services/box.json", '{"command": "exec sleep 1000"}')
-    sandbox.files.write("/etc/corral/services/wrong.json", '{"command": 3}')
+    odd = {
+        "wrong": '{"command": 3}',
+        "Upper": '{"command": "exec sleep 1000"}',
+        "a" * 249: '{"command": "exec sleep 1000"}',
+    }
+    for name, text in odd.items():
+        sandbox.files.write(f"/etc/corral/services/{name}.json", text)
+    made = sandbox.run(
+        [
+            "/bin/sh",
+            "-c",
+            r'cd /etc/corral/services && mkdir directory.json && ln -s nowhere link.json && echo "{}" >"$(printf "\377").json"',
+        ]
+    )
+    assert made.exit_code == 0
     snapshot = sandbox.snapshot("with-a-service")
     try:
         with client.sandboxes.create(snapshot.id) as other:
-            eventually(other, is_ready(other, "box"))
+            # Nobody has asked for its services.
+            eventually(other, lambda: tagged(other, "box") or None)
             assert [one.name for one in other.services.list()] == ["box"]
+            other.services.set("more", "exec sleep 1000")
+            eventually(other, is_ready(other, "more"))
+            told = [event.data["path"] for event in other.events(kind="service.invalid")]
+            assert sorted(told) == sorted(f"/etc/corral/services/{name}.json" for name in (*odd, "directory", "link", "\ufffd"))
     finally:
         snapshot.delete()
+
+
+def test_one_is_looked_after_once_whoever_changes_it_at_the_same_time(sandbox: Sandbox) -> None:
+    sandbox.services.set("web", "exec sleep 1000")
+    eventually(sandbox, is_ready(sandbox, "web"))
+
+    def both(*calls: Callable[[], object]) -> None:
+        with ThreadPoolExecutor(len(calls)) as pool:
+            for done in [pool.submit(call) for call in calls]:
+                done.result()
+
+    # As when an answer was lost and the request is sent again.
+    both(*[lambda: sandbox.services.set("web", "exec sleep 1000")] * 3)
+    assert sandbox.services.stop("web").state is ServiceState.STOPPED
+    pass_time(sandbox)
+    assert tagged(sandbox, "web") == []
+    assert sandbox.services.get("web").state is ServiceState.STOPPED
+    # One that is removed while it is set either is there and runs, or is not.
+    sandbox.services.start("web")
+    both(lambda: sandbox.services.set("web", "exec sleep 1000"), lambda: remove(sandbox, "web"))
+    pass_time(sandbox)
+    assert len(tagged(sandbox, "web")) == len([one for one in sandbox.services.list() if one.name == "web"])
+
+
+def remove(sandbox: Sandbox, name: str) -> None:
+    sandbox.services.remove(name)
+
+
+def test_those_that_wait_for_one_hear_of_it_though_it_was_changed_or_removed(sandbox: Sandbox) -> None:
+    never: dict[str, Any] = {"file": "/tmp/never", "timeout": 600}
+    for name in ("db", "old"):
+        sandbox.services.set(name, "exec sleep 1000", ready=never)
+    sandbox.services.set("web", "exec sleep 1000", needs=["db"])
+    sandbox.services.set("late", "exec sleep 1000", needs=["old"])
+    assert sandbox.services.get("web").state is ServiceState.NEEDS
+    sandbox.services.set("db", "exec sleep 1000")
+    eventually(sandbox, is_ready(sandbox, "web"))
+    sandbox.services.remove("old")
+    assert "old" in (failed(sandbox, "late").detail or "")
+    # What asked whether they are ready has gone with them.
+    assert not [one for one in sandbox.processes() if one.running and one.tag is None]
+
+
+def failed(sandbox: Sandbox, name: str) -> Service:
+    return eventually(sandbox, lambda: found if (found := sandbox.services.get(name)).state is ServiceState.FAILED else None)
+
+
+def test_one_that_cannot_be_asked_is_not_ready_and_does_not_run_on(sandbox: Sandbox) -> None:
+    sandbox.services.set("odd", "exec sleep 1000", ready={"command": "if"}, restart="never")
+    assert "yntax" in (failed(sandbox, "odd").detail or "")
+    # Once more, without a shell that could ask.
+    assert sandbox.run(["/bin/rm", "/bin/sh"]).exit_code == 0
+    sandbox.services.set("mute", ["/bin/sleep", "1000"], ready={"file": "/tmp/never"}, restart="never")
+    assert "/bin/sh" in (failed(sandbox, "mute").detail or "")
+    assert not [one for one in sandbox.processes() if one.running]
+    assert not list(sandbox.events(kind="service.ready"))
+
+
+def test_nothing_more_is_heard_of_those_of_a_sandbox_that_was_deleted(client: Client, sandbox: Sandbox) -> None:
+    with client.sandboxes.create("tiny") as other:
+        other.services.set("bad", "exit 3")
+        other.services.set("never", "exec sleep 1000", ready={"file": "/tmp/never", "timeout": 600})
+        other.services.set("web", "exec sleep 1000", needs=["never"])
+        eventually(other, lambda: True if other.services.get("bad").exit_code == 3 else None)
+    pass_time(sandbox)
+    kinds = [event.kind for event in client.events(sandbox=other.id)]
+    assert "sandbox.terminated" in kinds
+    assert not [kind for kind in kinds[kinds.index("sandbox.terminated") :] if kind.startswith("service.")]
+
+
+def test_whoever_asks_for_those_of_a_paused_sandbox_resumes_it(sandbox: Sandbox) -> None:
+    sandbox.services.set("web", "exec sleep 1000")
+    before = eventually(sandbox, is_ready(sandbox, "web"))
+    sandbox.pause()
+    assert [one.name for one in sandbox.services.list()] == ["web"]
+    sandbox.pause()
+    assert sandbox.services.start("web").process == before.process
+    assert eventually(sandbox, is_ready(sandbox, "web")).process == before.process

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Protocol
 
 from corral.control.ports import ProcessBook
-from corral.errors import CorralError, NotFound, SandboxEnded, Unavailable
+from corral.errors import CorralError, InvalidState, NotFound, SandboxEnded, Unavailable
 from corral.schema.image import Ready
 from corral.schema.process import Process, ProcessStart, Signal
 from corral.schema.service import Restart, Service, ServiceSet, ServiceState
@@ -18,6 +19,8 @@ LONGEST_PAUSE = 60.0
 """Seconds before a service is started again; twice as many each time, until it has run for the longest."""
 STOP_SECONDS = 10.0
 """How long it may take to end by itself."""
+AWAY = (InvalidState, SandboxEnded, Unavailable)
+"""What is raised while a sandbox is being stopped or paused, when it has ended, or when it can't answer just now."""
 
 
 class Note(Protocol):
@@ -74,9 +77,20 @@ class Attempt:
             await self._end(process.id)
             self._note("stopped", process=process.id)
 
+    async def change(self, settings: ServiceSet) -> None:
+        """End it, and be another program from the next `begin` on. Those that need it go on waiting for it."""
+        await self.stop()
+        self.settings = settings
+        self._process, self._restarts, self._exit_code = None, 0, None
+
+    def removed(self) -> None:
+        """It is not among the others any more: those that wait for it fail."""
+        self._ready.set()
+
     async def _end(self, id: str) -> None:
         for number in (15, 9):
-            await self._book().signal(id, Signal(signal=number, to="tree"))
+            with suppress(InvalidState):  # it has just ended
+                await self._book().signal(id, Signal(signal=number, to="tree"))
             if not (await self._book().wait(id, STOP_SECONDS)).running:
                 return
 
@@ -86,8 +100,6 @@ class Attempt:
     async def _keep(self, others: Mapping[str, Attempt]) -> None:
         try:
             await self._go(others)
-        except (SandboxEnded, Unavailable):
-            self._state = ServiceState.STOPPED  # with its sandbox; begun again when that runs
         except CorralError as error:
             self._failed(error.message)
         finally:
@@ -97,42 +109,44 @@ class Attempt:
         loop = asyncio.get_running_loop()
         pause = FIRST_PAUSE
         for need in self.settings.needs:
-            if (other := others.get(need)) is None:
+            if (other := others.get(need)) is not None:
+                await other._ready.wait()
+            if other is None or others.get(need) is not other:
                 raise NotFound(f"it needs the service {need}, which is not there")
-            await other._ready.wait()
         while True:
-            self._state = ServiceState.STARTING
-            process = self._running() or await self._book().start(self._request())
-            self._process, began = process.id, loop.time()
-            ended = await self._once(process.id)
-            if ended.lost:
-                return
-            self._exit_code = ended.exit_code
-            self._note("exited", process=ended.id, exit_code=ended.exit_code)
-            if self.settings.restart is Restart.NEVER or (self.settings.restart is Restart.ON_FAILURE and ended.exit_code == 0):
-                self._state = ServiceState.FAILED if ended.exit_code else ServiceState.ENDED
-                return
+            self._state, began = ServiceState.STARTING, loop.time()
+            try:
+                ended = await self._once()
+            except AWAY as error:
+                # Whoever is told that the sandbox has left ends this; else it was for a moment.
+                ended, self._detail = None, error.message
+            if ended is not None and not ended.lost:
+                self._exit_code = ended.exit_code
+                self._note("exited", process=ended.id, exit_code=ended.exit_code)
+                if self.settings.restart is Restart.NEVER or (self.settings.restart is Restart.ON_FAILURE and ended.exit_code == 0):
+                    self._state = ServiceState.FAILED if ended.exit_code else ServiceState.ENDED
+                    return
             if loop.time() - began >= LONGEST_PAUSE:
                 pause = FIRST_PAUSE
             self._state = ServiceState.WAITING
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-            self._restarts += 1
+            self._restarts += ended is not None
 
-    async def _once(self, id: str) -> Process:
+    async def _once(self) -> Process:
         """Its process from the start to the end; ready in between."""
+        id = self._process = (self._running() or await self._book().start(self._request())).id
         ended = asyncio.ensure_future(self._book().wait(id))
         probing = asyncio.ensure_future(self._probed())
         try:
             await asyncio.wait({ended, probing}, return_when=asyncio.FIRST_COMPLETED)
             if probing.done() and not ended.done():
-                if probing.result():
+                if (why := probing.result()) is None:
                     self._state, self._detail = ServiceState.READY, None
                     self._ready.set()
                     self._note("ready", process=id)
                 else:
-                    assert self.settings.ready is not None
-                    self._detail = f"it was not ready within {self.settings.ready.timeout:g} s"
+                    self._detail = why
                     await self._end(id)
             return await ended
         finally:
@@ -141,15 +155,20 @@ class Attempt:
             probing.cancel()
             await asyncio.gather(ended, probing, return_exceptions=True)
 
-    async def _probed(self) -> bool:
-        if self.settings.ready is None:
-            return True
+    async def _probed(self) -> str | None:
+        """Why it is not ready; None: it is."""
+        if (probe := self.settings.ready) is None:
+            return None
         try:
-            async with asyncio.timeout(self.settings.ready.timeout):
-                await self._probe(self.settings.ready)
+            async with asyncio.timeout(probe.timeout):
+                await self._probe(probe)
         except TimeoutError:
-            return False
-        return True
+            return f"it was not ready within {probe.timeout:g} s"
+        except AWAY:
+            raise
+        except CorralError as error:
+            return f"it can't be asked whether it is ready: {error.message}"
+        return None
 
     def _failed(self, why: str) -> None:
         self._state, self._detail = ServiceState.FAILED, why

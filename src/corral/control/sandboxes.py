@@ -432,6 +432,7 @@ class Sandboxes:
         if living.record.state in lifecycle.ENDED:
             return living.record
         record = self.ledger.move(living, Action.TERMINATE, reason=reason, actor=actor)
+        self.on_gone(record.id)
         record = living.record = await self._remove(record)
         return record
 

@@ -6,18 +6,24 @@ import asyncio
 import shlex
 from collections.abc import Callable
 
+import structlog
+
 from corral.control.events import EventLog
-from corral.control.ports import Node
+from corral.control.ports import Node, ProcessBook
 from corral.control.record import Record
-from corral.errors import BuildFailed, DeadlineExceeded
+from corral.errors import BuildFailed, CorralError, DeadlineExceeded, SandboxEnded
 from corral.images.config import ImageConfig
 from corral.schema.image import Ready, SetStart
-from corral.schema.process import ProcessStart
+from corral.schema.process import Process, ProcessStart
 
 TAG = "start"
 """The tag of the process, to find it by."""
 _EACH = 0.05
 """Seconds between two looks of the shell inside."""
+_SAID = 500
+"""Bytes of what a probe's shell said that are told."""
+
+log = structlog.get_logger(__name__)
 
 
 class Starts:
@@ -55,7 +61,7 @@ class Starts:
             await asyncio.gather(ready, ended, return_exceptions=True)
 
     async def ready(self, record: Record, probe: Ready, seen: int) -> None:
-        """Return when a probe says so. `seen`: the newest event when what is probed had not begun."""
+        """Return when a probe says so. `seen`: the newest event when what is probed had not begun. Raises `DeadlineExceeded`, and `BuildFailed` when the probe can't be run."""
         if probe.seconds is not None:
             await asyncio.sleep(probe.seconds)
         elif probe.port is not None:
@@ -64,8 +70,10 @@ class Starts:
             loop = f"until {_test(probe)}; do sleep {_EACH}; done"
             book = self._node.processes(record.id)
             process = await book.start(ProcessStart.model_validate({"argv": ["/bin/sh", "-c", loop], "timeout": probe.timeout}))
-            await book.wait(process.id)
-            await book.forget(process.id)
+            try:
+                await _check_ended(book, await book.wait(process.id), probe)
+            finally:
+                await asyncio.shield(_forget(book, process.id))
 
     async def _listens(self, record: Record, port: int, seen: int) -> None:
         if any(one.port == port for one in await self._node.ports(record.id)):
@@ -73,6 +81,28 @@ class Starts:
         async for event in self._events.follow(record.project, after=seen, sandbox=record.id, kind="port.opened"):
             if event.data.get("port") == port:
                 return
+
+
+async def _check_ended(book: ProcessBook, ended: Process, probe: Ready) -> None:
+    """Raises when a probe's shell ended otherwise than by what it asked for."""
+    if ended.lost:
+        raise SandboxEnded("the sandbox was stopped meanwhile", hint="start it again")
+    if ended.timed_out:
+        raise DeadlineExceeded(f"it was not ready within {probe.timeout:g} s", hint="give its probe a longer timeout")
+    if ended.exit_code != 0:
+        said = b""
+        async for one in book.raw_output(ended.id, None, 0, follow=False, limit=_SAID):
+            if not isinstance(one, Process) and not said:
+                said = one.data
+        raise BuildFailed(f"the probe ended with {ended.exit_code}: {said.decode(errors='replace').strip()}".rstrip(": "), hint="run it by hand and look")
+
+
+async def _forget(book: ProcessBook, id: str) -> None:
+    try:
+        await book.forget(id)
+    except CorralError as error:
+        # Its sandbox has left, and it with that; or its own timeout ends it.
+        log.info("probe_not_ended", process=id, error=error.message)
 
 
 def _lasts(probe: Ready) -> bool:

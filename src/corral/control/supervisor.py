@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from pathlib import PurePosixPath
 
 import structlog
 from pydantic import ValidationError
 
-from corral.control.attempt import Attempt, tag_of
+from corral.control.attempt import AWAY, Attempt, tag_of
 from corral.control.events import EventLog
 from corral.control.ports import Node
 from corral.control.record import BUILD, Record
 from corral.control.starts import Starts
 from corral.errors import CorralError, FileNotFound, InvalidArgument, NotFound, QuotaExceeded, Unavailable
+from corral.ids import is_id
 from corral.images.config import ImageConfig
 from corral.schema import file
-from corral.schema.service import Service, ServiceSet
+from corral.schema.service import NAME, Service, ServiceSet
 
 DIRECTORY = "/etc/corral/services"
 SERVICES = 64
@@ -28,6 +31,14 @@ SIZE = 256 << 10
 log = structlog.get_logger(__name__)
 
 
+class Box(dict[str, Attempt]):
+    """The services of a sandbox while it runs, by name. Whoever changes one holds `changing`, or two would look after one service."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changing = asyncio.Lock()
+
+
 class Supervisor:
     """Of all sandboxes of one server. `config` gives the configuration of a project's image that a sandbox was made from, None for others."""
 
@@ -36,8 +47,8 @@ class Supervisor:
         self._events = events
         self._starts = starts
         self._config = config
-        self._boxes: dict[str, dict[str, Attempt]] = {}
-        self._reading: dict[str, asyncio.Task[dict[str, Attempt]]] = {}
+        self._boxes: dict[str, Box] = {}
+        self._reading: dict[str, asyncio.Task[Box]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     # A sandbox
@@ -47,12 +58,14 @@ class Supervisor:
         self.gone(record.id)
         if BUILD in record.tags:
             return
-        if self._config(record) is not None or any(tag_of(process) is not None for process in self._node.processes(record.id).list()):
+        # A snapshot, or an image of the project, may bring files that nobody here has seen. Of one that is frozen they have been read.
+        brings = is_id(record.image_id, "sn") or self._config(record) is not None
+        if (brings and not self._node.frozen(record.id)) or any(tag_of(process) is not None for process in self._node.processes(record.id).list()):
             self._later(record)
 
     def gone(self, id: str) -> None:
         """It does not run any more. Its processes are as they are."""
-        for attempt in self._boxes.pop(id, {}).values():
+        for attempt in self._boxes.pop(id, Box()).values():
             attempt.leave()
         self._reading.pop(id, None)
 
@@ -80,52 +93,71 @@ class Supervisor:
         return [attempt.describe() for _, attempt in sorted((await self._box(record)).items())]
 
     async def get(self, record: Record, name: str) -> Service:
-        return (await self._find(record, name)).describe()
+        return _find(await self._box(record), name).describe()
 
     async def put(self, record: Record, name: str, wanted: ServiceSet) -> Service:
         """Keep it in the sandbox, and start it unless it shall not be. What runs by that name is stopped first."""
-        box = await self._box(record)
-        _check(name, wanted, box)
-        if name not in box and len(box) >= SERVICES:
-            raise QuotaExceeded(f"a sandbox has {SERVICES} services at most", hint="remove one")
-        await self._keep(record, name, wanted)
-        if (old := box.get(name)) is not None:
-            await old.stop()
-        box[name] = attempt = self._attempt(record, name, wanted)
-        if wanted.enabled:
-            attempt.begin(box)
-        return attempt.describe()
+        async with self._changing(record) as box:
+            _check(name, wanted, box)
+            if name not in box and len(box) >= SERVICES:
+                raise QuotaExceeded(f"a sandbox has {SERVICES} services at most", hint="remove one")
+            await self._keep(record, name, wanted)
+            if (attempt := box.get(name)) is not None:
+                await attempt.change(wanted)
+            else:
+                attempt = box[name] = self._attempt(record, name, wanted)
+            if wanted.enabled:
+                self._begin(record, box, attempt)
+            return attempt.describe()
 
     async def start(self, record: Record, name: str) -> Service:
         """Nothing happens when it runs, or waits for its turn."""
-        attempt = await self._find(record, name)
-        if not attempt.settings.enabled:
-            attempt.settings = attempt.settings.model_copy(update={"enabled": True})
-            await self._keep(record, name, attempt.settings)
-        attempt.begin(await self._box(record))
-        return attempt.describe()
+        async with self._changing(record) as box:
+            attempt = _find(box, name)
+            await self._enable(record, attempt, enabled=True)
+            self._begin(record, box, attempt)
+            return attempt.describe()
 
     async def stop(self, record: Record, name: str) -> Service:
         """It stays stopped, also when the sandbox is started again, until somebody starts it."""
-        attempt = await self._find(record, name)
-        if attempt.settings.enabled:
-            attempt.settings = attempt.settings.model_copy(update={"enabled": False})
-            await self._keep(record, name, attempt.settings)
-        await attempt.stop()
-        return attempt.describe()
+        async with self._changing(record) as box:
+            attempt = _find(box, name)
+            await self._enable(record, attempt, enabled=False)
+            await attempt.stop()
+            return attempt.describe()
 
     async def remove(self, record: Record, name: str) -> None:
-        attempt = await self._find(record, name)
-        await self._node.files(record.id).remove(file.Remove.model_validate({"path": _path(name), "missing_ok": True}))
-        await attempt.stop()
-        (await self._box(record)).pop(name, None)
+        async with self._changing(record) as box:
+            attempt = _find(box, name)
+            await self._node.files(record.id).remove(file.Remove.model_validate({"path": _path(name), "missing_ok": True}))
+            await attempt.stop()
+            del box[name]
+            attempt.removed()
 
-    async def _find(self, record: Record, name: str) -> Attempt:
-        if (attempt := (await self._box(record)).get(name)) is None:
-            raise NotFound(f"there is no service {name} in this sandbox", hint="list those there are", details={"service": name})
-        return attempt
+    @asynccontextmanager
+    async def _changing(self, record: Record) -> AsyncGenerator[Box]:
+        """Its services, which nobody else changes meanwhile."""
+        box = await self._box(record)
+        async with box.changing:
+            self._check_runs(record, box)
+            yield box
 
-    async def _box(self, record: Record) -> dict[str, Attempt]:
+    def _check_runs(self, record: Record, box: Box) -> None:
+        """Services of a box that was left would be looked after by nobody who could end that."""
+        if self._boxes.get(record.id) is not box:
+            raise Unavailable("the sandbox was stopped or paused meanwhile", hint="try again")
+
+    def _begin(self, record: Record, box: Box, attempt: Attempt) -> None:
+        self._check_runs(record, box)
+        attempt.begin(box)
+
+    async def _enable(self, record: Record, attempt: Attempt, *, enabled: bool) -> None:
+        if attempt.settings.enabled is not enabled:
+            settings = attempt.settings.model_copy(update={"enabled": enabled})
+            await self._keep(record, attempt.name, settings)
+            attempt.settings = settings
+
+    async def _box(self, record: Record) -> Box:
         """Its services by name, begun when they are read."""
         if (box := self._boxes.get(record.id)) is not None:
             return box
@@ -134,22 +166,22 @@ class Supervisor:
             reading.add_done_callback(lambda done: self._was_read(record.id, done))
         return await asyncio.shield(reading)
 
-    def _was_read(self, id: str, done: asyncio.Task[dict[str, Attempt]]) -> None:
+    def _was_read(self, id: str, done: asyncio.Task[Box]) -> None:
         if self._reading.get(id) is done:
             del self._reading[id]
         if not done.cancelled():
             done.exception()  # whoever waited was told
 
-    async def _read(self, record: Record) -> dict[str, Attempt]:
-        box: dict[str, Attempt] = {}
+    async def _read(self, record: Record) -> Box:
+        box = Box()
         try:
             entries = (await self._node.files(record.id).list(file.ListFiles.model_validate({"path": DIRECTORY}))).entries
         except FileNotFound:
             entries = []
         for entry in entries:
-            name = PurePosixPath(entry.path or "")
-            if name.suffix == ".json" and len(box) < SERVICES and (settings := await self._settings(record, str(name))) is not None:
-                box[name.stem] = self._attempt(record, name.stem, settings)
+            path = PurePosixPath(entry.path)
+            if path.suffix == ".json" and len(box) < SERVICES and (settings := await self._settings(record, path)) is not None:
+                box[path.stem] = self._attempt(record, path.stem, settings)
         if self._reading.get(record.id) is not asyncio.current_task():
             raise Unavailable("the sandbox was stopped or paused meanwhile", hint="try again")
         self._boxes[record.id] = box
@@ -158,15 +190,22 @@ class Supervisor:
                 attempt.begin(box)
         return box
 
-    async def _settings(self, record: Record, path: str) -> ServiceSet | None:
-        _, download = await self._node.files(record.id).read(file.At.model_validate({"path": path}), length=SIZE)
-        text = b"".join([chunk async for chunk in download])
+    async def _settings(self, record: Record, path: PurePosixPath) -> ServiceSet | None:
+        """What a file says, if it is a service's. Whatever else is there is of whoever has written it, and must not keep the others from running."""
         try:
-            return ServiceSet.model_validate_json(text)
+            if re.fullmatch(NAME, path.stem) is None:
+                raise InvalidArgument("the name of a service is of a-z, 0-9 and -")
+            _, download = await self._node.files(record.id).read(file.At.model_validate({"path": str(path)}), length=SIZE)
+            return ServiceSet.model_validate_json(b"".join([chunk async for chunk in download]))
         except ValidationError as error:
-            # Its own, and written by whoever has written the file.
-            self._events.note("service.invalid", record.project, sandbox=record.id, actor="guest", data={"path": path, "errors": error.error_count()})
-            return None
+            first = error.errors()[0]
+            wrong = {"errors": error.error_count(), "detail": ": ".join([*map(str, first["loc"]), first["msg"]])[:500]}
+        except AWAY:
+            raise
+        except CorralError as error:
+            wrong = {"errors": 1, "detail": error.message}
+        self._events.note("service.invalid", record.project, sandbox=record.id, actor="guest", data={"path": str(path), **wrong})
+        return None
 
     def _attempt(self, record: Record, name: str, settings: ServiceSet) -> Attempt:
         def note(kind: str, **data: object) -> None:
@@ -183,11 +222,17 @@ class Supervisor:
         await self._node.files(record.id).write(file.At.model_validate({"path": _path(name)}), text(), mode=0o644, user="root")
 
 
+def _find(box: Box, name: str) -> Attempt:
+    if (attempt := box.get(name)) is None:
+        raise NotFound(f"there is no service {name} in this sandbox", hint="list those there are", details={"service": name})
+    return attempt
+
+
 def _path(name: str) -> str:
     return f"{DIRECTORY}/{name}.json"
 
 
-def _check(name: str, wanted: ServiceSet, box: dict[str, Attempt]) -> None:
+def _check(name: str, wanted: ServiceSet, box: Box) -> None:
     """Raises `InvalidArgument` when services would wait for each other, or for one that is not there."""
     needs: dict[str, Iterable[str]] = {**{other: attempt.settings.needs for other, attempt in box.items()}, name: wanted.needs}
     if missing := [need for need in wanted.needs if need not in needs]:

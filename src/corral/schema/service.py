@@ -25,7 +25,7 @@ class Restart(StrEnum):
 
 
 class ServiceState(StrEnum):
-    """`needs`: it waits for another to be ready; `starting`: its probe does not say yet that it is ready; `waiting`: for its turn after it has failed."""
+    """`needs`: it waits for another to be ready; `starting`: its probe does not say yet that it is ready; `waiting`: for its turn to be started again, after it ended or could not be started just now."""
 
     NEEDS = "needs"
     STARTING = "starting"
