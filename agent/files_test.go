@@ -256,3 +256,44 @@ func TestRelay(t *testing.T) {
 		t.Errorf("a process by the relay link: %s", code)
 	}
 }
+
+// What lies on the root itself the node finds through its own mount; below any other mount it would find something else, or nothing.
+func TestWhatLiesOnTheRoot(t *testing.T) {
+	mounts := `44 15 0:17 /rootfs / rw - 9p none rw,directfs
+45 44 0:22 / /proc rw - proc none rw
+48 44 0:26 / /tmp rw - tmpfs none rw
+49 44 0:27 / /srv/my\040data rw - 9p none rw
+`
+	for at, on := range map[string]bool{"/a": true, "/tmpfile": true, "/a/tmp/b": true, "/tmp/a": false, "/proc/1/maps": false, "/srv/my data/x": false, "/srv/my": true} {
+		if onRoot(mounts, at) != on {
+			t.Errorf("%s: not %v", at, on)
+		}
+	}
+	if onRoot(mounts+"50 44 0:28 / / rw - tmpfs none rw\n", "/a") {
+		t.Error("something is mounted over the root")
+	}
+}
+
+// An agent that has not been claimed has no disk: a node that asks gets the bytes on the link.
+func TestDirectTransfersAreRefusedWhereThereIsNoDisk(t *testing.T) {
+	n, _ := startAgent(t)
+	n.hello(1, nil)
+	at := filepath.Join(t.TempDir(), "file")
+	n.get("write", map[string]any{"channel": 1, "path": []byte(at), "mode": nil, "parents": false, "append": false, "exclusive": false})
+	n.send(header{kind: typeData, channel: 1}, []byte("hello "))
+	if code := n.refusal("direct", map[string]any{"channel": 1, "offset": 6}); code != "EOPNOTSUPP" {
+		t.Errorf("a file of no sandbox: %s", code)
+	}
+	if code := n.refusal("direct", map[string]any{"channel": 2, "offset": 0}); code != "EPROTO" {
+		t.Errorf("no channel: %s", code)
+	}
+	n.send(header{kind: typeData, flags: flagFin, channel: 1, offset: 6}, []byte("world"))
+	if event := n.closed(1); event["error"] != nil {
+		t.Errorf("%v", event)
+	}
+	n.get("read", map[string]any{"channel": 3, "path": []byte(at), "offset": 0, "length": nil, "direct": 1})
+	n.until(func() bool { return n.finned[[2]uint32{3, streamOut}] })
+	if got := n.stream(3, streamOut); got != "hello world" {
+		t.Errorf("%q", got)
+	}
+}

@@ -75,10 +75,21 @@ func (i *inlet) use(n int) {
 	i.ring.drop(n)
 	i.used += uint64(n)
 	due := i.used-i.acked >= uint64(i.ring.limit)/4
+	i.changed.Broadcast()
 	i.mu.Unlock()
 	if due {
 		i.acknowledge()
 	}
+}
+
+// waitUsed waits until the reader has used everything below offset; false when that will never be.
+func (i *inlet) waitUsed(offset uint64) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for i.used < offset && !i.closed && !i.broken && !i.fin {
+		i.changed.Wait()
+	}
+	return i.used >= offset && !i.closed && !i.broken
 }
 
 // acknowledge tells the node what has been used.
@@ -96,6 +107,7 @@ func (i *inlet) breakOff() {
 	i.broken = true
 	i.used = i.received
 	i.ring.release()
+	i.changed.Broadcast()
 	i.mu.Unlock()
 	i.acknowledge()
 }

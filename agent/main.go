@@ -57,6 +57,8 @@ var (
 		"glob":      op(glob),
 		"read":      op(read),
 		"write":     op(write),
+		"direct":    op(direct),
+		"landed":    op(landed),
 		"tar_out":   op(tarOut),
 		"tar_in":    op(tarIn),
 		"watch":     op(watch),

@@ -14,9 +14,15 @@ type readArgs struct {
 	Offset  int64  `json:"offset"`
 	Length  *int64 `json:"length"`
 	Window  int    `json:"window"`
+	Direct  *int64 `json:"direct"`
 }
 
-// read answers the request of that name: a file, or a part of it, goes to the node on stream 1.
+type readAnswer struct {
+	Entry *entry `json:"entry"`
+	Path  []byte `json:"path,omitempty"`
+}
+
+// read answers the request of that name: a file, or a part of it, goes to the node on stream 1; or the node is told where it is, to get `direct` bytes or more itself.
 func read(l *link, args *readArgs) (any, error) {
 	at, err := absolute(args.Path)
 	if err != nil {
@@ -34,14 +40,28 @@ func read(l *link, args *readArgs) (any, error) {
 		if args.Length != nil {
 			length = *args.Length
 		}
+		if args.Direct != nil && within(length, e.Size-args.Offset) >= *args.Direct {
+			if place, err := placeOnDisk(file); err == nil {
+				file.Close()
+				return readAnswer{e, []byte(place)}, nil
+			}
+		}
 		go func() {
 			err := sendFile(c.out[streamOut], file, args.Offset, length, e.Size)
 			file.Close()
 			c.out[streamOut].finish()
 			c.finished(closedEvent{}, err)
 		}()
-		return entryAnswer{e}, nil
+		return readAnswer{Entry: e}, nil
 	})
+}
+
+// within is how much of `rest` is meant by a length, of which -1 is all.
+func within(length, rest int64) int64 {
+	if length < 0 {
+		return rest
+	}
+	return min(length, rest)
 }
 
 // openRegular opens a file for reading, without being caught by a fifo or device that waits for somebody.

@@ -31,6 +31,7 @@ func write(l *link, args *writeArgs) (any, error) {
 		if err != nil {
 			return nil, err
 		}
+		c.writing = w
 		go func() {
 			err := w.receive(c.in)
 			var e *entry

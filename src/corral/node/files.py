@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from corral.errors import InvalidArgument, Unavailable
+from corral.errors import CorralError, InvalidArgument, Unavailable
+from corral.node.direct import READ_FROM, DirectDownload, open_to_read, open_to_write, pour
 from corral.node.entries import entry, place, text
 from corral.node.link import Link, RequestFailed
 from corral.node.refusals import refusal
 from corral.node.start import encoded
-from corral.node.transfer import WINDOW, Download, upload
+from corral.node.transfer import WINDOW, Download, Upload, upload
 from corral.node.watch import Watches, Watching
 from corral.schema import file as schema
 from corral.wire import messages, requests
@@ -19,7 +21,7 @@ LONG = 600.0
 """Seconds that work on a whole tree may take."""
 _MODE = 0o7777
 
-Path = schema.At | str | bytes
+At = schema.At | str | bytes
 T = TypeVar("T")
 
 
@@ -33,21 +35,23 @@ class Unpacked(NamedTuple):
 class Files:
     """New files belong to `user` (the sandbox's default user) unless asked otherwise."""
 
-    def __init__(self, link: Link, next_channel: Callable[[], int], *, user: str | None = None, workdir: str | None = None) -> None:
+    def __init__(self, link: Link, next_channel: Callable[[], int], *, user: str | None = None, workdir: str | None = None, root: Path | None = None) -> None:
+        """`root`: where the host has the sandbox's root, for big files to go past the guest."""
         self._link = link
         self._next_channel = next_channel
         self._user = user
         self._workdir = workdir
+        self._root = root
         self._watches = Watches(link, next_channel)
 
     # ── single files and directories ──
 
-    async def stat(self, at: Path, *, follow: bool = False) -> schema.Entry:
+    async def stat(self, at: At, *, follow: bool = False) -> schema.Entry:
         """What is there; of a symbolic link the link itself, unless `follow`. Raises `FileNotFound`."""
         path = self._place(at)
         return entry((await self._ask(requests.Stat(path=path, follow=follow), messages.HasEntry, path)).entry)
 
-    async def exists(self, at: Path) -> bool:
+    async def exists(self, at: At) -> bool:
         """Whether there is something, behind symbolic links."""
         path = self._place(at)
         try:
@@ -118,19 +122,40 @@ class Files:
 
     # ── bytes ──
 
-    async def read(self, at: Path, *, offset: int = 0, length: int | None = None) -> tuple[schema.Entry, Download]:
+    async def read(self, at: At, *, offset: int = 0, length: int | None = None) -> tuple[schema.Entry, Download | DirectDownload]:
         """A regular file and its bytes from `offset` on. Close the download (`aclose`) unless it is read to its end."""
         if offset < 0 or (length is not None and length < 0):
             raise InvalidArgument("offset and length can't be negative")
         path = self._place(at)
+        if self._root is not None and (length is None or length >= READ_FROM) and (found := await self._read_directly(self._root, path, offset, length)):
+            return found
         download = Download(self._link, self._next_channel(), path)
         request = requests.Read(channel=download.channel.number, path=path, offset=offset, length=length, window=WINDOW)
-        found = await download.open(request, messages.HasEntry)
-        return entry(found.entry), download
+        readable = await download.open(request, messages.Readable)
+        return entry(readable.entry), download
+
+    async def _read_directly(self, root: Path, path: bytes, offset: int, length: int | None) -> tuple[schema.Entry, Download | DirectDownload] | None:
+        """As `read`, past the guest if the file is big; None when the host does not find it."""
+        download = Download(self._link, self._next_channel(), path)
+        request = requests.Read(channel=download.channel.number, path=path, offset=offset, length=length, window=WINDOW, direct=READ_FROM)
+        try:
+            readable = await download.open(request, messages.Readable)
+        except CorralError as error:
+            if error.details.get("errno") == "EPROTO":
+                return None  # an agent of an older Corral that still runs refuses words it does not know
+            raise
+        if readable.path is None:
+            return entry(readable.entry), download
+        if (file := open_to_read(root, readable.path)) is None:
+            download.close()
+            return None
+        size = readable.entry.size
+        end = size if length is None else min(size, offset + length)
+        return entry(readable.entry), DirectDownload(download, file, offset, end)
 
     async def write(
         self,
-        at: Path,
+        at: At,
         chunks: AsyncIterator[bytes],
         *,
         mode: int | None = None,
@@ -162,19 +187,25 @@ class Files:
                 window=window,
             )
 
-        done = await upload(self._link, number, path, request, chunks)
+        done = await upload(self._link, number, path, request, chunks, shortcut=None if append or in_place else self._write_directly)
         if done.entry is None:
             raise Unavailable("the guest agent does not say what it wrote", hint="its guest agent may have been tampered with; use another sandbox")
         return entry(done.entry)
 
-    async def tar_out(self, at: Path) -> Download:
+    async def _write_directly(self, transfer: Upload, sent: int, chunks: AsyncIterator[bytes]) -> int | None:
+        """The rest of an upload past the guest: a `Shortcut`."""
+        if self._root is None or (place := await transfer.place()) is None or (file := open_to_write(self._root, place, size=sent)) is None:
+            return None
+        return await pour(transfer, file, sent, chunks)
+
+    async def tar_out(self, at: At) -> Download:
         """A tree as a POSIX tar stream, names relative to it. Close the download (`aclose`) unless it is read to its end."""
         path = self._place(at)
         download = Download(self._link, self._next_channel(), path)
         await download.open(requests.TarOut(channel=download.channel.number, path=path, window=WINDOW), messages.Done)
         return download
 
-    async def tar_in(self, at: Path, chunks: AsyncIterator[bytes], *, user: str | None = None, parents: bool = True) -> Unpacked:
+    async def tar_in(self, at: At, chunks: AsyncIterator[bytes], *, user: str | None = None, parents: bool = True) -> Unpacked:
         """Unpack a tar stream below a directory; nothing leaves it, by name or by link. `user` "": files belong to whom the stream says."""
         path = self._place(at)
         number = self._next_channel()
@@ -185,7 +216,7 @@ class Files:
         done = await upload(self._link, number, path, request, chunks)
         return Unpacked(done.files, done.bytes)
 
-    def watch(self, at: Path, *, recursive: bool = False, after: int | None = None) -> Watching:
+    def watch(self, at: At, *, recursive: bool = False, after: int | None = None) -> Watching:
         """Positions and changes below a path, as they happen; `after` a position, for a reader that was interrupted.
 
         `async with` it: errors come when it is entered, and from then on nothing is missed.
@@ -194,7 +225,7 @@ class Files:
 
     # ──
 
-    def _place(self, at: Path) -> bytes:
+    def _place(self, at: At) -> bytes:
         return place(at, self._workdir)
 
     async def _do(self, request: requests.Request, path: bytes) -> None:

@@ -59,7 +59,8 @@ class Running:
         self.trust(spec.egress)
         # The end of the link is the first sign of a sandbox's end. Why it ended is known a moment later; only then, in `close`, callers who wait are told.
         self.link.on_end = lambda _error: hooks.on_silence(spec.id)
-        self.files = Files(self.link, self.guest.processes.next_channel, user=self.guest.defaults.user, workdir=self.guest.defaults.workdir)
+        defaults = self.guest.defaults
+        self.files = Files(self.link, self.guest.processes.next_channel, user=defaults.user, workdir=defaults.workdir, root=box.root)
         self.denials = ToldInside(self.files)
         self._idler = None if crowd is None else self._make_idler(crowd, hooks)
         box.on_detach = lambda: self._rest(thaw=False)

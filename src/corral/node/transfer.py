@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from corral.errors import CorralError, Unavailable
@@ -12,7 +12,7 @@ from corral.node.channel import Channel
 from corral.node.link import Link, RequestFailed, again
 from corral.node.notice import Notice
 from corral.node.refusals import refusal
-from corral.wire import messages
+from corral.wire import messages, requests
 from corral.wire.channel import Receiver, Sender
 from corral.wire.frame import ProtocolError
 from corral.wire.messages import Event
@@ -29,17 +29,21 @@ _JOINED = 65_536
 
 T = TypeVar("T")
 
+_SHORTCUT_FROM = 2 << 20
+
 
 class Transfer:
     """What both directions share: a channel of its own, and its end."""
 
     def __init__(self, link: Link, number: int, path: bytes, *, receivers: dict[int, Receiver], sender: Sender | None) -> None:
         self._link = link
-        self._path = path
+        self.path = path
         self._changed = Notice()
         self._error: CorralError | None = None
         self._ending: messages.Closed | None = None
         self._open = True
+        self.on_over: Callable[[], None] = lambda: None
+        """Called when nothing may be done with the sandbox' file any more, whoever still waits for whom; maybe more than once."""
         self.channel = Channel(link, number, self, receivers=receivers, sender=sender)
 
     async def open(self, request: Request, answer: type[T]) -> T:
@@ -49,7 +53,7 @@ class Transfer:
         except BaseException as error:
             self.close()
             if isinstance(error, RequestFailed):
-                raise refusal(error.problem, self._path) from error
+                raise refusal(error.problem, self.path) from error
             raise
 
     def close(self) -> None:
@@ -59,6 +63,17 @@ class Transfer:
             self.channel.close()
             self.channel.fail(Unavailable("the transfer was given up"))
             self._changed.set()
+            self.on_over()
+
+    def check(self) -> None:
+        """Raise what ended the transfer, if something has."""
+        if self._error is not None:
+            raise again(self._error)
+        self.channel.check()
+
+    def used(self) -> None:
+        """The sandbox is being used, though no frame tells it."""
+        self._link.on_activity()
 
     def on_data(self, stream: int, _payload: memoryview, /) -> None:
         raise ProtocolError(f"data on stream {stream} of an upload")
@@ -68,13 +83,15 @@ class Transfer:
             raise ProtocolError(f"`{type(event).__name__}` about a transfer")
         self._ending = self._ending or event
         if event.error is not None:
-            self._error = self._error or refusal(event.error, self._path)
+            self._error = self._error or refusal(event.error, self.path)
             self.channel.fail(self._error)
+            self.on_over()
         self._changed.set()
 
     def on_end(self, error: CorralError) -> None:
         self._error = self._error or error
         self._changed.set()
+        self.on_over()
 
     async def _moved(self, timeout: float) -> None:
         """Until something comes from the guest, which is kept awake meanwhile."""
@@ -112,6 +129,22 @@ class Upload(Transfer):
     def room(self) -> int:
         assert self.channel.sender is not None
         return self.channel.sender.room
+
+    async def place(self) -> bytes | None:
+        """Where the host finds the file, which has all that was sent by then; None where it has to be sent on. What follows may be written there, and `landed` is to be called before `finish`."""
+        assert self.channel.sender is not None
+        try:
+            request = requests.Direct(channel=self.channel.number, offset=self.channel.sender.end)
+            return (await self._link.request(request, messages.Place, timeout=STALL_TIMEOUT)).path
+        except RequestFailed:
+            return None  # it is no file of the disk, or the agent is an older one; or something went wrong that the next piece will tell
+
+    async def landed(self, size: int) -> None:
+        """The file was written past the guest and has that many bytes."""
+        try:
+            await self._link.request(requests.Landed(channel=self.channel.number, size=size))
+        except RequestFailed as error:
+            raise refusal(error.problem, self.path) from error
 
     async def finish(self) -> messages.Closed:
         """End the stream, and wait until everything is in its place."""
@@ -170,16 +203,29 @@ class Download(Transfer):
         self.close()
 
 
-async def upload(link: Link, number: int, path: bytes, request: Callable[[int], Request], chunks: AsyncIterator[bytes]) -> messages.Closed:
+Shortcut = Callable[[Upload, int, AsyncIterator[bytes]], Awaitable[int | None]]
+"""Writes what follows the bytes that were sent by another way; returns where the file ends then, or None when it can't and has taken nothing."""
+
+
+async def upload(
+    link: Link, number: int, path: bytes, request: Callable[[int], Request], chunks: AsyncIterator[bytes], *, shortcut: Shortcut | None = None
+) -> messages.Closed:
     """Send everything, and wait until the guest has put it in its place. Whatever breaks it off leaves nothing of it there.
 
-    `request` makes the opening request for a window of that many bytes.
+    `request` makes the opening request for a window of that many bytes. `shortcut` is tried once for what follows the first 2 MiB.
     """
     transfer = Upload(link, number, path)
+    sent = 0
     try:
         await transfer.open(request(WINDOW), messages.Done)
         async for chunk in chunks:
             await transfer.send(chunk)
+            sent += len(chunk)
+            if shortcut is not None and sent >= _SHORTCUT_FROM:
+                if (size := await shortcut(transfer, sent, chunks)) is not None:
+                    await transfer.landed(size)
+                    break
+                shortcut = None
         return await transfer.finish()
     finally:
         transfer.close()

@@ -66,6 +66,19 @@ class HasEntry(msgspec.Struct, frozen=True):
     entry: Entry
 
 
+class Readable(msgspec.Struct, frozen=True):
+    """What is to be read: on the channel, or by the host itself at `path` when there is one."""
+
+    entry: Entry
+    path: Path | None = None
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where the host finds a file below the sandbox's root, as the guest says."""
+
+    path: Path
+
+
 class Listing(msgspec.Struct, frozen=True):
     entries: Annotated[list[Entry], Meta(max_length=ENTRIES)]
     more: bool

@@ -157,12 +157,13 @@ class Glob(Request, frozen=True, kw_only=True, tag="glob"):
     after: bytes | None
 
 
-class Read(Request, frozen=True, kw_only=True, tag="read"):
+class Read(Request, frozen=True, kw_only=True, tag="read", omit_defaults=True):
     channel: int
     path: bytes
     offset: int
     length: int | None
     window: int
+    direct: int | None = None
 
 
 class Write(Request, frozen=True, kw_only=True, tag="write", omit_defaults=True):
@@ -176,6 +177,18 @@ class Write(Request, frozen=True, kw_only=True, tag="write", omit_defaults=True)
     exclusive: bool
     in_place: bool = False
     window: int
+
+
+class Direct(Request, frozen=True, kw_only=True, tag="direct"):
+    """From `offset` on, the file of an upload is written by the host."""
+
+    channel: int
+    offset: int
+
+
+class Landed(Request, frozen=True, kw_only=True, tag="landed"):
+    channel: int
+    size: int
 
 
 class TarOut(Request, frozen=True, kw_only=True, tag="tar_out"):
