@@ -31,6 +31,7 @@ from corral.api.services import Services
 from corral.api.stream import Streams
 from corral.capacity import Machine, booted_at
 from corral.code.contexts import Contexts
+from corral.code.ready import ReadyCode
 from corral.control.accounts import Accounts
 from corral.control.admission import Gate
 from corral.control.attachments import Attachments
@@ -140,6 +141,9 @@ class Application:
         self._sandboxes.on_running, self._sandboxes.on_gone = self._supervisor.runs, self._supervisor.gone
         builder = Builder(images=self._images, templates=self._templates, shelf=shelf, node=node, uploads=node.library.uploads, secrets=secrets, bench=bench)
         self._builds = Builds(builder, templates=self._templates, sandboxes=self._sandboxes, events=events)
+        contexts = Contexts(node.processes)
+        self._ready_code = ReadyCode(sandboxes=self._sandboxes, snapshots=snapshots, contexts=contexts, node=node, most=settings.code_templates)
+        self._sandboxes.ready = self._ready_code.instead
         streams = Streams()
         self.services = Services(
             sandboxes=self._sandboxes,
@@ -150,7 +154,7 @@ class Application:
             previews=previews,
             supervisor=self._supervisor,
             attachments=Attachments(sandboxes=self._sandboxes, volumes=volumes, node=node),
-            code=Contexts(node.processes),
+            code=contexts,
             images=self._images,
             templates=self._templates,
             builds=self._builds,
@@ -201,6 +205,7 @@ class Application:
                 self._supervisor.runs(record)
         await self.services.volumes.open()
         await self.services.snapshots.open()
+        await self._ready_code.open()
         await self._images.open()
         await self._builds.open()
         self._housekeeper.start()
@@ -246,6 +251,7 @@ class Application:
         self.services.webhooks.close()
         self._supervisor.close()
         await self._builds.close()
+        await self._ready_code.close()
         if terminate:
             await self._sandboxes.stop_all()
         await self._sandboxes.close()

@@ -54,6 +54,9 @@ class Settings(BaseModel):
         pattern=r"^[^=,\s]+=https?://[^=,\s]+(,[^=,\s]+=https?://[^=,\s]+)*$",
         description="where images of a registry are asked for first, REGISTRY=URL with commas between, such as docker.io=https://mirror.example",
     )
+    code_templates: int = Field(
+        2, ge=0, le=64, description="shapes (cpu, memory) of sandboxes of code-interpreter that are kept with their kernel running, to begin with; 0: none"
+    )
     starts: int = Field(8, ge=1, le=1024, description="sandboxes that may start at the same time")
 
     _origin: dict[str, str] = PrivateAttr(default_factory=dict[str, str])

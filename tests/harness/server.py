@@ -57,8 +57,8 @@ class Server:
 
     def _own_env(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
-        # A home directory of its own as well, so that the user's client configuration is neither used nor overwritten.
-        return {**inherited, "CORRAL_HOME": str(self.home), "HOME": str(self.home), **self.extra}
+        # A home directory of its own as well, so that the user's client configuration is neither used nor overwritten. Nothing that is made aside may be mistaken for a leak.
+        return {**inherited, "CORRAL_HOME": str(self.home), "HOME": str(self.home), "CORRAL_CODE_TEMPLATES": "0", **self.extra}
 
     def start(self, *arguments: str) -> None:
         """Start it and wait until it takes requests."""

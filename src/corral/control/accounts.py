@@ -17,6 +17,8 @@ from corral.schema.account import Key, KeyCreate, NewKey, Project, ProjectCreate
 
 DEFAULT = "default"
 """The project that is always there."""
+OWN = "corral.own"
+"""The project of what the server makes for itself. It has no limits, and no key; no other can have such a name."""
 
 
 class Accounts:
@@ -68,6 +70,8 @@ class Accounts:
 
     def limits(self, project: str) -> Limits:
         """What the project may have at once."""
+        if project == OWN:
+            return Limits()
         of = self.project(project)
         return Limits(sandboxes=of.max_sandboxes, cpu=of.max_cpu, memory=of.max_memory, disk=of.max_disk)
 

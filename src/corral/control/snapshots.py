@@ -188,6 +188,11 @@ class Snapshots:
         await self._shelf.collect()
         return record
 
+    async def withdraw(self, record: SnapshotRecord) -> None:
+        """Nobody gets it any more. What stands on it keeps it until it has ended."""
+        self._hide(record, None)
+        await self._shelf.collect()
+
     async def delete_checkpoint(self, actor: Actor, sandbox: str, ref: str) -> SnapshotRecord:
         """Delete a checkpoint of a sandbox."""
         box = await self._sandboxes.get(actor.project, sandbox)

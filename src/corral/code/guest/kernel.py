@@ -6,6 +6,7 @@ import codecs
 import importlib.util
 import json
 import os
+import random
 import select
 import sys
 import threading
@@ -34,6 +35,7 @@ class Kernel(IPythonKernel):
     """Sets the variables of an execution around it."""
 
     async def do_execute(self, code, silent, store_history=True, user_expressions=None, allow_stdin=False, *, cell_meta=None, cell_id=None):
+        be_oneself()
         env = (cell_meta or {}).get("env") or {}
         before = {name: os.environ.get(name) for name in env}
         os.environ.update(env)
@@ -48,6 +50,28 @@ class Kernel(IPythonKernel):
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
+
+
+def be_oneself():
+    """In a copy of this kernel, whose memory came from a fork or a snapshot, no other numbers are drawn at random than by chance."""
+    global BOOT
+    if (now := boot()) != BOOT:
+        BOOT = now
+        random.seed()
+        if (drawn := sys.modules.get("numpy.random")) is not None:
+            drawn.seed()
+
+
+def boot():
+    """What each copy has of its own."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+BOOT = boot()
 
 
 class Output:
