@@ -24,7 +24,7 @@ PERIOD = 100_000
 """Microseconds over which a share of the cpu is given (the kernel's default)."""
 WEIGHT = 25
 """Of all sandboxes of an installation together, where the server and whatever else the machine does at that level have 100 each: on a machine that sandboxes keep busy, the server that
-answers for them all must not stand in one line with them. Only counts while processors are short (decision 006)."""
+answers for them all must not stand in one line with them. Only counts while processors are short (decision 007)."""
 
 
 @dataclass(frozen=True)
