@@ -62,7 +62,7 @@ def image_tools(report: Report) -> None:
     from corral.errors import SetupError
     from corral.setup import apt
 
-    missing = [name for name in ("docker-registry", "skopeo", "umoci") if shutil.which(name) is None]
+    missing = [name for name in ("buildah", "docker-registry", "skopeo", "umoci") if shutil.which(name) is None]
     if missing:
         try:
             apt.install(missing, print)

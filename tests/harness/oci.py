@@ -36,10 +36,11 @@ def program(*argv: str | Path) -> str:
 class Layout:
     """An OCI image layout that umoci looks after, with one image `v1` in it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, new: bool = True) -> None:
         self.path = directory
-        program("umoci", "init", "--layout", directory)
-        program("umoci", "new", "--image", self.image)
+        if new:
+            program("umoci", "init", "--layout", directory)
+            program("umoci", "new", "--image", self.image)
 
     @property
     def image(self) -> str:
@@ -103,7 +104,7 @@ def seen(layers: list[Path], room: Path) -> dict[str, object]:
 
 def inspected(archive: Path) -> dict[str, object]:
     """What skopeo says of an archive."""
-    found: dict[str, object] = json.loads(program("skopeo", "inspect", "--config", f"oci-archive:{archive}"))
+    found: dict[str, object] = json.loads(program("skopeo", "inspect", "--config", "--raw", f"oci-archive:{archive}"))
     return found
 
 

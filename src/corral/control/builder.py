@@ -56,6 +56,10 @@ Bench = Callable[[Actor, BuildCreate, str, str], Workbench]
 """Makes a workbench: who builds, what was asked, the build's id, the image to start from."""
 
 
+Workdir = tuple[str, str]
+"""A working directory, and who was the user when it was named: to whom it belongs if it has to be made."""
+
+
 @dataclass(frozen=True)
 class Position:
     """Where a build stands: what the node knows the files by, what they were made by, how processes start."""
@@ -64,8 +68,8 @@ class Position:
     key: str
     config: ImageConfig
     text: str
-    workdirs: tuple[str, ...] = ()
-    """Directories that have been named and not made yet."""
+    workdirs: tuple[Workdir, ...] = ()
+    """Those that have been named and not made yet."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Planned:
     number: int
     key: str
     config: ImageConfig
-    workdirs: tuple[str, ...]
+    workdirs: tuple[Workdir, ...]
     before: str
     sources: Mapping[str, Supply]
 
@@ -252,7 +256,7 @@ class _Building:
                     key = step_key(key, step, "")
                     config = config.apply(step)
                     if isinstance(step, SetWorkdir) and config.workdir is not None:
-                        workdirs = (*workdirs, config.workdir)
+                        workdirs = (*workdirs, (config.workdir, config.user or "root"))
             before = describe(step)
         self._progress.steps = self._count
         return planned, Position(position.image, key, config, before, workdirs)
@@ -285,7 +289,7 @@ class _Building:
     async def _do(self, image: str, planned: Sequence[Planned], forced: int, last: Position) -> Position:
         """The steps whose results are not known. `forced`: from which of them on they are done anyway."""
         bench = self._of.bench(self._actor, self._wanted, self._progress.id, image)
-        made: set[str] = set()
+        made: set[Workdir] = set()
         try:
             for at, one in enumerate(planned):
                 async with self._of.turns.alone(f"{self._actor.project}:{one.key}"):
@@ -306,24 +310,22 @@ class _Building:
 
     async def _settle(self, bench: Workbench, last: Position) -> str:
         """A layer with the settings at the end."""
-        for path in last.workdirs:
-            await bench.mkdir(path)
+        await bench.mkdirs(last.workdirs)
         stored = await bench.keep(last.config)
         id = image_id(self._actor.project, last.key)
         await self._of.images.add(self._record(last.key, id, stored.id, stored.parent, last.text, last.config, stored.size, kept=False))
         return stored.id
 
-    async def _one(self, bench: Workbench, one: Planned, made: set[str]) -> str:
+    async def _one(self, bench: Workbench, one: Planned, made: set[Workdir]) -> str:
         self._progress.say("step", describe(one.step), step=one.number)
         tail = Tail(self._progress, one.number)
         try:
-            for path in one.workdirs:
-                if path not in made:
-                    await bench.mkdir(path)
+            missing = [workdir for workdir in one.workdirs if workdir not in made]
             match one.step:
                 case Run():
-                    await self._run(bench, one, one.step, tail)
+                    await self._run(bench, one, one.step, tail, missing)
                 case Copy():
+                    await bench.mkdirs(missing)
                     await self._copy(bench, one, one.step)
             stored = await bench.keep(one.config)
         except CorralError as error:
@@ -334,7 +336,7 @@ class _Building:
         await self._of.images.add(record)
         return stored.id
 
-    async def _run(self, bench: Workbench, one: Planned, step: Run, tail: Tail) -> None:
+    async def _run(self, bench: Workbench, one: Planned, step: Run, tail: Tail, workdirs: Sequence[Workdir]) -> None:
         with bench.scratch() as room:
             binds: dict[str, tuple[Path, bool]] = {}
             for number, bind in enumerate(step.binds):
@@ -345,7 +347,7 @@ class _Building:
                 tar = Path(room) / f"bind-{number}"
                 await asyncio.to_thread(_write, placed, tar, owners=False)
                 binds[target] = (tar, directory)
-            code = await bench.run(step, one.config, tail, binds)
+            code = await bench.run(step, one.config, tail, binds, workdirs)
         if code:
             what = step.command if isinstance(step.command, str) else " ".join(step.command)
             raise failed(
@@ -376,7 +378,9 @@ class _Building:
                 # Its content goes to a directory of that name, and not beside it.
                 name = None
             await asyncio.to_thread(_write, placed, tar, owners=kept, mode=step.mode, unpack=step.unpack)
-            await bench.put(tar, target if name is None else posixpath.dirname(target), owner="" if kept else step.owner or "root")
+            # What is in an archive belongs to whom the archive says; all else of an upload is written as root's.
+            owner = step.owner or ("" if kept or step.unpack else "root")
+            await bench.put(tar, target if name is None else posixpath.dirname(target), owner=owner)
 
     async def _files(self, supply: Supply, sources: Sequence[str], room: Path) -> tuple[Tree, str]:
         found, *rest = await self._files_of(supply, sources, room)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import posixpath
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -92,13 +92,19 @@ class Workbench:
 
     # Steps
 
-    async def run(self, step: Run, config: ImageConfig, tail: Tail, binds: Mapping[str, tuple[Path, bool]]) -> int:
-        """Run a command to its end; its exit code. `binds`: tar files by the absolute path at which they appear, and whether that is a directory."""
+    async def run(self, step: Run, config: ImageConfig, tail: Tail, binds: Mapping[str, tuple[Path, bool]], workdirs: Sequence[tuple[str, str]] = ()) -> int:
+        """Run a command to its end; its exit code. `binds`: tar files by the absolute path at which they appear, and whether that is a directory.
+
+        `workdirs` are made before, in the sandbox that the command gets.
+        """
         await self._make_caches(step)
         volumes = tuple(sorted((config.absolute(path), f"build-cache-{name}"[:63]) for path, name in step.caches.items()))
         shown = [secret for secret in step.secrets if await self._has(secret)]
         variables = [(secret.env, secret.name) for secret in shown if secret.env is not None]
         box = await self._open((volumes, tuple(sorted(variables))))
+        await self.mkdirs(workdirs)
+        if config.user not in (None, "root", "0"):
+            await self._hand_over(box, [path for path, _ in volumes], config.user)
         undo = [await self._bind(box, target, tar, directory=directory) for target, (tar, directory) in binds.items()]
         undo += await self._show_secrets(box, step, config)
         try:
@@ -135,10 +141,11 @@ class Workbench:
         box = await self._open(self._needs)
         await self._node.files(box).tar_in(_at(target), _pieces(tar), user=owner)
 
-    async def mkdir(self, path: str) -> None:
-        """A directory and those above it, unless they are there."""
-        box = await self._open(self._needs)
-        await self._node.files(box).mkdir(file.Mkdir.model_validate({"path": path, "user": "root"}))
+    async def mkdirs(self, directories: Sequence[tuple[str, str]]) -> None:
+        """Directories and those above them, unless they are there, each for a user; `user:group` too."""
+        for path, user in directories:
+            box = await self._open(self._needs)
+            await self._node.files(box).mkdir(file.Mkdir.model_validate({"path": path, "user": user}))
 
     async def is_directory(self, path: str) -> bool:
         box = await self._open(self._needs)
@@ -176,6 +183,13 @@ class Workbench:
                 self._volumes.get(self._actor.project, volume)
             except NotFound:
                 await self._volumes.create(self._actor, VolumeCreate.model_validate({"name": volume, "size": CACHE_MIB}))
+
+    async def _hand_over(self, box: str, caches: Sequence[str], user: str) -> None:
+        """New caches belong to the first who uses them."""
+        files = self._node.files(box)
+        for path in caches:
+            if (await files.stat(_at(path))).uid == 0 and await self._is_empty(box, path):
+                await files.chown(file.Chown.model_validate({"path": path, "user": user}))
 
     async def _has(self, wanted: BuildSecret) -> bool:
         """One that is needed and not there is an error later."""

@@ -7,7 +7,7 @@ import json
 
 from corral.schema.image import Copy, Run, Step
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same step would make something else."""
 
 

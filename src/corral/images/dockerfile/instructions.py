@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 from corral.errors import InvalidArgument, Unsupported
 from corral.images.config import ImageConfig, Setting
 from corral.images.dockerfile.mounts import mounts
-from corral.images.dockerfile.syntax import Document, Instruction, parse, without_documents
+from corral.images.dockerfile.syntax import Document, Instruction, parse, split, without_documents
 from corral.images.dockerfile.words import expand
 from corral.schema.image import (
     Bind,
@@ -33,6 +33,9 @@ PROXIES = frozenset(name for plain in ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY",
 """Build arguments that need no ARG."""
 _REMOTE = re.compile(r"(https?|ftp)://|git@|git://")
 _SHELL = ("/bin/sh", "-c")
+_DURATIONS = {"interval": "Interval", "timeout": "Timeout", "start-period": "StartPeriod", "start-interval": "StartInterval"}
+"""Options of HEALTHCHECK that are durations, and what an image's configuration calls them."""
+_UNITS = {"h": 3600 * 10**9, "m": 60 * 10**9, "s": 10**9, "ms": 10**6, "us": 10**3, "µs": 10**3, "ns": 1}
 _END = "CORRAL_END_OF_SCRIPT"
 
 
@@ -118,7 +121,7 @@ class Translation:
         self.steps.append(step)
 
     def _declare(self, instruction: Instruction) -> None:
-        for word in _split(instruction, instruction.rest):
+        for word in split(instruction, instruction.rest):
             name, equals, default = word.partition("=")
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise instruction.wrong(f"{name[:40]!r} is no name")
@@ -140,7 +143,7 @@ class Translation:
                 raise instruction.wrong(f"{key[:60]!r} has no value")
             return {self._expand(instruction, key): self._expand(instruction, value.strip())}
         found: dict[str, str] = {}
-        for word in _split(instruction, rest):
+        for word in split(instruction, rest):
             key, equals, value = word.partition("=")
             if not equals:
                 raise instruction.wrong(f"{word[:60]!r} is not key=value")
@@ -158,14 +161,19 @@ class Translation:
             self._set(SetCommand(entrypoint=argv, command=kept))
 
     def _health(self, instruction: Instruction) -> dict[str, object]:
-        """As OCI has it; it is recorded only."""
+        """As Docker has it; it is recorded only."""
+        instruction.only(*_DURATIONS, "retries")
         word, _, rest = instruction.rest.partition(" ")
         if word.upper() == "NONE":
             return {"Test": ["NONE"]}
         if word.upper() != "CMD":
             raise instruction.wrong("takes NONE or CMD")
         found = _json(rest.strip())
-        options = {key.replace("-", "_"): value for key, value in instruction.flags}
+        options: dict[str, int] = {_DURATIONS[key]: _nanoseconds(instruction, value) for key, value in instruction.flags if key in _DURATIONS}
+        if (retries := instruction.flag("retries")) is not None:
+            if not retries.isdecimal():
+                raise instruction.wrong(f"--retries={retries[:40]} is no number")
+            options["Retries"] = int(retries)
         return {"Test": ["CMD", *found] if found is not None else ["CMD-SHELL", rest.strip()], **options}
 
     def _volume(self, instruction: Instruction) -> None:
@@ -191,7 +199,9 @@ class Translation:
                 f"Dockerfile line {instruction.line}: RUN --network and --security can't be chosen for one command",
                 hint="the build's egress policy decides for all of them",
             )
-        found = mounts(instruction, lambda text: self._expand(instruction, text), lambda target, source, of: self._bind(instruction, target, source, of))
+        found = mounts(
+            instruction, lambda text: self._expand(instruction, text), lambda target, source, of: self._bind(instruction, target, source, of), self._warn
+        )
         environment = {name: value for name, value in self._args.items() if name not in self._config.env}
         argv = _json(instruction.rest)
         command: str | list[str] = argv if argv else self._script(instruction)
@@ -216,7 +226,7 @@ class Translation:
         known = ("chown", "chmod", "link", "exclude", *(("from", "parents") if instruction.word == "COPY" else ()))
         instruction.only(*known)
         listed = _json(instruction.rest)
-        given = listed if listed is not None else _split(instruction, instruction.rest)
+        given = listed if listed is not None else split(instruction, instruction.rest)
         expanded = [word if _is_document(word) else self._expand(instruction, word) for word in given]
         if len(expanded) < 2:
             raise instruction.wrong("takes sources and a target")
@@ -290,33 +300,6 @@ def _json(text: str) -> list[str] | None:
     return [one for one in listed if isinstance(one, str)] if all(isinstance(one, str) for one in listed) else None
 
 
-def _split(instruction: Instruction, text: str) -> list[str]:
-    """At spaces outside quotes; quotes and escapes stay for the expansion."""
-    found: list[str] = []
-    current, quote, at = "", "", 0
-    while at < len(text):
-        character = text[at]
-        if character == instruction.escape and quote != "'" and at + 1 < len(text):
-            current += text[at : at + 2]
-            at += 2
-            continue
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "\"'":
-            quote = character
-        elif character.isspace():
-            if current:
-                found.append(current)
-            current = ""
-            at += 1
-            continue
-        current += character
-        at += 1
-    if quote:
-        raise instruction.wrong("a quote without an end")
-    return [*found, current] if current else found
-
-
 def _is_document(word: str) -> bool:
     return word.startswith("<<")
 
@@ -329,6 +312,14 @@ def _with_interpreter(text: str) -> str:
     """A script with `#!`: it lies in a file while its interpreter reads it."""
     first = text.split("\n", 1)[0][2:].strip()
     return f"s=/dev/.corral-script\ncat >$s <<'{_END}'\n{text}{_END}\n{first} $s\nc=$?\nrm -f $s\nexit $c\n"
+
+
+def _nanoseconds(instruction: Instruction, text: str) -> int:
+    """Of a duration as Go writes it: `1m30s`."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)(h|ms|us|µs|ns|m|s)", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise instruction.wrong(f"{text[:40]!r} is no duration", hint="write it like 30s or 1m30s")
+    return round(sum(float(number) * _UNITS[unit] for number, unit in parts))
 
 
 def _ports(instruction: Instruction, word: str) -> Sequence[str]:

@@ -24,16 +24,16 @@ class Mounts:
     binds: list[Bind] = field(default_factory=list[Bind])
 
 
-def mounts(instruction: Instruction, expand: Callable[[str], str], bind: Callable[[str, str, str | None], Bind]) -> Mounts:
-    """`bind` makes one of a target, a source and the stage or image it is of. Raises `InvalidArgument`, `Unsupported`."""
+def mounts(instruction: Instruction, expand: Callable[[str], str], bind: Callable[[str, str, str | None], Bind], warn: Callable[[str], None]) -> Mounts:
+    """`bind` makes one of a target, a source and the stage or image it is of; `warn` takes what changes nothing here. Raises `InvalidArgument`, `Unsupported`."""
     found = Mounts()
     for name, text in instruction.flags:
         if name == "mount":
-            _one(instruction, _fields(instruction, expand(text)), found, bind)
+            _one(instruction, _fields(instruction, expand(text)), found, bind, warn)
     return found
 
 
-def _one(instruction: Instruction, fields: dict[str, str], found: Mounts, bind: Callable[[str, str, str | None], Bind]) -> None:
+def _one(instruction: Instruction, fields: dict[str, str], found: Mounts, bind: Callable[[str, str, str | None], Bind], warn: Callable[[str], None]) -> None:
     kind = fields.pop("type", "bind")
     target = fields.pop("target", None) or fields.pop("dst", None) or fields.pop("destination", None)
     match kind:
@@ -43,7 +43,13 @@ def _one(instruction: Instruction, fields: dict[str, str], found: Mounts, bind: 
             if "from" in fields or "source" in fields:
                 raise Unsupported(f"Dockerfile line {instruction.line}: a cache can't begin with an image's files", hint="copy them in the command")
             found.caches[target] = _cache_name(fields.pop("id", target))
-            _only(instruction, fields, "sharing", "mode", "uid", "gid", "ro", "readonly")
+            if (sharing := fields.pop("sharing", "shared")) != "shared":
+                warn(f"line {instruction.line}: sharing={sharing} of a cache is not kept: builds at once share it")
+            if _is_on(fields.pop("ro", "false")) or _is_on(fields.pop("readonly", "false")):
+                raise Unsupported(f"Dockerfile line {instruction.line}: a cache can't be read-only", hint="leave readonly out")
+            if {"mode", "uid", "gid"} & fields.keys():
+                warn(f"line {instruction.line}: a cache belongs to the first who uses it, whatever its uid, gid and mode say")
+            _only(instruction, fields, "mode", "uid", "gid")
         case "secret":
             id = fields.pop("id", None) or (target or "").rpartition("/")[2]
             if not _SECRET.fullmatch(id):
@@ -51,6 +57,8 @@ def _one(instruction: Instruction, fields: dict[str, str], found: Mounts, bind: 
             variable = fields.pop("env", None)
             path = target if target is not None or variable is not None else f"/run/secrets/{id}"
             found.secrets.append(BuildSecret(name=id, path=path, env=variable, required=_is_on(fields.pop("required", "false"))))
+            if {"mode", "uid", "gid"} & fields.keys():
+                warn(f"line {instruction.line}: the file of a secret belongs to who runs the command, whatever its uid, gid and mode say")
             _only(instruction, fields, "mode", "uid", "gid")
         case "bind":
             if target is None:

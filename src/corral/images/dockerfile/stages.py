@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from corral.errors import InvalidArgument, Unsupported
 from corral.images.config import ImageConfig
 from corral.images.dockerfile.instructions import PROXIES, Translation
-from corral.images.dockerfile.syntax import Instruction, parse
+from corral.images.dockerfile.syntax import Instruction, parse, split
 from corral.images.dockerfile.words import expand
 from corral.schema.image import Step
 
@@ -66,9 +66,9 @@ class Stages:
         elif self._all:
             self._all[-1].instructions.append(instruction)
             if instruction.word == "ARG":
-                self._declared |= {word.partition("=")[0] for word in instruction.rest.split()}
+                self._declared |= {word.partition("=")[0] for word in split(instruction, instruction.rest)}
         elif instruction.word == "ARG":
-            for word in instruction.rest.split():
+            for word in split(instruction, instruction.rest):
                 name, equals, default = word.partition("=")
                 if name in self._args:
                     self._outside[name] = self._args[name]

@@ -173,3 +173,30 @@ def _document(lines: Sequence[str], at: int, match: re.Match[str], first: int) -
 def without_documents(rest: str) -> str:
     """What is left of an instruction when its here-documents' words are taken out."""
     return _HEREDOC.sub("", rest).strip()
+
+
+def split(instruction: Instruction, text: str) -> list[str]:
+    """At spaces outside quotes; quotes and escapes stay for the expansion."""
+    found: list[str] = []
+    current, quote, at = "", "", 0
+    while at < len(text):
+        character = text[at]
+        if character == instruction.escape and quote != "'" and at + 1 < len(text):
+            current += text[at : at + 2]
+            at += 2
+            continue
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        elif character.isspace():
+            if current:
+                found.append(current)
+            current = ""
+            at += 1
+            continue
+        current += character
+        at += 1
+    if quote:
+        raise instruction.wrong("a quote without an end")
+    return [*found, current] if current else found
