@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from corral import Client, Image, Sandbox
-from corral.errors import ImageNotFound, InvalidArgument, Unauthenticated, Unsupported
+from corral.errors import Forbidden, ImageNotFound, InvalidArgument, Unauthenticated, Unsupported
 from harness import oci
 from harness.oci import Awkward, Layout, Registry
 from harness.server import Server
@@ -97,6 +97,28 @@ def test_a_bare_root_file_system(server: Server, layout: Layout, tmp_path: Path)
     oci.program("tar", "-C", root, "-czf", tmp_path / "root.tgz", ".")
     with Sandbox.create(Image.from_rootfs(tmp_path / "root.tgz").run("echo more > /more").env(PATH="/bin")) as box:
         assert box.run("cat /word /more").stdout == (root / "word").read_text() + "more\n"
+
+
+def test_what_a_snapshot_stood_on_goes_after_it(server: Server, layout: Layout, tmp_path: Path) -> None:
+    """An image that is deleted under a snapshot stays on the disk while that is there, and not longer than until the next prune."""
+    image = Image.from_archive(layout.archive(tmp_path / "image.tar")).build()
+    document = next(path for path in (server.home / "images").glob("im-*.json") if path.stem == image.id)
+    with Client() as client:
+        with client.sandboxes.create(image.id) as box:
+            snapshot = box.snapshot()
+        client.images.delete(image.id)
+        with client.sandboxes.create(snapshot.id) as box:
+            assert box.files.exists("/word")
+        snapshot.delete()
+        client.images.prune()
+    assert not document.exists()
+
+
+def test_a_reader_exports_nothing(server: Server, tmp_path: Path) -> None:
+    with Client() as client:
+        key = client.keys.create(f"k-{uuid.uuid4().hex[:8]}", role="reader")
+        with Client(server.url, key.value) as reader, pytest.raises(Forbidden):
+            reader.images.export("tiny", tmp_path / "tiny.tar")
 
 
 def test_an_awkward_registry(server: Server, layout: Layout) -> None:

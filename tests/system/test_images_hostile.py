@@ -19,7 +19,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from corral.errors import CorralError, InternalError, InvalidArgument, TooLarge, Unauthenticated, Unsupported
+from corral import spawn
+from corral.errors import CorralError, DiskFull, InternalError, InvalidArgument, TooLarge, Unauthenticated, Unsupported
 from corral.images import Catalog
 from corral.images.library import Library
 from corral.images.oci import job
@@ -395,6 +396,17 @@ async def test_a_name_that_means_something_else_in_an_archive_is_not_exported(ro
     (room / "root/d" / name).touch()
     with pytest.raises(Unsupported, match=r"d/\.wh\."):
         await job.run(job.Export([str(room / "root")], str(room / "out.tar"), {}, None, "2020-01-01T00:00:00Z"), print)
+
+
+async def test_an_archive_for_which_there_is_no_room(room: Path) -> None:
+    (room / "root/f").write_bytes(os.urandom(2 << 20))
+    (room / "small").mkdir()
+    spawn.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(room / "small")], timeout=60).check()
+    try:
+        with pytest.raises(DiskFull):
+            await job.run(job.Export([str(room / "root")], str(room / "small/out.tar"), {}, None, "2020-01-01T00:00:00Z"), print)
+    finally:
+        spawn.run(["umount", str(room / "small")], timeout=60).check()
 
 
 async def test_deep_trees_are_exported_or_refused(room: Path) -> None:

@@ -49,7 +49,6 @@ async def prune(services: Services, actor: Actor, wanted: Prune) -> Pruned:
 
 
 @routes.get("/v1/images/{image}/archive", response_class=Response, responses=_ARCHIVE)
-@may(Permission.LOOK)
 async def archive(services: Services, actor: Actor, image: str) -> Response:
     """An image, snapshot or template's image as an OCI archive, which `docker load`, skopeo and podman take. It is whole before the answer begins."""
     stack = AsyncExitStack()

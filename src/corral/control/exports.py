@@ -28,7 +28,7 @@ class Exports:
         record = self._templates.image(project, ref)
         spec = self._node.image(self._shelf.image(project, ref) if record is None else record.node_image)
         config = self._images.config(project, spec.id) if record is None else record.settings
-        async with self._shelf.kept(spec.id), self._node.library.archive(spec, config, name=_name(ref)) as path:
+        async with self._shelf.kept(spec.id), self._node.library.archive(project, spec, config, name=_name(ref)) as path:
             yield path
 
 

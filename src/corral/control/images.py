@@ -87,6 +87,7 @@ class Images:
             if snapshot.layer and snapshot.id not in used:
                 self._shelf.hide(snapshot, None)
         await self._shelf.collect()
+        await self._sweep()
 
     def _is_there(self, record: ImageRecord) -> bool:
         if is_id(record.node_image, "sn"):
@@ -214,6 +215,7 @@ class Images:
             old = chosen
         for record in old:
             await self._remove(record)
+        await self._sweep()
         return Pruned(
             layers=sum(not record.kept for record in old), images=sum(record.kept for record in old), uploads=0, size=sum(record.size for record in old)
         )
@@ -236,8 +238,15 @@ class Images:
         if (snapshot := self._shelf.find(record.project, record.node_image)) is not None:
             self._shelf.hide(snapshot, None)
             await self._shelf.collect()
-        elif is_id(record.node_image, "im") and not self._shelf.on(record.node_image) and not any(box.image_id == record.node_image for box in self._living()):
-            await self._node.library.remove(record.node_image)
+        await self._sweep()
+
+    async def _sweep(self) -> None:
+        """Imported images that no project has any more go, unless something stands on them: then it is seen the next time."""
+        used = {*(record.node_image for record in self._records.values()), *(box.image_id for box in self._living())}
+        for stored in self._node.images():
+            id = stored.spec.id
+            if id not in used and not self._shelf.on(id) and self._node.library.is_imported(id):
+                await self._node.library.remove(id)
 
     async def _forget(self, record: ImageRecord) -> None:
         self._drop(record)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import structlog
 
-from corral.errors import ImageNotFound
+from corral.errors import ImageNotFound, Unavailable
 from corral.ids import new_id
 from corral.images import builtin
 from corral.images.catalog import Catalog, StoredImage
@@ -36,8 +36,10 @@ _Work = Callable[[str, list[str]], job.Pull | job.Unpack | job.UnpackRootfs]
 """Gives the job, by the name of its workplace and the layers that the project has had."""
 IMPORTED = "oci:"
 """What the recipe of an image begins with that was imported; its digest follows. It is found only by those who imported it."""
-_AT_ONCE = 4
-"""Imports and exports that run at the same time; others wait."""
+_AT_ONCE, _AT_ONCE_OF_ALL = 4, 16
+"""Imports of a project, and exports, that run at the same time; and those of all. Others wait. An export runs until its file is gone."""
+_LONGEST = 4 * 3600.0
+"""Seconds that one may take."""
 _ASIDE = ".import-"
 
 
@@ -60,7 +62,8 @@ class Library:
         self.uploads = Uploads(places)
         self._pulled = Pulled(places)
         self._building = asyncio.Lock()
-        self._room = asyncio.Semaphore(_AT_ONCE)
+        self._room = asyncio.Semaphore(_AT_ONCE_OF_ALL)
+        self._rooms: dict[tuple[str, str], asyncio.Semaphore] = {}
         self._turns = Turns()
         self._using = 0
         self._removing = asyncio.Lock()
@@ -139,17 +142,24 @@ class Library:
             self._doomed.discard(found.image)
 
     async def _import(self, project: str, place: str, work: _Work, say: Say) -> Found:
-        async with self._room:
+        async with self._room_of(project, "import"), self._room:
             self._places.layers.mkdir(mode=0o700, parents=True, exist_ok=True)
             aside = f"{_ASIDE}{new_id('im')}"
             say(f"importing {place}")
             try:
-                answer = await job.run(work(aside, sorted(self._own(project))), say, self._had.setdefault(project, set()).add)
+                async with asyncio.timeout(_LONGEST):
+                    answer = await job.run(work(aside, sorted(self._own(project))), say, self._had.setdefault(project, set()).add)
+            except TimeoutError:
+                raise Unavailable(f"{place} did not come within {_LONGEST / 3600:g} hours", hint="try again later: layers that came whole are kept") from None
             finally:
                 # What a killed one left: its mounts went with it.
                 await asyncio.shield(asyncio.to_thread(_clear, self._places.layers / aside))
             imported = Imported(tuple(answer["layers"]), answer["digest"], answer["config"])
             return await asyncio.to_thread(self._add, project, place, imported)
+
+    def _room_of(self, project: str, what: str) -> asyncio.Semaphore:
+        """One project's, so that registries or readers that take their time keep nobody else waiting."""
+        return self._rooms.setdefault((project, what), asyncio.Semaphore(_AT_ONCE))
 
     def _own(self, project: str) -> set[str]:
         """Layers of what a project has imported, and of imports of its that came so far since the server started."""
@@ -177,18 +187,19 @@ class Library:
         return Found(stored.spec.id, _config(stored), imported.digest)
 
     @asynccontextmanager
-    async def archive(self, spec: ImageSpec, config: ImageConfig, *, name: str | None) -> AsyncGenerator[Path]:
-        """An image as an OCI archive, a file that is gone when the block ends. Its snapshots must not be deleted meanwhile."""
+    async def archive(self, project: str, spec: ImageSpec, config: ImageConfig, *, name: str | None) -> AsyncGenerator[Path]:
+        """An image as an OCI archive, a file that is gone when the block ends. Its snapshots must not be deleted meanwhile. Raises `DiskFull`."""
         self.room.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self.room / f"{new_id('im')}.tar"
-        try:
-            async with self._used(), self._room:
-                layers = await asyncio.to_thread(rootfs.directories, (*spec.layers, *(() if spec.seed is None else (spec.seed,))))
-                created = datetime.now(UTC).replace(microsecond=0).isoformat().replace("+00:00", "Z")
-                await job.run(job.Export([str(layer) for layer in layers], str(path), config.to_oci(), name, created), lambda _text: None)
-            yield path
-        finally:
-            path.unlink(missing_ok=True)
+        async with self._room_of(project, "export"):
+            try:
+                async with self._used(), self._room:
+                    layers = await asyncio.to_thread(rootfs.directories, (*spec.layers, *(() if spec.seed is None else (spec.seed,))))
+                    created = datetime.now(UTC).replace(microsecond=0).isoformat().replace("+00:00", "Z")
+                    await job.run(job.Export([str(layer) for layer in layers], str(path), config.to_oci(), name, created), lambda _text: None)
+                yield path
+            finally:
+                path.unlink(missing_ok=True)
 
     @asynccontextmanager
     async def _used(self) -> AsyncGenerator[None]:

@@ -5,6 +5,7 @@ A layer here is a directory as overlayfs writes it; in the archive it is a tar f
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,15 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from corral.errors import Unsupported
+from corral.errors import DiskFull, Unsupported
 from corral.images.oci.documents import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Platform, digest_of
 from corral.images.oci.job import Export
 from corral.images.oci.layer import BLOCK
+from corral.images.oci.tally import LOOK_EVERY, SPARE
 from corral.images.oci.unpack import OPAQUE, OTHERS, WHITEOUT
 
 _TAR_BLOCK = 512
 _LONGEST_PATH = 4095
 """Bytes that the kernel takes."""
+_NO_ROOM, _MAKE_ROOM = "the node has no room for the archive", "`corral image prune` makes room"
 _LEVEL = 3
 """Of gzip: three quarters of what it can do, in a third of the time."""
 _REF = "org.opencontainers.image.ref.name"
@@ -40,7 +43,16 @@ class Exported:
 
 
 def export(job: Export) -> Exported:
-    """Write the archive. Raises `OSError` when there is no room for it."""
+    """Write the archive. Raises `DiskFull` when there is no room for it, `Unsupported` for what can't be in one."""
+    try:
+        return _export(job)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(_NO_ROOM, hint=_MAKE_ROOM) from error
+        raise
+
+
+def _export(job: Export) -> Exported:
     with Path(job.path).open("xb") as file:
         archive = _Archive(file)
         archive.document("oci-layout", {"imageLayoutVersion": "1.0.0"})
@@ -91,6 +103,7 @@ class _Archive:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._has: set[str] = set()
+        self._unlooked = LOOK_EVERY
 
     def document(self, name: str, content: Any) -> None:
         self._whole(name, _json(content))
@@ -108,6 +121,12 @@ class _Archive:
 
         def put(piece: bytes) -> None:
             packed.update(piece)
+            self._unlooked += len(piece)
+            if self._unlooked >= LOOK_EVERY:
+                self._unlooked = 0
+                room = os.fstatvfs(self._file.fileno())
+                if room.f_bavail * room.f_frsize < LOOK_EVERY + SPARE:
+                    raise DiskFull(_NO_ROOM, hint=_MAKE_ROOM)
             self._file.write(piece)
 
         for piece in _Walk(directory).tar():

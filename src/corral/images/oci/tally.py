@@ -10,10 +10,10 @@ from corral.errors import DiskFull, TooLarge
 
 _ENTRY = 4096
 """Bytes that an entry takes besides its content, by its inode and in its directory."""
-_SPARE = 256 << 20
+SPARE = 256 << 20
 """Bytes that stay free on the disk, for the server to live on."""
 _SPARE_FILES = 50_000
-_LOOK_EVERY = 64 << 20
+LOOK_EVERY = 64 << 20
 """Bytes that are written without a look at the disk: 16,384 empty files."""
 _TOLD = 20
 
@@ -34,7 +34,7 @@ class Tally:
         self._note = note
         self.size = 0
         self.entries = 0
-        self._unlooked = _LOOK_EVERY
+        self._unlooked = LOOK_EVERY
         self._left_out = 0
 
     def entry(self, root: int, more: int) -> None:
@@ -50,11 +50,11 @@ class Tally:
         self._unlooked += size
         if self.size > self._limits.size:
             raise TooLarge(f"the files of the image take more than {self._limits.size >> 20:,} MiB")
-        if self._unlooked >= _LOOK_EVERY:
+        if self._unlooked >= LOOK_EVERY:
             self._unlooked = 0
             room = os.fstatvfs(root)
             # Some file systems have no number of files.
-            if room.f_bavail * room.f_frsize < size + _SPARE or (room.f_files and room.f_favail < _SPARE_FILES):
+            if room.f_bavail * room.f_frsize < size + SPARE or (room.f_files and room.f_favail < _SPARE_FILES):
                 raise DiskFull("the node has no room for the image", hint="`corral image prune` makes room")
 
     def leave_out(self, what: str) -> None:
