@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import lzma
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from corral.errors import CorralError, ImageNotFound
+from corral.errors import CorralError, ImageNotFound, SetupError
 from corral.ids import new_id
 from corral.node import snapshots
 from corral.node.memory import Memories
@@ -17,6 +20,8 @@ from corral.places import Places
 from harness.engine import EngineHome, Inside, engine_home
 
 pytestmark = pytest.mark.anyio
+
+SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 class Home:
@@ -157,3 +162,25 @@ async def test_half_made_ones_vanish_at_the_next_start(home: Home) -> None:
     assert [stored.spec.id for stored in again.list() if stored.spec.id in (whole, lost)] == [whole]
     await home.snapshots.remove(lost)
     await home.remove(box)
+
+
+async def test_one_of_an_earlier_corral_is_an_image(home: Home) -> None:
+    """The files are as Corral wrote them before snapshots could have memory, with the places of this home."""
+    id, directory = "sn-samplesample2345", home.engine.places.snapshots
+    (directory / f"{id}.img").write_bytes(lzma.decompress((SAMPLES / "snapshot-1.img.xz").read_bytes()))
+    document = json.loads((SAMPLES / "snapshot-1.json").read_bytes())
+    document["layers"] = [*map(str, home.engine.spec().image.layers), str(directory / f"{id}.img")]
+    (directory / f"{id}.json").write_text(json.dumps(document))
+    await home.snapshots.open()
+    child = await home.claim(id)
+    assert await child.run("cat /kept; stat -c %a /kept; ls /bin/yes") == (1, "of version 1\n640\n")
+    await child.run("echo more >> /kept")
+    grandchild = await home.claim(await home.snapshot(child))
+    assert await grandchild.run("cat /kept") == (0, "of version 1\nmore\n")
+    await home.remove(child, grandchild)
+    document["version"] = 2
+    (directory / f"{id}.json").write_text(json.dumps(document))
+    with pytest.raises(SetupError, match="format 2"):
+        await home.snapshots.open()
+    document["version"] = 1
+    (directory / f"{id}.json").write_text(json.dumps(document))

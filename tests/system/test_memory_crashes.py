@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sqlite3
 import threading
 import time
+from contextlib import closing
 
 import pytest
 
 from corral import Sandbox
 from corral.errors import CorralError
 from corral.places import Places
+from harness.api import Api
 from harness.server import Server
 
 COUNT = "i=0; while [ $i -lt 100000 ]; do echo line $i; i=$((i+1)); sleep 0.01; done"
@@ -88,3 +91,25 @@ def test_a_sentry_killed_in_the_middle_leaves_its_disk_and_no_traces(server: Ser
         box.resume() if box.state == "paused" else box.start()
         assert box.run("cat /kept").stdout == "kept\n"
         assert [path.name for path in (*places.memory.glob(".*"), *places.paused.iterdir())] == []
+
+
+def test_a_fork_is_repeated_by_its_key_after_a_crash(server: Server) -> None:
+    """The forks were made and written down, and the server ended before it had written what it answered."""
+    with Sandbox.create("tiny", timeout=None) as box:
+        api = Api(server)
+        asked = {"json": {"children": [{"env": {"N": "0"}}, {"env": {"N": "1"}}]}, "headers": {"Idempotency-Key": "fork-twice"}}
+        made = [one["sandbox"]["id"] for one in api.ok("POST", f"/v1/sandboxes/{box.id}/fork", status=201, **asked)["forks"]]
+        server.kill()
+        with closing(sqlite3.connect(Places(server.home).database)) as database, database:
+            assert database.execute("update idempotency set status = null, body = null where key = 'fork-twice'").rowcount == 1
+        server.start()
+        again = [one["sandbox"]["id"] for one in api.ok("POST", f"/v1/sandboxes/{box.id}/fork", status=201, **asked)["forks"]]
+        assert again == made
+        assert [Sandbox.get(id).run("echo $N").stdout for id in made] == ["0\n", "1\n"]
+        Sandbox.get(made[0]).delete()
+        rest = api.ok("POST", f"/v1/sandboxes/{box.id}/fork", status=201, **asked)["forks"]
+        assert rest[0]["error"]["code"] == "sandbox_ended"
+        assert rest[1]["sandbox"]["id"] == made[1]
+        Sandbox.get(made[1]).delete()
+        assert [kid.id for kid in Sandbox.list() if kid.info.forked_from == box.id] == []
+        api.close()

@@ -56,6 +56,42 @@ def test_a_computation_goes_on_after_a_pause_and_a_restart_of_the_server(server:
         assert codes == [0]
 
 
+WHEEL = r"""
+import zipfile
+with zipfile.ZipFile("/var/tmp/many-1.0-py3-none-any.whl", "w") as wheel:
+    for number in range(1500):
+        wheel.writestr(f"many/m{number}.py", f"VALUE = {number}\n" + "".join(f"def f{i}(a, b={i}):\n    return [a, b, {i}]\n" for i in range(20)))
+    wheel.writestr("many/__init__.py", "")
+    wheel.writestr("many-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: many\nVersion: 1.0\n")
+    wheel.writestr("many-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    wheel.writestr("many-1.0.dist-info/RECORD", "")
+"""
+
+
+def test_a_pip_install_goes_on_after_a_pause_and_a_restart_of_the_server(server: Server) -> None:
+    with Sandbox.create("base", memory=1024) as box:
+        box.run(["python3", "-c", WHEEL], timeout=60).check()
+        box.run("python3 -m venv /var/tmp/env", timeout=120).check()
+        pip = box.exec("/var/tmp/env/bin/pip", "install", "--no-index", "--find-links", "/var/tmp", "many")
+        seen = ""
+        lines = iter(pip.stdout)
+        while "Installing collected packages" not in seen:
+            seen += next(lines)
+        box.pause()
+        server.kill()
+        server.start()
+        assert box.refresh().state == "paused"
+        box.resume()
+        seen += "".join(lines)
+        assert pip.wait(timeout=120) == 0
+        assert "Successfully installed many-1.0" in seen
+        assert pip.stderr.read() == ""
+        # The same to whoever reads it now, from its first byte.
+        assert box.process(pip.id).stdout.read() == seen
+        look = "import importlib; print(sum(importlib.import_module(f'many.m{n}').VALUE for n in range(1500)))"
+        assert box.run(["/var/tmp/env/bin/python", "-c", look], timeout=120).stdout == f"{sum(range(1500))}\n"
+
+
 def test_servers_terminals_timers_and_files_go_on(server: Server) -> None:
     with Sandbox.create("base") as box:
         site = Site(box)

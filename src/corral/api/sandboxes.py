@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import Query
@@ -17,7 +18,7 @@ from corral.control.idempotency import Answer, Claim
 from corral.control.lifecycle import LIVING
 from corral.control.record import Record
 from corral.control.roles import Permission
-from corral.errors import InvalidArgument
+from corral.errors import CorralError, InvalidArgument
 from corral.schema.fork import Fork, Forks, SandboxFork
 from corral.schema.sandbox import Sandbox, SandboxCreate, SandboxDelete, SandboxExtend, SandboxPage, SandboxUpdate, State
 
@@ -136,13 +137,19 @@ async def resume(services: Services, actor: Actor, sandbox: str) -> Sandbox:
 async def fork(request: Request, services: Services, actor: Actor, sandbox: str, wanted: SandboxFork) -> Response:
     """New sandboxes with its disk, its memory and all its processes, while it goes on; for each the sandbox, or why there is none. `Idempotency-Key` makes it safe to repeat."""
 
-    async def make(_claim: Claim | None) -> Answer:
-        made = await services.sandboxes.forks.fork(actor, sandbox, wanted)
+    def told(made: Sequence[Record | CorralError]) -> Answer:
         stopped = max((one.timing.get("stopped", 0.0) for one in made if isinstance(one, Record) and one.timing), default=0.0)
         forks = [Fork(sandbox=one.show()) if isinstance(one, Record) else Fork(error=errors.info(one)) for one in made]
         return Answer(201, Forks(forks=forks, stopped=stopped).model_dump_json().encode())
 
-    answer = await services.abandoned.watch(request, actor, idempotent(request, services, actor, make))
+    async def make(claim: Claim | None) -> Answer:
+        return told(await services.sandboxes.forks.fork(actor, sandbox, wanted, claim=claim))
+
+    async def again(id: str) -> Answer | None:
+        made = await services.sandboxes.forks.again(actor.project, id, wanted)
+        return None if made is None else told(made)
+
+    answer = await services.abandoned.watch(request, actor, idempotent(request, services, actor, make, again=again))
     return Response(answer.body, answer.status, None, JSON)
 
 

@@ -8,15 +8,17 @@ from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from corral.control import lifecycle
 from corral.control.admission import Gate
+from corral.control.idempotency import Claim
 from corral.control.launch import Launch
 from corral.control.ports import Node
 from corral.control.quota import Use
 from corral.control.record import Record
 from corral.control.registry import Living
 from corral.control.roles import Actor
-from corral.errors import CorralError, InternalError, InvalidState
-from corral.ids import new_id
+from corral.errors import CorralError, InternalError, InvalidState, NotFound, SandboxEnded, Unavailable
+from corral.ids import family, new_id
 from corral.node.interface import Child, Timing
 from corral.schema.fork import ForkChild, SandboxFork
 from corral.schema.sandbox import State
@@ -35,8 +37,10 @@ class Forks:
         self._gate = gate
         self._clock = clock
 
-    async def fork(self, actor: Actor, id_or_name: str, wanted: SandboxFork) -> list[Record | CorralError]:
+    async def fork(self, actor: Actor, id_or_name: str, wanted: SandboxFork, *, claim: Claim | None = None) -> list[Record | CorralError]:
         """New sandboxes with the disk, memory and processes of one that goes on; for each its record, or why there is none. A paused one is resumed first.
+
+        `claim` is written with each; `again` finds by any of them what was made.
 
         Raises `Unsupported`, and makes none, when something in the source can't be saved; `Conflict` (a name is taken), `QuotaExceeded`, `Unavailable` (no room).
         """
@@ -58,7 +62,21 @@ class Forks:
                     for child in children:
                         self._ledger.registry.drop(child.record.id)
                     raise
-                return [await self._enter(actor, child, result) for child, result in zip(children, results, strict=True)]
+                entering = (self._enter(actor, child, result, claim) for child, result in zip(children, results, strict=True))
+                return await asyncio.gather(*entering)
+
+    async def again(self, project: str, id: str, wanted: SandboxFork) -> list[Record | CorralError] | None:
+        """What an earlier server had made of a request when it ended, by the id of one of its forks; None: nothing of it lives."""
+        found: list[Record | CorralError] = []
+        for one in family(id, len(wanted.wanted)):
+            try:
+                record = await self._sandboxes.get(project, one)
+            except NotFound:
+                found.append(Unavailable("the server ended before this fork was made", hint="fork again, with another Idempotency-Key"))
+                continue
+            ended = SandboxEnded(f"the fork {record.id} has ended ({record.reason or record.state})", hint="fork again, with another Idempotency-Key")
+            found.append(record if record.state in lifecycle.LIVING else ended)
+        return found if any(isinstance(one, Record) for one in found) else None
 
     def _reserve(self, actor: Actor, source: Record, wanted: Sequence[ForkChild]) -> list[Living]:
         """Their names and shares of the quota."""
@@ -67,14 +85,13 @@ class Forks:
         self._sandboxes.quotas.check(source.project, Use(count, count * source.cpu, count * source.memory, count * source.disk))
         with ExitStack() as undo:
             children: list[Living] = []
-            for child in wanted:
-                children += [self._ledger.registry.add(self._record(actor, source, child), reserved=True)]
+            for id, child in zip(family(new_id("sb"), count), wanted, strict=True):
+                children += [self._ledger.registry.add(self._record(actor, source, child, id), reserved=True)]
                 undo.callback(self._ledger.registry.drop, children[-1].record.id)
             undo.pop_all()
         return children
 
-    def _record(self, actor: Actor, source: Record, child: ForkChild) -> Record:
-        id = new_id("sb")
+    def _record(self, actor: Actor, source: Record, child: ForkChild, id: str) -> Record:
         return replace(
             source,
             id=id,
@@ -110,13 +127,13 @@ class Forks:
             self._sandboxes.later(undo())
             raise
 
-    async def _enter(self, actor: Actor, child: Living, result: Timing | CorralError) -> Record | CorralError:
+    async def _enter(self, actor: Actor, child: Living, result: Timing | CorralError, claim: Claim | None) -> Record | CorralError:
         """From now on it is there for all to see; or nothing of it is."""
         if isinstance(result, CorralError):
             self._ledger.registry.drop(child.record.id)
             return result
         try:
-            await self._ledger.enter(child, None)
+            await self._ledger.enter(child, claim)
         except Exception as error:
             await self._node.remove(child.record.id)
             self._ledger.registry.drop(child.record.id)

@@ -131,10 +131,21 @@ class PoolDisks:
                 raise NotFound(f"there is no disk of {id}")
             return await self._in(self._slow, lambda: self._copy(id, target))
 
+    async def copy_still(self, id: str, target: Path) -> Copied:
+        """As `copy`, of a mounted disk whose sandbox stands still, after `write_back`: for that no helper process need stand by, and little is left to be written out."""
+        async with self._turns.alone(id):
+            if id not in self._attached:
+                raise NotFound(f"there is no disk of {id} in use")
+            return await self._in(self._slow, lambda: self._copy_mounted(id, target, still=True))
+
     async def branch(self, id: str, source: Path) -> None:
         """Give a sandbox that has no disk yet a copy of `source`, which is itself a copy of one (`copy`): whole, so it isn't checked. It is mounted then."""
         async with self._turns.alone(id):
             await self._in(self._slow, lambda: self._branch(id, source))
+
+    async def write_back(self, id: str) -> None:
+        """Everything written so far is in the disk's image when this returns, whether or not that is safe."""
+        await self._in(self._slow, lambda: self._write_back(id))
 
     async def write_out(self, id: str) -> None:
         """Everything written so far is safe when this returns, even from a power cut; what is written meanwhile may not be."""
@@ -246,8 +257,9 @@ class PoolDisks:
             return Copied(target.stat().st_blocks * 512, 0.0)
         return self._copy_mounted(id, target)
 
-    def _copy_mounted(self, id: str, target: Path) -> Copied:
-        stopped = capture.capture(self._mounted_at(id), lambda: self.pool.copy(self._image(id), target))
+    def _copy_mounted(self, id: str, target: Path, *, still: bool = False) -> Copied:
+        taking = capture.capture_still if still else capture.capture
+        stopped = taking(self._mounted_at(id), lambda: self.pool.copy(self._image(id), target))
         return Copied(target.stat().st_blocks * 512, stopped)
 
     def _branch(self, id: str, source: Path) -> None:
@@ -264,12 +276,15 @@ class PoolDisks:
         ext4.mount(self._image(id), target, fresh=True)
         self._attached.add(id)
 
-    def _write_out(self, id: str) -> None:
+    def _write_back(self, id: str) -> None:
         mounted = os.open(self._mounted_at(id), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             syscalls.syncfs(mounted)
         finally:
             os.close(mounted)
+
+    def _write_out(self, id: str) -> None:
+        self._write_back(id)
         # And out of the pool, which may be a file itself.
         image = os.open(self._image(id), os.O_RDONLY | os.O_CLOEXEC)
         try:

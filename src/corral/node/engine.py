@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import resource
 import time
 from collections.abc import AsyncGenerator, Coroutine, Mapping
@@ -43,6 +44,9 @@ SETTLE_TIMEOUT = 60.0
 DISK_TIMEOUT = 60.0
 PREPARED = 8
 """Members without anything in them that wait for memories; half of the pool at most."""
+TIGHTEN_AGAIN = 1.0
+"""Seconds between two attempts to give a group its limits back."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -366,10 +370,15 @@ class RunscEngine:
         record.go_on(self._places.boxes, id)
 
     def tighten(self, id: str) -> None:
-        """The limits are what they were, if it still lives."""
+        """The limits are what they were, if it still lives: at once, or as soon as it uses no more than they allow."""
         box = self._boxes.get(id)
-        if box is not None and box.ending is None:
-            box.group.limit(limits(box.spec))
+        if box is not None and not _tightened(box):
+            self._run(self._tighten_later(box))
+
+    async def _tighten_later(self, box: RunscBox) -> None:
+        log.warning("a sandbox uses more memory than it may have, and keeps it for the moment", sandbox=box.id)
+        while not self._leaving and not _tightened(box):  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(TIGHTEN_AGAIN)
 
     def needs(self, id: str) -> Needs | None:
         """What a box' memory will need; None: it is of an earlier Corral, which did not say."""
@@ -499,3 +508,16 @@ class RunscEngine:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("work in the background failed", error=repr(error), exc_info=error)
+
+
+def _tightened(box: RunscBox) -> bool:
+    """Whether it has its limits, or needs none any more."""
+    if box.ending is not None:
+        return True
+    try:
+        box.group.limit(limits(box.spec))
+    except OSError as error:
+        if error.errno != errno.EBUSY:  # cgroup v1: more is in use, and can't be taken back now
+            raise
+        return False
+    return True

@@ -46,7 +46,7 @@ class Moments:
         """
         id = source.spec.id
         needs = self._pauses.needs(id)
-        await asyncio.gather(asyncio.to_thread(self._engine.keep_programs, needs, id), self._disks.write_out(id))
+        await asyncio.gather(asyncio.to_thread(self._engine.keep_programs, needs, id), self._disks.write_back(id))
         with source.link.working():
             try:
                 await self._pauses.prepare(source)
@@ -54,7 +54,7 @@ class Moments:
                 async with self._engine.still(id) as still:
                     at, began = time.time(), time.perf_counter()
                     await still.save(place)
-                    await self._disks.copy(id, disk)
+                    await self._disks.copy_still(id, disk)
                 stopped = time.perf_counter() - began
                 await source.guest.quiesce(on=False)
             except BaseException as error:

@@ -266,7 +266,14 @@ class Node:
 
     async def keep_warm(self, id: str, sandbox: str, image: ImageSpec, *, user: str | None, workdir: str | None) -> StoredSnapshot:
         """A snapshot of a running sandbox of `image` with its memory, `id`; the sandbox goes on. Raises `Unsupported` when it can't be saved."""
-        return await asyncio.shield(self._warm.make(self._get(sandbox), id, image, user=user, workdir=workdir))
+        making = asyncio.ensure_future(self._warm.make(self._get(sandbox), id, image, user=user, workdir=workdir))
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            # Its sentry is not to be left in the middle of a save.
+            await asyncio.wait([making])
+            await self.snapshots.remove(id)
+            raise
 
     async def start(self, spec: BoxSpec, *, secrets: Mapping[str, str] | None = None) -> Timing:
         """Start a stopped sandbox on its own disk."""
