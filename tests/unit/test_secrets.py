@@ -82,7 +82,7 @@ async def test_the_database_and_the_events_have_no_value_in_them(secrets: Secret
     await secrets.change(ME, wanted("A", VALUE + "2"))
     await secrets.values("default", ["A"])
     await store.checkpoint()
-    told = await store.events.since("default", after=0, sandbox=None, kind=None, limit=10)
+    told = await store.events.since("default", after=0, sandbox=None, kinds=None, limit=10)
     assert [event.kind for event in told] == ["secret.created", "secret.changed"]
     assert all(VALUE.encode()[:12] not in file.read_bytes() for file in tmp_path.iterdir())
     assert VALUE not in repr(wanted("A"))
