@@ -35,6 +35,9 @@ func prepare() error {
 	if err := bindFile("/proc/self/exe", agentCopy); err != nil {
 		return err
 	}
+	if err := os.Symlink(agentCopy, corralDir+"/"+sftpName); err != nil {
+		return err
+	}
 	if err := syscall.Mount("/vol", volumeDir, "", syscall.MS_BIND, ""); err != nil && err != syscall.ENOENT {
 		return failed(err, "/vol")
 	}

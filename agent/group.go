@@ -102,7 +102,7 @@ type groupStore struct {
 	mu    sync.Mutex
 	made  int
 	clean []*treeGroup
-	dirty []*treeGroup // killed, but not yet empty when they were given back
+	dirty []*treeGroup // not empty when they were given back: what was killed is still there, or a daemon lives on
 	stray *treeGroup   // for what belongs to no started process
 }
 
@@ -120,10 +120,13 @@ func (s *groupStore) take() (*treeGroup, error) {
 		s.clean = s.clean[:n-1]
 		return g, nil
 	}
-	if len(s.dirty) > 0 && len(s.dirty[0].pids()) == 0 {
+	if len(s.dirty) > 0 {
 		g := s.dirty[0]
 		s.dirty = s.dirty[1:]
-		return g, nil
+		if len(g.pids()) == 0 {
+			return g, nil
+		}
+		s.dirty = append(s.dirty, g) // the next time another is looked at
 	}
 	s.made++
 	name := strconv.Itoa(s.made)

@@ -83,6 +83,8 @@ func main() {
 	switch path.Base(os.Args[0]) {
 	case "sudo":
 		os.Exit(sudo(os.Args[1:]))
+	case sftpName:
+		os.Exit(serveSftp(os.Stdin, os.Stdout))
 	case nothingName:
 		return
 	}

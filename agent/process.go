@@ -246,18 +246,19 @@ func (p *process) exitEvent() exitEvent {
 
 func seconds(t syscall.Timeval) float64 { return float64(t.Sec) + float64(t.Usec)/1e6 }
 
-// abandon kills the process with everything it started and stops moving its bytes.
+// abandon kills the process with everything it started, if it still runs, and stops moving its bytes. What one that has ended left behind, a daemon,
+// lives on: it was told to by being put into the background.
 func (p *process) abandon() {
 	p.mu.Lock()
 	ended := p.status != nil
 	p.mu.Unlock()
-	// Since it was started nothing may live on at all, which is known without looking.
-	gone := ended && !children.isLiving()
-	if !gone {
+	if !ended {
 		if err := p.signalTree(syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 			logf("%s: %v", p.id, err)
 		}
 	}
+	// When nothing lives at all it is known without looking.
+	gone := ended && !children.isLiving()
 	for _, s := range p.sources {
 		s.file.Close()
 	}

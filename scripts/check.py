@@ -57,17 +57,28 @@ def setup() -> bool:
     return run(BIN / "corral", "setup", env={"CORRAL_HOME": str(CACHE / "home")}) and run(sys.executable, "-c", fetch, CACHE / "home" / "cache")
 
 
-def image_tools(report: Report) -> None:
-    """Other people's programs for images, which tests hold ours against: of the distribution, where it has them."""
+OTHERS = {
+    "buildah": "buildah",
+    "docker-registry": "docker-registry",
+    "skopeo": "skopeo",
+    "umoci": "umoci",
+    "ssh": "openssh-client",
+    "sftp": "openssh-client",
+    "rsync": "rsync",
+}
+"""Other people's programs that tests hold ours against, and the packages they are in."""
+
+
+def other_programs(report: Report) -> None:
+    """Of the distribution, where it has them."""
     from corral.errors import SetupError
     from corral.setup import apt
 
-    missing = [name for name in ("buildah", "docker-registry", "skopeo", "umoci") if shutil.which(name) is None]
-    if missing:
+    for package in dict.fromkeys(package for program, package in OTHERS.items() if shutil.which(program) is None):
         try:
-            apt.install(missing, print)
+            apt.install([package], print)
         except SetupError as error:
-            report.untested.append(f"images against other programs: {error}")
+            report.untested.append(f"against {package}: {error}")
 
 
 def pytest(arguments: Sequence[str], *, runsc: Path | None = None) -> bool:
@@ -141,7 +152,7 @@ def everything() -> int:
     report.step("guest agent", agent)
     if not report.step("setup", setup):
         return close(report)
-    image_tools(report)
+    other_programs(report)
     found = machine_runsc()
     report.step(f"tests on {found}", lambda: suites(report, [], runsc=found))
     report.engines.append(version(found))

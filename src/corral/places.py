@@ -132,5 +132,15 @@ class Places:
         return self.run / "preview.pid"
 
     @property
+    def ssh_socket(self) -> Path:
+        """Where the server answers its SSH process."""
+        return self.run / "ssh.sock"
+
+    @property
+    def ssh_pid(self) -> Path:
+        """The number of the SSH process, and its port."""
+        return self.run / "ssh.pid"
+
+    @property
     def holder_socket(self) -> Path:
         return self.run / "holder.sock"

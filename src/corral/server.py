@@ -11,9 +11,10 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 import structlog
@@ -43,6 +44,7 @@ from corral.control.history import History
 from corral.control.housekeeping import Housekeeper
 from corral.control.idempotency import Replays
 from corral.control.images import Images
+from corral.control.logins import Logins
 from corral.control.ports import Node
 from corral.control.previews import Address, Previews
 from corral.control.record import Record
@@ -63,11 +65,14 @@ from corral.facades.e2b.tokens import Tokens
 from corral.net.callout import Callout
 from corral.places import Places
 from corral.preview import certificate, secret
-from corral.preview.doors import DOORS, Door
+from corral.preview.doors import DOORS
+from corral.preview.doors import Door as PreviewDoor
 from corral.preview.keeper import Edge, Keeper
 from corral.schema.image import BuildCreate
 from corral.schema.sandbox import State
 from corral.settings import Settings
+from corral.ssh.keeper import Door
+from corral.ssh.keeper import Keeper as SshKeeper
 from corral.store import Store
 from corral.store.keyring import FileKeyRing
 
@@ -125,6 +130,8 @@ class Application:
         self._sandboxes.on_approval = webhooks.approval
         previews = Previews(sandboxes=self._sandboxes, accounts=accounts, node=node, rows=self._store.sandboxes)
         self._keeper = Keeper(places, previews)
+        logins = Logins(sandboxes=self._sandboxes, accounts=accounts)
+        self._ssh = SshKeeper(places, logins)
         accounts.on_revoked = self._keeper.revoked
         snapshots = Snapshots(rows=self._store.snapshots, shelf=shelf, sandboxes=self._sandboxes, node=node, events=events)
         self._images = Images(rows=self._store.images, shelf=shelf, node=node, events=events, living=self._living)
@@ -152,6 +159,7 @@ class Application:
             volumes=volumes,
             webhooks=webhooks,
             previews=previews,
+            logins=logins,
             supervisor=self._supervisor,
             attachments=Attachments(sandboxes=self._sandboxes, volumes=volumes, node=node),
             code=contexts,
@@ -186,7 +194,7 @@ class Application:
     async def open_store(self) -> None:
         """Bring the database up to date and load what is kept in memory; at the very first start make the admin key."""
         self._store.open()
-        made = await self.services.accounts.open()
+        made = await self.services.accounts.open(secret.kept(self._settings.places.keys / "lent.key"))
         self.first = made is not None
         self.admin_key = _keep_key(self._settings.places, made)
         await self.services.events.open()
@@ -212,7 +220,7 @@ class Application:
         self.services.history.start()
         self._opened = True
 
-    async def open_edge(self, server: tuple[str, int], doors: Sequence[Door] = (*DOORS, DOOR)) -> None:
+    async def open_edge(self, server: tuple[str, int], doors: Sequence[PreviewDoor] = (*DOORS, DOOR)) -> None:
         """Serve previews; from then on requests are answered. `server`: where this application listens. Raises `SetupError` when the chosen port is taken."""
         settings = self._settings
         scheme, _, authority = (settings.edge_url or "").partition("://")
@@ -229,7 +237,24 @@ class Application:
         address = Address(scheme, authority) if authority else secure if settings.tls else plain
         # Our own programs need no TLS on this machine, and do not know its authority.
         self.services.previews.open(key, self._keeper, address, address if authority else plain)
+        await self._open_ssh(server, domains)
         self._ready.set()
+
+    async def _open_ssh(self, server: tuple[str, int], domains: Iterable[str]) -> None:
+        """Let SSH in, where that is wanted and can be."""
+        settings = self._settings
+        if not settings.ssh:
+            self.services.logins.closed("it was turned off (--no-ssh)")
+            return
+        if find_spec("asyncssh") is None:
+            if any(settings.origin[name] != "default" for name in ("ssh", "ssh_port")):
+                raise SetupError("SSH was asked for, and its package is missing", hint="pip install 'corral[ssh]'")
+            self.services.logins.closed("its package is missing (pip install 'corral[ssh]')")
+            return
+        port, fixed = _edge_port(settings, "ssh_port")
+        await self._ssh.open(self._node.holder, Door(settings.host, port, fixed, _http(*server)))
+        host = next(iter(domains)) if settings.edge_url else _reachable_host(settings.host)
+        self.services.logins.open(self._ssh, host)
 
     async def open(self) -> None:
         """Everything in order, but the edge."""
@@ -255,7 +280,8 @@ class Application:
         if terminate:
             await self._sandboxes.stop_all()
         await self._sandboxes.close()
-        await (self._keeper.shutdown(self._node.holder) if terminate and self._opened else self._keeper.close())
+        for keeper in (self._keeper, self._ssh):
+            await (keeper.shutdown(self._node.holder) if terminate and self._opened else keeper.close())
         if self._opened:
             await (self._node.shutdown() if terminate else self._node.close())
         await self._store.close()
@@ -394,11 +420,14 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 def _url(listener: socket.socket) -> str:
-    host, port, *_ = listener.getsockname()
+    return _http(*listener.getsockname()[:2])
+
+
+def _http(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _edge_port(settings: Settings, name: Literal["edge_port", "tls_port"]) -> tuple[int, bool]:
+def _edge_port(settings: Settings, name: Literal["edge_port", "tls_port", "ssh_port"]) -> tuple[int, bool]:
     """The port, and whether it was chosen. Where the API takes any free port it is one server of several, and so does the edge."""
     chosen = settings.origin[name] != "default"
     port: int = getattr(settings, name)
@@ -409,7 +438,11 @@ def _reachable(listener: socket.socket) -> tuple[str, int]:
     """Where processes of this machine reach it."""
     name: tuple[str, int] = listener.getsockname()[:2]
     host, port = name
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
+    return _reachable_host(host), port
+
+
+def _reachable_host(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def _keep_key(places: Places, made: str | None) -> str | None:

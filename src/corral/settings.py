@@ -35,6 +35,8 @@ class Settings(BaseModel):
     edge_url: str | None = Field(
         None, pattern=r"^https?://[^/?#@\s*]+$", description="how the domain is reached from outside, SCHEME://DOMAIN[:PORT], when a proxy with TLS is in front"
     )
+    ssh: bool = Field(default=True, description="let SSH into sandboxes")
+    ssh_port: int = Field(2222, ge=0, le=65_535, description="where; 0: any free one, as when the usual one is taken")
     listen_anywhere: bool = Field(default=False, description="allow an address that other machines can reach, without TLS")
     database: str | None = Field(None, description="URL of the database; default: SQLite in the home")
     terminate: bool = Field(default=False, description="end all sandboxes when the server ends")

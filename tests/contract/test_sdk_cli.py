@@ -228,3 +228,19 @@ def on_terminal(server: Server, words: list[str], typed: bytes) -> tuple[str, in
         pass
     os.close(ours)
     return shown.decode(errors="replace"), os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_services_from_set_to_rm(corral: Corral, box: str) -> None:
+    made = loaded(
+        corral("service", "set", box, "web", "--ready", "file=/tmp/up", "--restart", "never", "--json", "--", "echo serving; touch /tmp/up; exec sleep 1000")
+    )
+    assert made["settings"]["command"].startswith("echo serving")
+    assert made["settings"]["ready"]["file"] == "/tmp/up"
+    while loaded(corral("service", "ls", box, "--json"))[0]["state"] != "ready":
+        pass
+    assert corral("service", "logs", box, "web").stdout == "serving\n"
+    assert corral("service", "stop", box, "web").stdout == "web stopped\n"
+    assert loaded(corral("service", "start", box, "web", "--json"))["state"] != "stopped"
+    assert corral("service", "set", box, "db", "--ready", "nonsense", "--", "true").returncode == 2
+    assert corral("service", "rm", box, "web").returncode == 0
+    assert loaded(corral("service", "ls", box, "--json")) == []

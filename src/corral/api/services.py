@@ -19,6 +19,7 @@ from corral.control.exports import Exports
 from corral.control.history import History
 from corral.control.idempotency import Replays
 from corral.control.images import Images
+from corral.control.logins import Logins
 from corral.control.policies import Policies
 from corral.control.ports import Node, Store
 from corral.control.previews import Previews
@@ -44,6 +45,7 @@ class Services:
     webhooks: Webhooks
     code: Contexts
     previews: Previews
+    logins: Logins
     supervisor: Supervisor
     images: Images
     templates: Templates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,13 +21,16 @@ def key_create(
     *,
     project: Annotated[str, typer.Option(help="Whose.")] = "default",
     role: Annotated[str, typer.Option(metavar="admin|member|reader", help="What it may do.")] = "member",
+    ssh: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A public key of SSH, such as ~/.ssh/id_ed25519.pub: its owner logs in to sandboxes.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Make a key. Its value is shown this once."""
     from corral import Client
 
     with Client() as client:
-        made = client.keys.create(name, project=project, role=role)
+        made = client.keys.create(name, project=project, role=role, public_key=None if ssh is None else ssh.read_text())
     if json:
         show.as_json(made)
     else:

@@ -6,7 +6,28 @@ from typing import Annotated, Any
 
 import typer
 
-from corral.cli import accounts, chaos, code, copy, egress, execute, image, life, look, machine, options, preview, run, secret, serve, snapshot, trust, volume
+from corral.cli import (
+    accounts,
+    chaos,
+    code,
+    copy,
+    egress,
+    execute,
+    image,
+    life,
+    look,
+    machine,
+    options,
+    preview,
+    run,
+    secret,
+    serve,
+    service,
+    snapshot,
+    ssh,
+    trust,
+    volume,
+)
 from corral.version import __version__
 
 app = typer.Typer(
@@ -50,7 +71,9 @@ app.command()(life.extend)
 app.command()(preview.preview)
 app.command("port-forward")(preview.port_forward)
 app.command()(preview.hold)
+app.command(context_settings=options.PASS_ON)(ssh.ssh)
 app.command()(trust.trust)
+app.add_typer(service.service, name="service")
 app.add_typer(snapshot.snapshot, name="snapshot")
 app.add_typer(snapshot.checkpoint, name="checkpoint")
 app.add_typer(volume.volume, name="volume")

@@ -35,6 +35,8 @@ def up(
     edge_url: Annotated[
         str | None, typer.Option(metavar="URL", help="How the domain is reached through a proxy with TLS in front: https://DOMAIN[:PORT].")
     ] = None,
+    ssh: Annotated[bool | None, typer.Option("--ssh/--no-ssh", help="Let SSH into sandboxes [default: yes, where asyncssh is installed].")] = None,
+    ssh_port: Annotated[int | None, typer.Option(help="Where; 0: any free one [default: 2222].")] = None,
     home: Home = None,
     config: Annotated[Path | None, typer.Option(help="Its settings [default: /etc/corral/config.toml, if there].")] = None,
     listen_anywhere: Annotated[bool | None, typer.Option("--listen-anywhere", help="Allow an address that other machines reach, without TLS.")] = None,
@@ -55,7 +57,7 @@ def up(
     from corral.settings import Settings
 
     flags: dict[str, object] = {"host": host, "port": port, "home": home, "listen_anywhere": listen_anywhere, "database": database, "terminate": terminate}
-    flags |= {"tls": tls, "tls_port": tls_port, "edge_port": edge_port, "domain": domain, "edge_url": edge_url}
+    flags |= {"tls": tls, "tls_port": tls_port, "edge_port": edge_port, "domain": domain, "edge_url": edge_url, "ssh": ssh, "ssh_port": ssh_port}
     flags |= {"pool": pool, "starts": starts, "freeze": freeze, "runsc": runsc, "platform": platform, "log_level": log_level, "log_format": log_format}
     settings = Settings.load(flags, environ=os.environ, file=config)
     if detach:
@@ -132,7 +134,11 @@ def _detached(settings: Settings, *, json: bool) -> None:
 
     from corral.errors import SetupError
 
-    given = [f"--{name.replace('_', '-')}" for name, value in _chosen(settings).items() if value is True]
+    given = [
+        f"--{'' if value else 'no-'}{name.replace('_', '-')}"
+        for name, value in _chosen(settings).items()
+        if value is True or (name == "ssh" and value is False)
+    ]
     given += [f"--{name.replace('_', '-')}={value}" for name, value in _chosen(settings).items() if not isinstance(value, bool)]
     log = settings.places.logs / "server.log"
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

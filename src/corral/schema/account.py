@@ -42,6 +42,12 @@ class KeyCreate(Request):
     name: str = Field(min_length=1, max_length=128)
     project: str = "default"
     role: Role = Role.MEMBER
+    public_key: str | None = Field(
+        None,
+        max_length=16_384,
+        pattern=r"^[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( [^\n]*)?\n?$",
+        description="of SSH, as in id_ed25519.pub: whoever has its private half logs in as this key",
+    )
 
 
 class Key(Answer):
@@ -53,6 +59,7 @@ class Key(Answer):
     role: Role
     created_at: datetime
     revoked_at: datetime | None = None
+    public_key: str | None = Field(None, description="of SSH")
 
 
 class NewKey(Key):

@@ -1,4 +1,4 @@
-"""A local address whose connections end at a port inside a sandbox, in a thread of its own: the client with await and the blocking one use the same."""
+"""Connections to a port inside a sandbox (`Route`), and a local address of it, served in a thread of its own: the client with await and the blocking one use the same."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import struct
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
 
 from corral.errors import BY_CODE, CorralError, InternalError, Unavailable
+from corral.schema.preview import Preview
+from corral.sdk.connection import Connection
 from corral.sdk.retry import Lost
 from corral.sdk.websocket import Closed, WebSocket
 
@@ -21,20 +23,128 @@ PROTOCOL = "corral-tcp"
 CONNECT_SECONDS = 30.0
 HEAD = 64 << 10
 PIECE = 256 << 10
+BROKEN = (OSError, TimeoutError, Lost, asyncio.IncompleteReadError, asyncio.LimitOverrunError)
 
 
-class Forward:
-    """Listens from `start` on. `failure` is why the last connection could not be made; those whose connection fails are reset."""
+class Source(Protocol):
+    """What bytes are read from; empty at the end."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], *, host: str, port: int, dial: str | None = None) -> None:
-        """`url`: the tunnel's, ws or wss. `host`, `port`: where to listen, 0 for any free port. `dial`: the address of the URL's host, where names don't tell it."""
+    async def read(self, n: int = ..., /) -> bytes: ...
+
+
+class Sink(Protocol):
+    """What bytes are written to."""
+
+    def write(self, data: bytes, /) -> None: ...
+    def write_eof(self) -> None: ...
+    async def drain(self) -> None: ...
+
+
+class Route:
+    """The way to a port: a tunnel's URL, ws or wss, and the headers that open it."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], *, dial: str | None = None) -> None:
+        """`dial`: the address of the URL's host, where names don't tell it."""
         parts = urlsplit(url)
         self._tls = ssl.create_default_context() if parts.scheme == "wss" else None
         self._name = parts.hostname or ""
         self._at = (dial or self._name, parts.port or (443 if self._tls else 80))
         self._authority = parts.netloc
-        self._path = parts.path
+        self.path = parts.path
         self._headers = headers
+
+    async def connect(self) -> Connected:
+        """One connection. Raises what the edge refuses it with, `Unavailable` when there is none."""
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                reader, writer = await asyncio.open_connection(*self._at, limit=PIECE, ssl=self._tls, server_hostname=self._name if self._tls else None)
+        except (OSError, TimeoutError) as error:
+            raise broken(error) from None
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS * 2):
+                return Connected(await self._open(reader, writer), reader, writer)
+        except BROKEN as error:
+            writer.close()
+            raise broken(error) from None
+        except BaseException:
+            writer.close()
+            raise
+
+    async def _open(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> WebSocket:
+        line = WebSocket()
+        fields = [("Host", self._authority), ("Sec-WebSocket-Protocol", PROTOCOL), *self._headers.items()]
+        fields += [(name.decode(), value.decode()) for name, value in line.handshake()]
+        writer.write("\r\n".join([f"GET {self.path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields), "", ""]).encode())
+        await writer.drain()
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        headers = {name.strip().lower(): value.strip() for name, _, value in (field.partition(":") for field in head[1:]) if name}
+        status = head[0].split(" ")[1] if " " in head[0] else ""
+        if status != "101":
+            length = headers.get("content-length", "")
+            raise _error(status, await reader.readexactly(min(int(length), HEAD)) if length.isdigit() else b"")
+        line.check(headers)
+        return line
+
+
+def route(preview: Preview, connection: Connection) -> Route:
+    """The way to a port, for the key of a connection."""
+    host = urlsplit(preview.tunnel_url).hostname or ""
+    # Names below localhost don't resolve everywhere; the edge is where the server is.
+    dial = urlsplit(connection.url).hostname if host.endswith("localhost") else None
+    return Route(preview.tunnel_url, {"Corral-Key": connection.key} if connection.key else {}, dial=dial)
+
+
+class Connected:
+    """A connection to a port inside."""
+
+    def __init__(self, line: WebSocket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._line, self._reader, self._writer = line, reader, writer
+
+    def close(self) -> None:
+        self._writer.close()
+
+    async def carry(self, source: Source, sink: Sink) -> bool:
+        """Bytes both ways; whether both directions came to their ends. Closes it."""
+        ways = [asyncio.create_task(self._up(source)), asyncio.create_task(self._down(sink))]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_EXCEPTION)
+            return all(way.done() and way.exception() is None for way in ways)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            with suppress(OSError):
+                self._writer.write(self._line.close())
+            self.close()
+
+    async def _up(self, source: Source) -> None:
+        while data := await source.read(PIECE):
+            self._writer.write(self._line.message(data))
+            await self._writer.drain()
+        self._writer.write(self._line.message(b""))
+        await self._writer.drain()
+
+    async def _down(self, sink: Sink) -> None:
+        while data := await self._reader.read(PIECE):
+            for message in self._line.feed(data):
+                if isinstance(message, Closed):
+                    raise Lost(f"the tunnel was closed: {message.reason or message.code}")
+                if not message:
+                    sink.write_eof()
+                    return
+                sink.write(message)
+            if outgoing := self._line.take_outgoing():
+                self._writer.write(outgoing)
+            await sink.drain()
+        raise Lost("the server hung up")
+
+
+class Forward:
+    """Listens from `start` on. `failure` is why the last connection could not be made; those whose connection fails are reset."""
+
+    def __init__(self, route: Route, *, host: str, port: int) -> None:
+        """`host`, `port`: where to listen, 0 for any free port."""
+        self._route = route
         self._bound = (host, port)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -47,7 +157,7 @@ class Forward:
         listener = socket.create_server(self._bound, backlog=1024)
         self.address = listener.getsockname()[:2]
         ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(listener, ready)), name=f"corral tunnel {self._path}", daemon=True)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(listener, ready)), name=f"corral tunnel {self._route.path}", daemon=True)
         self._thread.start()
         ready.wait()
         return self
@@ -80,11 +190,11 @@ class Forward:
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         whole = False
         try:
-            whole = await self._relay(reader, writer)
+            whole = await (await self._route.connect()).carry(reader, writer)
         except CorralError as error:
             self.failure = error
-        except (OSError, TimeoutError, Lost, asyncio.IncompleteReadError) as error:
-            self.failure = Unavailable(f"the tunnel broke: {error or type(error).__name__}", hint="is the server there? `corral doctor` tells")
+        except BROKEN as error:
+            self.failure = broken(error)
         finally:
             if not whole:
                 # A reset, so that nobody takes what has come for the whole.
@@ -94,63 +204,9 @@ class Forward:
             else:
                 writer.close()
 
-    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Whether both directions came to their ends."""
-        async with asyncio.timeout(CONNECT_SECONDS):
-            far_reader, far_writer = await asyncio.open_connection(*self._at, limit=PIECE, ssl=self._tls, server_hostname=self._name if self._tls else None)
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS * 2):
-                line = await self._open(far_reader, far_writer)
-            ways = [asyncio.create_task(_up(line, reader, far_writer)), asyncio.create_task(_down(line, far_reader, far_writer, writer))]
-            try:
-                await asyncio.wait(ways, return_when=asyncio.FIRST_EXCEPTION)
-                return all(way.done() and way.exception() is None for way in ways)
-            finally:
-                for way in ways:
-                    way.cancel()
-                await asyncio.gather(*ways, return_exceptions=True)
-                with suppress(OSError):
-                    far_writer.write(line.close())
-        finally:
-            far_writer.close()
 
-    async def _open(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> WebSocket:
-        line = WebSocket()
-        fields = [("Host", self._authority), ("Sec-WebSocket-Protocol", PROTOCOL), *self._headers.items()]
-        fields += [(name.decode(), value.decode()) for name, value in line.handshake()]
-        writer.write("\r\n".join([f"GET {self._path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields), "", ""]).encode())
-        await writer.drain()
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        headers = {name.strip().lower(): value.strip() for name, _, value in (field.partition(":") for field in head[1:]) if name}
-        status = head[0].split(" ")[1] if " " in head[0] else ""
-        if status != "101":
-            length = headers.get("content-length", "")
-            raise _error(status, await reader.readexactly(min(int(length), HEAD)) if length.isdigit() else b"")
-        line.check(headers)
-        return line
-
-
-async def _up(line: WebSocket, reader: asyncio.StreamReader, far: asyncio.StreamWriter) -> None:
-    while data := await reader.read(PIECE):
-        far.write(line.message(data))
-        await far.drain()
-    far.write(line.message(b""))
-    await far.drain()
-
-
-async def _down(line: WebSocket, far: asyncio.StreamReader, far_writer: asyncio.StreamWriter, writer: asyncio.StreamWriter) -> None:
-    while data := await far.read(PIECE):
-        for message in line.feed(data):
-            if isinstance(message, Closed):
-                raise Lost(f"the tunnel was closed: {message.reason or message.code}")
-            if not message:
-                writer.write_eof()
-                return
-            writer.write(message)
-        if outgoing := line.take_outgoing():
-            far_writer.write(outgoing)
-        await writer.drain()
-    raise Lost("the server hung up")
+def broken(error: BaseException) -> Unavailable:
+    return Unavailable(f"the tunnel broke: {str(error) or type(error).__name__}", hint="is the server there? `corral doctor` tells")
 
 
 def _error(status: str, body: bytes) -> CorralError:

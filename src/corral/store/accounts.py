@@ -44,7 +44,7 @@ class AccountRows:
 
     async def add_key(self, key: Key, digest: str) -> None:
         row = {"id": key.id, "name": key.name, "project": key.project, "role": key.role, "digest": digest, "created_at": key.created_at.timestamp()}
-        await self._database.run(insert(keys), row)
+        await self._database.run(insert(keys), {**row, "public_key": key.public_key})
 
     async def revoke_key(self, id: str, at: datetime) -> None:
         await self._database.run(update(keys).where(keys.c.id == id).values(revoked_at=at.timestamp()))
@@ -62,4 +62,6 @@ def _project(row: Row[Any]) -> Project:
 
 
 def _key(row: Row[Any]) -> Key:
-    return Key(id=row.id, name=row.name, project=row.project, role=Role(row.role), created_at=datetime.fromtimestamp(row.created_at, UTC))
+    return Key(
+        id=row.id, name=row.name, project=row.project, role=Role(row.role), created_at=datetime.fromtimestamp(row.created_at, UTC), public_key=row.public_key
+    )

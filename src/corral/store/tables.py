@@ -158,6 +158,7 @@ keys = Table(
     Column("digest", String(64), nullable=False, unique=True, comment="SHA-256 of the key, in hexadecimal digits: the key itself is nowhere"),
     Column("created_at", Double, nullable=False),
     Column("revoked_at", Double),
+    Column("public_key", Text, comment="of SSH, without its comment"),
 )
 
 idempotency = Table(

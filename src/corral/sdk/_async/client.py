@@ -226,9 +226,9 @@ class KeyList:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    async def create(self, name: str, *, project: str = "default", role: Role | str = Role.MEMBER) -> NewKey:
-        """A new key; its `value` is shown this once."""
-        request = faults.build(KeyCreate, name=name, project=project, role=role)
+    async def create(self, name: str, *, project: str = "default", role: Role | str = Role.MEMBER, public_key: str | None = None) -> NewKey:
+        """A new key; its `value` is shown this once. `public_key`: of SSH (the line in id_ed25519.pub); who has its private half logs in as this key."""
+        request = faults.build(KeyCreate, name=name, project=project, role=role, public_key=public_key)
         return faults.decode(NewKey, await self._transport.call("POST", "/v1/keys", body=faults.encode(request), key=faults.new_key()))
 
     async def list(self) -> list[Key]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from typing import Self
-from urllib.parse import urlsplit
 
 from corral.errors import CorralError
 from corral.schema.preview import Link, LinkCreate, PreviewChange
 from corral.schema.preview import Preview as PreviewInfo
 from corral.sdk import faults
 from corral.sdk._async.transport import Transport
-from corral.sdk.forward import Forward
+from corral.sdk.forward import Forward, route
 
 
 class Preview:
@@ -73,12 +72,7 @@ class Tunnel:
     async def open(self) -> Self:
         """Begin to listen. Raises `OSError` when the local port is taken."""
         info = faults.decode(PreviewInfo, await self._transport.call("GET", self._path))
-        connection = self._transport.connection
-        headers = {"Authorization": f"Bearer {connection.key}"} if connection.key else {}
-        host = urlsplit(info.tunnel_url).hostname or ""
-        # Names below localhost don't resolve everywhere; the edge is where the server is.
-        dial = urlsplit(connection.url).hostname if host.endswith("localhost") else None
-        forward = Forward(info.tunnel_url, headers, host=self._local[0], port=self._local[1], dial=dial)
+        forward = Forward(route(info, self._transport.connection), host=self._local[0], port=self._local[1])
         self._forward = await asyncio.to_thread(forward.start)
         return self
 

@@ -21,6 +21,7 @@ from corral.schema.sandbox import Reason, SandboxCreate, SandboxExtend, SandboxP
 from corral.schema.sandbox import Sandbox as SandboxInfo
 from corral.schema.snapshot import CheckpointCreate, Checkpoints, Diff, Merge, MergeRequest, Rewind, SnapshotCreate
 from corral.schema.snapshot import Snapshot as SnapshotInfo
+from corral.schema.ssh import SshAccess
 from corral.schema.volume import VolumeAttach
 from corral.sdk import faults
 from corral.sdk._sync import event
@@ -454,6 +455,10 @@ class Sandbox:
         """What opens every port, as the header `Corral-Token`. `rotate`: another one; links and cookies made with the old one end."""
         method, path = ("POST", "/preview-token/rotate") if rotate else ("GET", "/preview-token")
         return faults.decode(PreviewToken, self._transport.call(method, self._path + path)).token
+
+    def ssh(self) -> SshAccess:
+        """How to log in by SSH: `ssh -p PORT USER@HOST` with the token as the password, good for one login. `corral ssh` does that."""
+        return faults.decode(SshAccess, self._transport.call("POST", self._path + "/ssh"))
 
     def hold(self, seconds: float, reason: str = "") -> None:
         """Keep it awake for so long from now, as if it were used; 0 ends an earlier hold."""
