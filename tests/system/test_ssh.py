@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import threading
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -249,8 +250,8 @@ def test_ports_of_the_sandbox_are_forwarded_and_nothing_else(here: Here) -> None
 
 def test_who_may_come_in(here: Here, client: Client, server: Server) -> None:
     reader = client.keys.create("reader", role=Role.READER)
-    client.projects.create("elsewhere")
-    stranger = client.keys.create("stranger", project="elsewhere")
+    elsewhere = client.projects.create(f"p-{uuid.uuid4().hex[:12]}").name
+    stranger = client.keys.create("stranger", project=elsewhere)
     member = client.keys.create("member")
     with client.sandboxes.create("tiny", name="other-box") as other:
         token = here.box.ssh().token
@@ -275,7 +276,7 @@ def test_who_may_come_in(here: Here, client: Client, server: Server) -> None:
         if key.public_key is not None or key.id in (reader.id, stranger.id, member.id):
             client.keys.delete(key.id)
     assert here.ssh("echo in").returncode == 255, "a revoked key opens nothing"
-    client.projects.delete("elsewhere")
+    client.projects.delete(elsewhere)
     logins = [event.actor for event in here.box.events(kind="ssh.login")]
     assert member.id in logins
 

@@ -248,7 +248,8 @@ class Image:
         )
         for _ in range(_TRIES):
             build = await self._ask(client, request, uploads)
-            if build.state is BuildState.RUNNING:
+            # One that has ended already may have said something, too.
+            if build.state is BuildState.RUNNING or on_log is not None:
                 try:
                     build = await _follow(client, build.id, on_log)
                 except NotFound:  # the server was started anew; what was done is kept
