@@ -1,4 +1,4 @@
-"""A sandbox: create it, find it, run things in it, end it."""
+"""A sandbox: create it, find it, run things in it, end it. Long since whatever can be asked of one is a method here, with what users must know of it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Generated from sdk/_async/sandbox.py by scripts/async_to_sync.py: edit that, not this.
-"""A sandbox: create it, find it, run things in it, end it."""
+"""A sandbox: create it, find it, run things in it, end it. Long since whatever can be asked of one is a method here, with what users must know of it."""
 
 from __future__ import annotations
 
