@@ -4,6 +4,8 @@ open      places → runsc → control groups → holder, network → adopt what
 claim     take a member → limits → wake → egress policy → record → disk → root
 restore   take a prepared member → the same → volumes → memory → limits of processor time
 end       kill → unmount root → detach disk → destroy the member → record → slot given back
+
+It is long since all of these orders are here, and nothing else.
 """
 
 from __future__ import annotations

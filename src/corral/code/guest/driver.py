@@ -2,6 +2,7 @@
 
 Orders come as JSON lines on standard input, what happens goes as JSON lines to standard output (`corral.code.lines` reads them). The first line of the
 input is an object that holds this very text and that of the Python kernel's program. Executions are done one after another, in the order they came.
+One long file, since it is sent as one text.
 """
 
 # pyright: basic, reportMissingImports=false, reportOptionalMemberAccess=false, reportUndefinedVariable=false, reportOptionalOperand=false
