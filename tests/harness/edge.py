@@ -142,6 +142,10 @@ class Bench:
         self._opened[guest.interface] = changes
         return tenant
 
+    def pinned(self) -> set[tuple[str, bytes]]:
+        """What is open because a name points there: sets and keys."""
+        return {(name, element.key) for name in (elements.PIN, elements.PIN_ANY, elements.PIN_RANGE) for element, _ in self._table.elements(name)}
+
     async def reset(self) -> None:
         """As if nobody had ever been in the slots."""
         for changes in self._opened.values():

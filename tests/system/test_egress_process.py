@@ -321,6 +321,27 @@ async def test_kernel_pins_open_other_ports_of_a_name(bench: Bench) -> None:
         await guest.run(echo, 7)
 
 
+async def test_pins_end_with_their_sandbox(bench: Bench) -> None:
+    """Of all its policies, and of no other sandbox's."""
+    first, second = bench.guests[:2]
+    for guest in (second, first):
+        await bench.admit(guest, {"rules": [{"to": ["api.example.com"], "ports": [7], "protocol": "tcp"}]})
+        assert (await guest.run(lookup, "api.example.com"))[1] == [WEB]
+    both = bench.pinned()
+    assert len(both) == 2
+    latest = await bench.admit(first, {"rules": [{"to": ["api.example.com"], "ports": [7, "20-30"]}, {"to": ["good.example.com"]}]})
+    assert (await first.run(lookup, "good.example.com"))[0] == 0
+    await bench.client.settled()
+    assert len(bench.pinned()) > 4
+    assert bench.pinned() > both
+    await bench.client.drop(latest.generation)
+    await bench.client.settled()
+    assert len(bench.pinned()) == 1
+    assert bench.pinned() < both
+    assert await second.run(lambda: raw(b"hello", port=7)) == b"hello"
+    assert bench.errors() == ""
+
+
 async def test_requests_on_one_connection_are_judged_one_by_one(bench: Bench) -> None:
     guest = bench.guests[0]
     await bench.admit(guest, {"rules": [{"to": ["api.example.com", "good.example.com"]}]})

@@ -18,7 +18,7 @@ import struct
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corral.errors import CorralError
 from corral.net.asking import Asking
@@ -35,6 +35,9 @@ from corral.net.tenant import Tenant
 from corral.net.upstream import Server, Upstream, servers_of_machine
 from corral.net.visit import Services
 
+if TYPE_CHECKING:
+    from corral.net.pins import Pins
+
 DESCRIPTORS = 1 << 20
 
 
@@ -47,7 +50,7 @@ class Edge:
         """By the slot's address."""
         self._latest: dict[str, int] = {}
         """The latest generation at each address."""
-        self._pins: Callable[..., None] | None = None
+        self._pins: Pins | None = None
         self.stopped = asyncio.Event()
         self._log = FlowLog(self._send_flows)
         self._asking = Asking(self._send_approval)
@@ -70,7 +73,7 @@ class Edge:
         if self._pins is None:
             return
         try:
-            self._pins(generation, ports, addresses, seconds)
+            self._pins.open(generation, ports, addresses, seconds)
         except OSError as error:
             # Fail closed: without its pin the kernel refuses the connection.
             complain("pins could not be set", error)
@@ -188,6 +191,12 @@ class Edge:
     def _leave(self, occupant: Occupant) -> None:
         self._asking.forget(occupant)
         occupant.leave()
+        if self._pins is not None:
+            try:
+                self._pins.close(occupant.generations)
+            except OSError as error:
+                # They end by themselves, and nobody has their generation any more.
+                complain("pins could not be taken back", error)
 
     def _take_over(self, fds: dict[str, int], table: str, log_group: int) -> None:
         """Sockets made inside the switch, ours from now on."""
@@ -196,7 +205,7 @@ class Edge:
 
         given = {name: socket.socket(fileno=fd) for name, fd in fds.items()}
         tables = Tables(given["nft"], table)
-        self._pins = Pins(tables).open
+        self._pins = Pins(tables)
         self._resolver.listen(given["dns"], given["dns_stream"])
         self._proxy.listen(given["proxy"])
         if "conntrack" in given and "nflog" in given:

@@ -61,6 +61,8 @@ class Occupant:
     def __init__(self, tenant: Tenant, *, after: int = 0) -> None:
         """`after`: the last generation of an earlier sandbox in the slot, as far as it is known."""
         self.tenant: Tenant = tenant
+        self.generations = {tenant.generation}
+        """Of all its policies."""
         self._after = after
         self.left = False
         """Whether the sandbox has gone: nothing is told to its address any more."""
@@ -111,6 +113,7 @@ class Occupant:
         if tenant.policy != self.tenant.policy:
             self.compiled = policy.compile(tenant.policy)
         self.tenant = tenant
+        self.generations.add(tenant.generation)
         self._take(tenant)
         self._know(tenant)
         for held in list(self.connections):
