@@ -82,6 +82,7 @@ def shared() -> Places:
 def home(shared: Places) -> Iterator[Path]:
     """A home for this run, with the shared images, and the runsc that is to be tested first on PATH. It must be all gone at the end."""
     from corral import images
+    from corral.node import programs
 
     homes.sweep_killed(shared)
     path = homes.make("server")
@@ -93,7 +94,7 @@ def home(shared: Places) -> Iterator[Path]:
     if chosen := os.environ.get("CORRAL_TEST_RUNSC"):
         os.environ["PATH"] = f"{Path(chosen).parent}:{os.environ['PATH']}"
     else:
-        places.engines.symlink_to(shared.engines)
+        programs.share(places, shared)
     yield path
     left = leaks.of_ended_home(places)
     shutil.rmtree(path)

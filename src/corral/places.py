@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 
@@ -24,12 +25,12 @@ class Places:
 
     home: Path
 
-    @property
+    @cached_property
     def tag(self) -> str:
         """`corral-<8 hex digits of the home's hash>`: every cgroup, namespace, veth, nft table and mount of this installation carries it."""
         return "corral-" + hashlib.sha256(os.fsencode(self.home.absolute())).hexdigest()[:8]
 
-    @property
+    @cached_property
     def run(self) -> Path:
         return Path("/run") / self.tag
 

@@ -159,6 +159,18 @@ async def test_a_waiting_member_that_dies_is_replaced(home: EngineHome) -> None:
     await home.remove(box)
 
 
+async def test_members_that_wait_use_no_processor(home: EngineHome) -> None:
+    """Those for new sandboxes and those for memories that come back: gVisor 20240729 polls even in a sentry that has not started."""
+    parts = home.engine._open
+    await parts.pool.filled()
+    await parts.prepared.filled()
+    waiting = [*parts.pool.waiting(), *parts.prepared.waiting()]
+    assert len(waiting) == 3
+    before = sum(member.group.cpu_seconds() for member in waiting)
+    await asyncio.sleep(2)
+    assert sum(member.group.cpu_seconds() for member in waiting) - before < 0.02
+
+
 async def test_a_sandbox_is_confined_on_the_host(home: EngineHome) -> None:
     """What holds on the host when the sandbox kernel itself has been taken over."""
     box = await home.claim()

@@ -280,6 +280,21 @@ async def test_five_hundred_slots_leave_nothing(network: Network, internet: Inte
     assert network._switch.tables.elements(elements.SLOT) == []
 
 
+async def test_changes_of_which_one_fails_are_none(network: Network) -> None:
+    """Only the last of a batch is acknowledged: what fails before it must be told nevertheless."""
+    switch = network._switch
+    assert switch is not None
+    made, missing = elements.meters("sbnone1"), elements.undo(elements.meters("sbnone2"))
+    for batch in ([*made, *missing, *made], [*missing, *made], [*made, *missing]):
+        with pytest.raises(OSError) as caught:
+            switch.tables.apply(batch)
+        assert caught.value.errno == errno.ENOENT
+        with pytest.raises(OSError):
+            switch.tables.apply(elements.undo(made))
+    switch.tables.apply(made)
+    switch.tables.apply(elements.undo(made))
+
+
 async def test_a_later_server_removes_what_an_earlier_one_left_of_sandboxes_that_are_gone(network: Network, internet: Internet) -> None:
     gone, kept = [await open_slot(network, {"default": "public", "budget": {"connections": connections}}) for connections in (3, 4)]
     for slot in (gone, kept):

@@ -65,6 +65,33 @@ def test_limits_are_written_as_version_two_wants_them(unified: Hierarchies) -> N
     }
 
 
+def test_only_what_changes_is_written_again(unified: Hierarchies) -> None:
+    assert unified.v2 is not None
+    files = unified.v2 / "tag" / "one"
+    _files(files)
+    group = Group(unified, "tag/one")
+    group.limit(Limits(memory=64, pids=100, cpu=1.5))
+    for path in files.iterdir():
+        path.write_text("untouched")
+    group.limit(Limits(memory=64, pids=200, cpu=1.5))
+    assert {path.name for path in files.iterdir() if path.read_text() != "untouched"} == {"pids.max"}
+
+
+def test_limits_that_could_not_be_set_are_set_again(unified: Hierarchies) -> None:
+    assert unified.v2 is not None
+    files = unified.v2 / "tag" / "one"
+    _files(files)
+    group = Group(unified, "tag/one")
+    group.limit(Limits(memory=64, pids=100))
+    (files / "pids.max").unlink()
+    with pytest.raises(FileNotFoundError):
+        group.limit(Limits(memory=32, pids=200))
+    (files / "pids.max").touch()
+    (files / "memory.max").write_text("")
+    group.limit(Limits(memory=32, pids=200))
+    assert ((files / "memory.max").read_text(), (files / "pids.max").read_text()) == (str(32 << 20), "200")
+
+
 def test_use_and_kills_are_read_as_version_two_shows_them(unified: Hierarchies) -> None:
     assert unified.v2 is not None
     _files(

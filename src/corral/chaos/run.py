@@ -27,6 +27,7 @@ from corral.chaos.stores import Stores
 from corral.chaos.tally import Tally
 from corral.chaos.victim import Victim
 from corral.errors import SetupError
+from corral.node import programs
 from corral.places import Places
 
 HOMES = "corral-chaos-"
@@ -144,8 +145,7 @@ def _home(shared: Places) -> Places:
     directory = Path(os.environ.get("TMPDIR", "/var/tmp"))  # noqa: S108 - not /tmp, which may be in memory; the name below is made by mkdtemp
     places = Places(Path(tempfile.mkdtemp(prefix=f"{HOMES}{os.getpid()}-", dir=directory)))
     images.share(places, shared, IMAGES)
-    if shared.engines.is_dir():
-        places.engines.symlink_to(shared.engines)
+    programs.share(places, shared)
     return places
 
 

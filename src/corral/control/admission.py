@@ -119,7 +119,7 @@ class Gate:
             for waiter in [waiter for queue in self._queues.values() for waiter in queue]:
                 _refuse(waiter, "the server is leaving")
             return
-        while self._starting < self._places and (found := self._next()) is not None:
+        while self._queues and self._starting < self._places and (found := self._next()) is not None:
             project, waiter = found
             self._queues[project].remove(waiter)
             self._queues.move_to_end(project)

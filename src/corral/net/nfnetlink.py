@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from corral.net import conntrack
@@ -114,10 +114,14 @@ class Tables:
         self.transact(messages)
 
     def transact(self, messages: Sequence[Message]) -> None:
-        """Messages about this family of tables, made by `message`: all of them at one instant, or (`OSError`) none."""
+        """Messages about this family of tables, made by `message`: all of them at one instant, or (`OSError`) none.
+
+        Only the last is acknowledged: what fails is told in any case, and before it, since the kernel answers when it is through with a batch, in order.
+        """
         if messages:
             begin, end = (_message(kind, 0, b"", flags=0, resource=_TABLES) for kind in (_BATCH_BEGIN, _BATCH_END))
-            self._netlink.request([begin, *messages, end])
+            unacknowledged = [replace(message, flags=message.flags & ~ACK) for message in messages[:-1]]
+            self._netlink.request([begin, *unacknowledged, messages[-1], end])
 
     def sets(self) -> list[str]:
         """The names of the table's sets and maps, without those that stand in a rule."""

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -53,7 +54,7 @@ class Hierarchies:
     v2: Path | None
     v2_controllers: frozenset[Controller]
 
-    @property
+    @cached_property
     def roots(self) -> list[Path]:
         """Each hierarchy once (version 1 often mounts cpu and cpuacct together)."""
         roots = {path.resolve(): None for path in self.v1.values()}
@@ -95,12 +96,13 @@ def find_hierarchies() -> Hierarchies:
 
 
 class Group:
-    """One control group in all hierarchies. Knows its files; keeps no state."""
+    """One control group in all hierarchies. Knows its files, and the limits it was last given here."""
 
     def __init__(self, hierarchies: Hierarchies, name: str) -> None:
         self._v1 = {controller: path / name for controller, path in hierarchies.v1.items()}
         self._v2 = hierarchies.v2 / name if hierarchies.v2 is not None else None
         self._directories = [root / name for root in hierarchies.roots]
+        self._limits: Limits | None = None
 
     @property
     def procs(self) -> list[Path]:
@@ -136,8 +138,34 @@ class Group:
         return pids
 
     def limit(self, limits: Limits) -> None:
-        """Set all limits. Lowering memory below what is in use makes the kernel reclaim and, failing that, kill."""
-        memory = limits.memory * MIB
+        """Set all limits; what was set here before is not written again. Lowering memory below what is in use makes the kernel reclaim and, failing that, kill."""
+        before, self._limits = self._limits, None
+        if before is None or before.memory != limits.memory:
+            self._limit_memory(limits.memory * MIB)
+        if before is None or before.cpu != limits.cpu:
+            self._limit_cpu(-1 if limits.cpu is None else max(1000, math.ceil(limits.cpu * PERIOD)))
+        if before is None or before.weight != limits.weight:
+            self.weigh(limits.weight)
+        if (before is None or before.pids != limits.pids) and (directory := self._v1.get("pids") or self._v2):
+            _write(directory / "pids.max", limits.pids)
+        self._limits = limits
+
+    def weigh(self, weight: int) -> None:
+        """Its share beside groups and processes of the same level when processors are short, 100 the usual."""
+        if directory := self._v1.get("cpu"):
+            _write(directory / "cpu.shares", max(2, weight * 1024 // 100))
+        elif self._v2:
+            _write(self._v2 / "cpu.weight", weight)
+
+    def _limit_cpu(self, quota: int) -> None:
+        if directory := self._v1.get("cpu"):
+            _write(directory / "cpu.cfs_quota_us", quota)
+            _allow_burst(directory / "cpu.cfs_burst_us", quota)
+        elif self._v2:
+            _write(self._v2 / "cpu.max", f"{'max' if quota < 0 else quota} {PERIOD}")
+            _allow_burst(self._v2 / "cpu.max.burst", quota)
+
+    def _limit_memory(self, memory: int) -> None:
         if directory := self._v1.get("memory"):
             self._set_v1_memory(directory, memory)
         elif self._v2:
@@ -146,25 +174,6 @@ class Group:
                 # Missing in kernels without swap accounting, or older than 4.19.
                 with contextlib.suppress(FileNotFoundError):
                     _write(self._v2 / name, value)
-        quota = -1 if limits.cpu is None else max(1000, math.ceil(limits.cpu * PERIOD))
-        if directory := self._v1.get("cpu"):
-            _write(directory / "cpu.cfs_quota_us", quota)
-            _allow_burst(directory / "cpu.cfs_burst_us", quota)
-        elif self._v2:
-            _write(self._v2 / "cpu.max", f"{'max' if quota < 0 else quota} {PERIOD}")
-            _allow_burst(self._v2 / "cpu.max.burst", quota)
-        self.weigh(limits.weight)
-        if directory := self._v1.get("pids"):
-            _write(directory / "pids.max", limits.pids)
-        elif self._v2:
-            _write(self._v2 / "pids.max", limits.pids)
-
-    def weigh(self, weight: int) -> None:
-        """Its share beside groups and processes of the same level when processors are short, 100 the usual."""
-        if directory := self._v1.get("cpu"):
-            _write(directory / "cpu.shares", max(2, weight * 1024 // 100))
-        elif self._v2:
-            _write(self._v2 / "cpu.weight", weight)
 
     @staticmethod
     def _set_v1_memory(directory: Path, memory: int) -> None:
@@ -197,7 +206,7 @@ class Group:
     def cpu_seconds(self) -> float:
         """Processor time used since it was created."""
         if directory := self._v1.get("cpuacct"):
-            return int((directory / "cpuacct.usage").read_text()) / 1e9
+            return int(_read(directory / "cpuacct.usage")) / 1e9
         assert self._v2 is not None
         return _fields(self._v2 / "cpu.stat").get("usage_usec", 0) / 1e6
 
@@ -270,6 +279,15 @@ def _write(path: Path, value: int | str) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, str(value).encode())
+    finally:
+        os.close(fd)
+
+
+def _read(path: Path) -> bytes:
+    """A short control file, in half the system calls of `Path.read_bytes`."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 4096)
     finally:
         os.close(fd)
 

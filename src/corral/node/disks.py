@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import time
 from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,10 @@ from corral.places import Places
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
+_CALM = 0.3
+"""Seconds after an attach in which no disk is prepared: a new sandbox's first command is worth more than the stock …"""
+_RESERVE = 8
+"""… unless less than this part of it is left (as for members: pool.py)."""
 _TRIM_EVERY = 60.0
 _TRIM_FROM = 64 << 20
 
@@ -63,6 +68,7 @@ class PoolDisks:
         self._slow = ThreadPoolExecutor(4, thread_name_prefix="disk")
         self._idle = ThreadPoolExecutor(1, thread_name_prefix="disk-idle", initializer=_be_nice)
         self._background: list[asyncio.Task[None]] = []
+        self._attached_at = -_CALM
         self._wanted = asyncio.Event()
         self._closing = asyncio.Event()
 
@@ -103,6 +109,7 @@ class PoolDisks:
             else:
                 await self._in(self._slow, lambda: self._attach(id, mib, seed))
             self._attached.add(id)
+            self._attached_at = time.monotonic()
             self._wanted.set()
             return self._mounted_at(id)
 
@@ -339,6 +346,10 @@ class PoolDisks:
             self._wanted.clear()
             try:
                 while len(self._stock) < self._stock_size and not self._closing.is_set():
+                    calm_in = self._attached_at + _CALM - time.monotonic()
+                    if calm_in > 0 and _RESERVE * len(self._stock) >= self._stock_size:
+                        await self._unless_closing(calm_in)
+                        continue
                     name = "stock-" + new_id("vo")[3:]
                     await self._in(self._idle, lambda name=name: self._prepare(name))
                     self._stock.append(name)
@@ -351,11 +362,17 @@ class PoolDisks:
     async def _trim_now_and_then(self) -> None:
         """Deleted files stay allocated in an image until it is trimmed. Mounting with `discard` would do it at once and cost every unlink 60 µs."""
         while not self._closing.is_set():
-            try:
-                await asyncio.wait_for(self._closing.wait(), _TRIM_EVERY)
-            except TimeoutError:
+            if not await self._unless_closing(_TRIM_EVERY):
                 for name in list(self._attached):
                     await self._in(self._idle, lambda name=name: self._trim(name))
+
+    async def _unless_closing(self, seconds: float) -> bool:
+        """Let so many seconds pass, or end early and return True."""
+        try:
+            await asyncio.wait_for(self._closing.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
 
     def _trim(self, name: str) -> None:
         try:

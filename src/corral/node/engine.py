@@ -130,7 +130,7 @@ class RunscEngine:
         await self.network.sweep()
         size = settings.pool
         pool = Pool(members.make, members.destroy, self._holder, size=size, sleep=found.burns_when_idle)
-        prepared = Pool(members.prepare, members.destroy, self._holder, size=min(PREPARED, size // 2), sleep=False)
+        prepared = Pool(members.prepare, members.destroy, self._holder, size=min(PREPARED, size // 2), sleep=found.burns_when_idle)
         # The first member is the self-test of the whole way.
         first = await members.make(background=False, check=True)
         if size:

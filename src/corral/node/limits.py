@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from corral.node.cgroup import Limits
 from corral.node.interface import BoxSpec
+from corral.schema.sandbox import SandboxCreate
 
 SENTRY_MEMORY = 64
 """MiB on top of a sandbox's memory for its sentry, gofer and page tables (measured: 25 idle) …"""
@@ -17,8 +18,17 @@ TASKS_PER_PROCESS = 4
 
 def limits(spec: BoxSpec) -> Limits:
     """The host's limits for a box: its own, and what its sentry needs on top."""
+    return _limits(memory=spec.memory, pids=spec.pids, cpu=spec.cpu)
+
+
+def usual() -> Limits:
+    """Those of a sandbox of which nobody said how large it is: a waiting member has them, so that most claims need change nothing."""
+    return _limits(**{name: SandboxCreate.model_fields[name].default for name in ("memory", "pids", "cpu")})
+
+
+def _limits(*, memory: int, pids: int, cpu: float) -> Limits:
     return Limits(
-        memory=spec.memory + max(SENTRY_MEMORY, spec.memory // SENTRY_MEMORY_SHARE),
-        pids=SENTRY_TASKS + TASKS_PER_PROCESS * spec.pids,
-        cpu=spec.cpu,
+        memory=memory + max(SENTRY_MEMORY, memory // SENTRY_MEMORY_SHARE),
+        pids=SENTRY_TASKS + TASKS_PER_PROCESS * pids,
+        cpu=cpu,
     )

@@ -209,7 +209,7 @@ class Link:
     def ack(self, channel: int, stream: int, offset: int, window: int) -> None:
         """Acknowledge a stream. Of acks that the agent does not read only the newest is kept.
 
-        Those of a batch of frames are sent behind it: a short process has ended by then, and closing its channel says as much in one packet.
+        Those of a batch of frames are sent when who waits for what is in it has been served: a short process has ended by then, and closing its channel says as much in one packet.
         """
         if self.error is None:
             self._acks[channel, stream] = wire.ack(channel, stream, offset, window)
@@ -295,7 +295,7 @@ class Link:
         finally:
             self._reading = False
         if self._acks and not self._blocked:
-            self._flush()
+            self._loop.call_soon(self._flush)
 
     def _take_batch(self) -> None:
         buffer = self._buffer

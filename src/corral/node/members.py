@@ -24,6 +24,7 @@ from corral.errors import CorralError, InternalError, PlatformError
 from corral.node import hello, mounts, runsc, sentry, urpc
 from corral.node.cgroup import Group, Groups, Limits
 from corral.node.holder_client import HolderClient, HolderLost, Spawn
+from corral.node.limits import usual
 from corral.node.member import MemberPlaces
 from corral.node.memory import Needs
 from corral.node.netns import made
@@ -119,7 +120,10 @@ class Members:
             if background:
                 await hello.warm(socket, timeout=HELLO_TIMEOUT)
 
-        return await self._make(self.programs.needs, background=background, start=start)
+        member = await self._make(self.programs.needs, background=background, start=start)
+        if background:
+            member.group.limit(usual())
+        return member
 
     async def prepare(self, *, background: bool, needs: Needs | None = None) -> Member:
         """A new member that nothing runs in, for a memory to be restored into; of another runsc and agent than usual, if that memory needs them.

@@ -123,7 +123,8 @@ class Node:
         self._warm = WarmSnapshots(places, self._engine, self.snapshots, memories, moments)
         self._differences = Differences(places, self._disks, self.snapshots)
         self._running: dict[str, Running] = {}
-        self._crowd = Crowd(os.cpu_count() or 1)
+        self._cores = os.cpu_count() or 1
+        self._crowd = Crowd(self._cores)
         self._books: dict[str, ProcessBook] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._hooks = Hooks(on_event=lambda _id, _kind, _data: None, on_garbage=self._garbage, on_silence=self._silent)
@@ -293,7 +294,7 @@ class Node:
             claim = running.guest.claim(
                 hostname=spec.hostname,
                 memory=spec.memory,
-                cpus=min(math.ceil(spec.cpu), os.cpu_count() or 1),
+                cpus=min(math.ceil(spec.cpu), self._cores),
                 pids=spec.pids,
                 tmp=0 if spec.tmp_on_disk else max(16, spec.memory // 2),
                 sudo=spec.sudo,

@@ -94,6 +94,13 @@ class Programs:
         return self._engines / re.sub(r"[^A-Za-z0-9.-]", "_", version)
 
 
+def share(places: Places, other: Places) -> None:
+    """Let an installation use the engines of another by links of its own: what it keeps itself must not be put among those."""
+    places.engines.mkdir()
+    for engine in other.engines.glob("*"):
+        (places.engines / engine.name).symlink_to(engine)
+
+
 def _copy(source: Path, target: Path) -> None:
     aside = target.with_name(f".new-{target.name}")
     shutil.copyfile(source, aside)

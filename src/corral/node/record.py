@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,12 @@ def write(directory: Path, record: Record) -> None:
     """Whole or not at all, by renaming. No fsync: it lives as long as the machine's memory."""
     target = directory / f"{record.spec.id}.json"
     fresh = directory / f".{record.spec.id}.new"
-    document = asdict(record)
+    spec, image = dict(vars(record.spec)), dict(vars(record.spec.image))
     # Values of secrets. The guest knows them by now, and a later server has no use for them.
-    del document["spec"]["exposed"]
+    del spec["exposed"]
     # Of no use for what runs.
-    del document["spec"]["image"]["warm"]
-    fresh.write_text(json.dumps(document, default=_plain))
+    del image["warm"]
+    fresh.write_text(json.dumps({**vars(record), "spec": {**spec, "image": image}}, default=_plain))
     fresh.rename(target)
 
 
@@ -124,4 +124,6 @@ def _plain(value: object) -> object:
         return str(value)
     if isinstance(value, EgressPolicy):
         return value.model_dump(mode="json", exclude_defaults=True)
+    if isinstance(value, (Identity, Needs, VolumeUse)):
+        return vars(value)
     raise TypeError(f"{type(value).__name__} has no place in a record")
