@@ -136,6 +136,7 @@ class Application:
         snapshots = Snapshots(rows=self._store.snapshots, shelf=shelf, sandboxes=self._sandboxes, node=node, events=events)
         self._images = Images(rows=self._store.images, shelf=shelf, node=node, events=events, living=self._living)
         self._templates = Templates(rows=self._store.templates, images=self._images, shelf=shelf, node=node, events=events)
+        self._sandboxes.make_image = self._templates.make
 
         def bench(actor: Actor, wanted: BuildCreate, build: str, image: str) -> Workbench:
             return Workbench(

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -17,7 +18,7 @@ from structlog.testing import capture_logs
 from corral.errors import ImageNotFound, SetupError
 from corral.ids import new_id
 from corral.images import Catalog, StoredImage, ensure, share
-from corral.images.builtin import outdated
+from corral.images.builtin import LEFT_SECONDS, outdated, sweep
 from corral.images.library import Library
 from corral.node import rootfs
 from corral.node.disks import PoolDisks
@@ -107,6 +108,25 @@ def test_an_image_of_an_earlier_version_is_made_anew_and_said_to_be_old_until_th
     assert (catalog.find("base"), outdated(catalog)) == (new, ["base"])
 
 
+def test_setup_removes_images_of_earlier_versions_where_no_server_has_run(places: Places, shared: Places) -> None:
+    with_cache(places, shared)
+    ensure(places, ["tiny"], on_line=print)
+    old = as_of(places, "tiny", "tiny-0")
+    [new] = ensure(places, ["tiny"], on_line=print)
+    catalog, lines = Catalog(places), list[str]()
+    sweep(places, on_line=lines.append)
+    assert catalog.find(old.spec.id).spec.name is None
+    later = time.time() + LEFT_SECONDS + 60
+    places.keys.mkdir()
+    sweep(places, on_line=lines.append, now=later)
+    assert (catalog.find(old.spec.id).spec.id, lines) == (old.spec.id, [])
+    places.keys.rmdir()
+    sweep(places, on_line=lines.append, now=later)
+    assert ([image.spec.id for image in catalog.list()], len(lines)) == ([new.spec.id], 1)
+    assert not old.spec.layers[0].exists()
+    assert new.spec.layers[0].exists()
+
+
 def test_an_image_gets_its_name_back_when_its_recipe_is_the_one_again(places: Places, shared: Places) -> None:
     with_cache(places, shared)
     [mine] = ensure(places, ["tiny"], on_line=print)
@@ -177,7 +197,7 @@ def test_layers_are_closed_to_users_of_the_host(shared: Places) -> None:
 def test_an_image_that_is_not_built_in_is_refused(places: Places) -> None:
     with pytest.raises(ImageNotFound, match="nonsense") as error:
         ensure(places, ["tiny", "nonsense"], on_line=print)
-    assert error.value.hint == "built in: base, code-interpreter, scratch, tiny"
+    assert error.value.hint == "built in: base, code-interpreter, node, python, python-science, scratch, tiny"
     assert Catalog(places).list() == ()
 
 

@@ -24,11 +24,10 @@ def setup(
 ) -> None:
     """Ready this machine: install what is missing, make the images, say what was changed."""
     from corral import logs
-    from corral.setup.install import IMAGES
     from corral.setup.install import setup as ready
 
     logs.configure("error", "console")
-    ready(_places(home), say=lambda line: print(line, flush=True), image_names=image or IMAGES, host_mirrors=host_mirrors, unit=systemd)
+    ready(_places(home), say=lambda line: print(line, flush=True), image_names=image, host_mirrors=host_mirrors, unit=systemd)
 
 
 def doctor(*, home: Home = None, json: options.Json = False) -> int:

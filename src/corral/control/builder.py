@@ -147,6 +147,7 @@ class _Building:
         say = self._note
         match source:
             case FromImage():
+                await self._of.templates.make(self._actor.project, source.ref, say)
                 return self._present(source.ref), {}
             case FromScratch():
                 return self._present(await library.ensure("scratch", say)), {}

@@ -241,11 +241,11 @@ class Images:
         await self._sweep()
 
     async def _sweep(self) -> None:
-        """Imported images that no project has any more go, unless something stands on them: then it is seen the next time."""
+        """Imported images that no project has any more, and shipped ones of earlier versions, go unless something stands on them: then it is seen the next time."""
         used = {*(record.node_image for record in self._records.values()), *(box.image_id for box in self._living())}
         for stored in self._node.images():
             id = stored.spec.id
-            if id not in used and not self._shelf.on(id) and self._node.library.is_imported(id):
+            if id not in used and not self._shelf.on(id) and self._node.library.is_removable(id):
                 await self._node.library.remove(id)
 
     async def _forget(self, record: ImageRecord) -> None:

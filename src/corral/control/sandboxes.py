@@ -90,6 +90,8 @@ class Sandboxes:
         self._tasks: set[asyncio.Task[None]] = set()
         self.ready: Callable[[str, ImageSpec, SandboxCreate], ImageSpec | None] = lambda _project, _image, _wanted: None
         """What a new sandbox of a project begins with in place of the image that it is asked for, when that gives the same sooner."""
+        self.make_image: Callable[[str, str], Awaitable[bool]] | None = None
+        """Makes the image that a project means by a word, when it ships with Corral and is not there yet; says whether it did."""
         self.on_exit: Callable[[Living, int], None] = lambda _living, _count: None
         """Told that a process of a sandbox has ended, and the how manieth since this server started."""
         self.on_approval: Callable[[Record, Mapping[str, Any]], None] = lambda _record, _data: None
@@ -166,7 +168,12 @@ class Sandboxes:
             raise InvalidArgument(f"the tag {BUILD} is for sandboxes in which images are built", hint="use another word", details={"field": "tags"})
         if wanted.egress is not None:
             await self.policies.check(wanted.egress)
-        record = self._plan(actor, wanted, facade or {})
+        try:
+            record = self._plan(actor, wanted, facade or {})
+        except ImageNotFound:
+            if self.make_image is None or not await self.make_image(actor.project, wanted.image):
+                raise
+            record = self._plan(actor, wanted, facade or {})
         image = self.node.image(record.image_id)
         living = self.ledger.registry.add(record, reserved=True)
         try:

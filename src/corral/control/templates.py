@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
+
 from corral.control.events import EventLog
 from corral.control.images import ImageRecord, Images
 from corral.control.ports import Node, TemplateRows
@@ -13,13 +15,22 @@ from corral.control.record import Record, moment
 from corral.control.roles import Actor
 from corral.control.shelf import Shelf
 from corral.errors import Conflict, ImageNotFound, NotFound
+from corral.images.builtin import BENEATH as ON_FIRST_USE
 from corral.images.config import ImageConfig
 from corral.images.keys import base_key, image_id
 from corral.schema.image import SetStart, Template
 
 LATEST = "latest"
-SHIPPED = {"base": "base", "python": "base", "node": "base", "tiny": "tiny", "code-interpreter": "code-interpreter"}
-"""What ships with Corral, and the image that it is on the node: `base` has Python and Node.js."""
+SHIPPED: dict[str, dict[str, str]] = {
+    "base": {LATEST: "base"},
+    "code-interpreter": {LATEST: "code-interpreter"},
+    "node": {LATEST: "node"},
+    "python": {LATEST: "python", "science": "python-science"},
+    "tiny": {LATEST: "tiny"},
+}
+"""What ships with Corral: by name and tag the image that it is on the node."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,8 +72,8 @@ class Templates:
         if (found := self._tagged(project, ref)) is not None:
             return self._images.get(project, found.image).node_image
         name, _, tag = ref.partition(":")
-        if tag in ("", LATEST) and name in SHIPPED:
-            return SHIPPED[name]
+        if (shipped := SHIPPED.get(name, {}).get(tag or LATEST)) is not None:
+            return shipped
         if self._node.library.is_imported(ref):
             raise ImageNotFound(f"there is no image {ref}", hint="`corral image ls` lists those there are", details={"image": ref})
         return None
@@ -93,7 +104,7 @@ class Templates:
         """By name, the shipped ones too."""
         mine = {name: tags for (whose, name), tags in self._records.items() if whose == project and tags}
         found = [self._show(project, name, tags) for name, tags in mine.items()]
-        found += [self._shipped(name) for name in SHIPPED if name not in mine and self._is_there(SHIPPED[name])]
+        found += [self._shipped(name) for name in SHIPPED if name not in mine]
         return sorted(found, key=lambda template: template.name)
 
     def _show(self, project: str, name: str, tags: dict[str, TemplateRecord]) -> Template:
@@ -110,17 +121,9 @@ class Templates:
         )
 
     def _shipped(self, name: str) -> Template:
-        try:
-            return Template(name=name, project=None, tags={LATEST: self._node.image(SHIPPED[name]).id})
-        except ImageNotFound:
-            return Template(name=name, project=None, tags={})
-
-    def _is_there(self, image: str) -> bool:
-        try:
-            self._node.image(image)
-        except ImageNotFound:
-            return False
-        return True
+        """Without the tags whose images have not been made yet."""
+        there = {image.spec.name: image.spec.id for image in self._node.images()}
+        return Template(name=name, project=None, tags={tag: there[image] for tag, image in SHIPPED[name].items() if image in there})
 
     def _naming(self, project: str, image: str) -> list[str]:
         return sorted(
@@ -128,6 +131,17 @@ class Templates:
         )
 
     # Changing
+
+    async def make(self, project: str, ref: str, say: Callable[[str], None] | None = None) -> bool:
+        """Make the image that a name means, if it ships with Corral and is made when it is first asked for; False: it is none of those, or it is there.
+
+        Seconds to minutes, once; goes on when who asked has left. Raises `SetupError`.
+        """
+        image = self.resolve(project, ref) or ref
+        if image not in ON_FIRST_USE or any(stored.spec.name == image for stored in self._node.images()):
+            return False
+        await self._node.library.ensure(image, say or (lambda line: log.info("image_made_on_first_use", line=line)))
+        return True
 
     async def set(self, actor: Actor, name: str, tag: str, ref: str) -> Template:
         """Let `name:tag` mean an image. Raises `ImageNotFound`, `Conflict` when the name is a snapshot's."""
@@ -143,6 +157,7 @@ class Templates:
 
     async def adopt(self, actor: Actor, ref: str) -> ImageRecord:
         """An image of the project for what is none yet: one that ships with Corral. Raises `ImageNotFound`; `Conflict` for a snapshot, which can be deleted."""
+        await self.make(actor.project, ref)
         node_image = self._shelf.image(actor.project, ref)
         if self._shelf.find(actor.project, node_image) is not None:
             raise Conflict(f"{ref[:80]!r} is a snapshot, which may be deleted", hint="build an image of it: Image.from_snapshot(…).build()")

@@ -11,18 +11,34 @@ from pathlib import Path
 
 from corral.errors import ImageNotFound, SetupError
 from corral.ids import new_id
-from corral.images import base, code_interpreter, scratch, tiny
-from corral.images.catalog import Catalog, StoredImage
+from corral.images import base, code_interpreter, nodejs, python, scratch, tiny
+from corral.images.catalog import IMPORTED, Catalog, StoredImage
 from corral.images.debian import Debian
 from corral.images.host_mirrors import MARK
+from corral.images.python import Python
 from corral.images.recipe import OnLine, Recipe
 from corral.images.workshop import new_layer, only_builder
 from corral.node.interface import ImageSpec
 from corral.places import Places
 
-RECIPES: dict[str, Recipe] = {"base": base, "code-interpreter": code_interpreter, "scratch": scratch, "tiny": tiny}
-BENEATH: dict[str, str] = {"code-interpreter": code_interpreter.BENEATH}
-"""Images whose files lie on those of another one."""
+RECIPES: dict[str, Recipe] = {
+    "base": base,
+    "code-interpreter": code_interpreter,
+    "node": nodejs,
+    "python": Python("python"),
+    "python-science": Python("python-science"),
+    "scratch": scratch,
+    "tiny": tiny,
+}
+BENEATH: dict[str, str] = {
+    "code-interpreter": code_interpreter.BENEATH,
+    "node": nodejs.BENEATH,
+    "python": python.BENEATH,
+    "python-science": python.BENEATH,
+}
+"""Images whose files lie on those of another one. They are made when they are first asked for."""
+LEFT_SECONDS = 86_400.0
+"""After which an image without a name goes from a home of images alone: no test run lasts longer."""
 
 
 def ensure(places: Places, names: Sequence[str] = ("base", "tiny"), *, on_line: OnLine, host_mirrors: bool = False) -> list[StoredImage]:
@@ -57,6 +73,26 @@ def outdated(catalog: Catalog) -> list[str]:
     return sorted(found)
 
 
+def is_left(image: StoredImage) -> bool:
+    """Whether it shipped with Corral or was made of a distribution, and has lost its name to a newer one."""
+    return image.spec.name is None and image.recipe is not None and not image.recipe.startswith(IMPORTED)
+
+
+def sweep(places: Places, *, on_line: OnLine, now: float | None = None) -> None:
+    """Remove images that have lost their names, from a home in which no server has run: other homes may share them, but only for a while.
+
+    Where a server runs, it removes those on which nothing stands.
+    """
+    if places.keys.exists():
+        return
+    catalog, now = Catalog(places), time.time() if now is None else now
+    with only_builder(places):
+        for image in catalog.list():
+            if is_left(image) and now - catalog.changed(image) > LEFT_SECONDS:
+                catalog.remove(image.spec.id)
+                on_line(f"removed an image of an earlier version on which nothing stands: {image.spec.id}, {image.size / 1e6:.0f} MB")
+
+
 def _ensure_one(places: Places, catalog: Catalog, name: str, recipe: Recipe, *, on_line: OnLine, host_mirrors: bool) -> StoredImage:
     key = recipe.key(host_mirrors=host_mirrors)
     for image in catalog.list():
@@ -78,7 +114,7 @@ def _ensure_one(places: Places, catalog: Catalog, name: str, recipe: Recipe, *, 
     size = tree_size(layer)
     layers, env = (layer,), defaults.env
     if lower is not None:
-        layers, env = (*lower.layers, layer), {**lower.env, **env, "PATH": env["PATH"] + lower.env["PATH"]}
+        layers, env = (*lower.layers, layer), {**lower.env, **env, "PATH": env.get("PATH", "") + lower.env["PATH"]}
     spec = ImageSpec(identity, name, layers, env=env, user=defaults.user, workdir=defaults.workdir, command=defaults.command)
     image = StoredImage(spec, datetime.now(UTC), size, key)
     catalog.add(image)

@@ -24,6 +24,9 @@ from corral.node import trees
 from corral.node.interface import ImageSpec
 from corral.places import Places
 
+IMPORTED = "oci:"
+"""What the recipe of an image begins with that was imported; its digest follows. It is found only by those who imported it."""
+
 
 @dataclass(frozen=True)
 class StoredImage:
@@ -81,6 +84,10 @@ class Catalog:
         for other in self.list():
             if image.spec.name and other.spec.name == image.spec.name and other.spec.id != image.spec.id:
                 self._write(replace(other, spec=replace(other.spec, name=None)))
+
+    def changed(self, image: StoredImage) -> float:
+        """When its document was last written, in seconds since 1970: of one without a name, when it lost that."""
+        return self._path(image.spec.id).stat().st_mtime
 
     def remove(self, name_or_id: str) -> None:
         """Forget an image and delete those of its layers that no other image has. The caller knows that no sandbox stands on it."""

@@ -14,7 +14,7 @@ import structlog
 from corral.errors import ImageNotFound, Unavailable
 from corral.ids import new_id
 from corral.images import builtin
-from corral.images.catalog import Catalog, StoredImage
+from corral.images.catalog import IMPORTED, Catalog, StoredImage
 from corral.images.config import ImageConfig
 from corral.images.host_mirrors import MARK
 from corral.images.oci import job
@@ -34,8 +34,6 @@ log = structlog.get_logger(__name__)
 Say = Callable[[str], None]
 _Work = Callable[[str, list[str]], job.Pull | job.Unpack | job.UnpackRootfs]
 """Gives the job, by the name of its workplace and the layers that the project has had."""
-IMPORTED = "oci:"
-"""What the recipe of an image begins with that was imported; its digest follows. It is found only by those who imported it."""
 _AT_ONCE, _AT_ONCE_OF_ALL = 4, 16
 """Imports of a project, and exports, that run at the same time; and those of all. Others wait. An export runs until its file is gone."""
 _LONGEST = 4 * 3600.0
@@ -225,13 +223,17 @@ class Library:
             return False
         return found.spec.id == ref and (found.recipe or "").startswith(IMPORTED)
 
+    def is_removable(self, id: str) -> bool:
+        """Whether it goes when nothing stands on it any more: it was imported, or has lost its name to a newer one."""
+        return any(image.spec.id == id and ((image.recipe or "").startswith(IMPORTED) or builtin.is_left(image)) for image in self._catalog.list())
+
     def size(self, id: str) -> int:
         """Bytes of all its layers."""
         return self._catalog.find(id).size
 
     async def remove(self, id: str) -> None:
-        """Delete an imported image on which nothing stands."""
-        if not self.is_imported(id):
+        """Delete an image on which nothing stands, if it `is_removable`."""
+        if not self.is_removable(id):
             return
         async with self._removing:
             if self._using:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from corral import images
 from corral.errors import CorralError, SetupError
+from corral.images import builtin
 from corral.places import Places
 from corral.setup import systemd
 from corral.setup.check import Check, Finding, Repair, Say
@@ -20,12 +21,12 @@ def setup(
     places: Places,
     *,
     say: Say,
-    image_names: Sequence[str] = IMAGES,
+    image_names: Sequence[str] | None = None,
     host_mirrors: bool = False,
     unit: bool = False,
     checks: Sequence[Check] = CHECKS,
 ) -> None:
-    """Ready this machine and make the images. `say` gets one line for each change and each thing that could be better.
+    """Ready this machine and make the images: those named, else `IMAGES` and what is here of an earlier version. `say` gets one line for each change and each thing that could be better.
 
     Raises `SetupError` (one sentence and its mend) when something needed is missing and can't be mended; what a person must mend is looked at before anything is changed.
     """
@@ -43,8 +44,11 @@ def setup(
             if check.needed:
                 raise SetupError(f"{check.name}: {finding.text}", hint=finding.mend)
             say(f"not needed, but better: {check.name}: {finding.text} ({finding.mend})")
+    if image_names is None:
+        image_names = tuple(dict.fromkeys((*IMAGES, *builtin.outdated(images.Catalog(places)))))
     if image_names:
         images.ensure(places, list(image_names), on_line=say, host_mirrors=host_mirrors)
+        builtin.sweep(places, on_line=say)
     if unit:
         say(f"wrote {systemd.write_unit(places)}; start it with `systemctl daemon-reload && systemctl enable --now {systemd.UNIT}`")
 

@@ -58,7 +58,7 @@ async def alias(call: Call) -> Response:
 
 async def listing(call: Call) -> Response:
     call.actor.require(Permission.LOOK)
-    return told([_shown(template) for template in call.services.templates.of(call.actor.project)])
+    return told([_shown(template) for template in call.services.templates.of(call.actor.project) if template.tags])
 
 
 async def tags(call: Call) -> Response:
