@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import select
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -17,6 +24,8 @@ from corral.errors import Forbidden, ImageNotFound, InvalidArgument, Unauthentic
 from harness import oci
 from harness.oci import Awkward, Layout, Registry
 from harness.server import Server
+
+T = TypeVar("T")
 
 pytestmark = pytest.mark.skipif(bool(oci.MISSING), reason=f"{oci.MISSING} are not installed")
 
@@ -58,6 +67,39 @@ def cli(server: Server, *words: object) -> str:
     return done.stdout
 
 
+class Export:
+    """The process that makes an archive, held by a descriptor."""
+
+    def __init__(self, pid: int) -> None:
+        self._handle = os.pidfd_open(pid)
+
+    def stop(self) -> None:
+        signal.pidfd_send_signal(self._handle, signal.SIGSTOP)
+
+    def ended(self, seconds: float) -> None:
+        """Returns when it has. Raises when that takes longer."""
+        try:
+            assert select.select([self._handle], [], [], seconds)[0], "it goes on"
+        finally:
+            os.close(self._handle)
+
+
+def exports(server: Server) -> list[Export]:
+    assert server.process is not None
+    children = Path(f"/proc/{server.process.pid}/task").glob("*/children")
+    pids = [int(pid) for path in children for pid in path.read_text().split()]
+    return [Export(pid) for pid in pids if b"corral.images.oci" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def wait_for(look: Callable[[], T]) -> T:
+    """What is there soon."""
+    deadline = time.monotonic() + 60
+    while not (found := look()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
+
+
 def test_an_image_of_a_registry_runs_and_goes_back_as_an_archive(server: Server, layout: Layout, registry: Registry, tmp_path: Path) -> None:
     ref = registry.push(layout, "team/app:1")
     name = f"t-{uuid.uuid4().hex[:8]}"
@@ -90,6 +132,30 @@ def test_an_image_of_a_registry_runs_and_goes_back_as_an_archive(server: Server,
     for imported in (again, Image.from_archive(tmp_path / "docker.tar").build().id):
         with Sandbox.create(imported) as box:
             assert box.run("cat /built").stdout == "built\n"
+
+
+def test_layers_of_zstd_are_pulled(server: Server, layout: Layout, registry: Registry, tmp_path: Path) -> None:
+    ref = registry.push(layout, "team/zstd:1", "--dest-compress-format=zstd", "--dest-compress", "--format=oci")
+    raw = json.loads(oci.program("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{ref}"))
+    assert {layer["mediaType"] for layer in raw["layers"]} == {"application/vnd.oci.image.layer.v1.tar+zstd"}
+    built = Image.from_registry(ref).build()
+    with Client() as client:
+        client.images.export(built.id, tmp_path / "zstd.tar")
+    assert oci.manifest(oci.unpacked(tmp_path / "zstd.tar", tmp_path / "ours")) == oci.manifest(layout.unpacked(tmp_path / "umoci"))
+    with Sandbox.create(built.id) as box:
+        assert box.run("stat -c '%u:%g' /word").stdout == "12:34\n"
+
+
+def test_an_export_ends_with_who_asked_for_it(server: Server) -> None:
+    at = urlsplit(server.url)
+    with socket.create_connection((str(at.hostname), int(at.port or 0))) as line:
+        line.sendall(f"GET /v1/images/base/archive HTTP/1.1\r\nHost: {at.netloc}\r\nAuthorization: Bearer {server.key}\r\n\r\n".encode())
+        wait_for(lambda: list((server.home / "builds").glob("im-*.tar")))
+        # It stands still before it can come to its end by itself.
+        [export] = exports(server)
+        export.stop()
+    export.ended(60)
+    wait_for(lambda: list((server.home / "builds").glob("im-*.tar")) == [])
 
 
 def test_a_bare_root_file_system(server: Server, layout: Layout, tmp_path: Path) -> None:

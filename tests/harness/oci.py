@@ -108,6 +108,13 @@ def inspected(archive: Path) -> dict[str, object]:
     return found
 
 
+def media_types(layout: Path) -> set[str]:
+    """Of the layers of a layout's one image."""
+    [found] = json.loads((layout / "index.json").read_bytes())["manifests"]
+    manifest = json.loads((layout / "blobs" / found["digest"].replace(":", "/")).read_bytes())
+    return {layer["mediaType"] for layer in manifest["layers"]}
+
+
 class Registry:
     """Debian's docker-registry on loopback. `closed`: only `reader` with the password `s3cret` may."""
 

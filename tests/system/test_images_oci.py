@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from corral.errors import InvalidArgument
 from corral.images.oci import job
 from corral.images.oci.documents import Platform
 from corral.images.oci.importer import DEEPEST
@@ -80,6 +81,20 @@ async def test_archives_are_unpacked_as_umoci_does(layout: Layout, tmp_path: Pat
         assert oci.seen(layers, tmp_path / f"view-{number}") == wanted
     assert answer["config"]["User"] == "1000:2000"
     assert sorted(path.name for path in (tmp_path / "layers").iterdir()) == sorted(path.name for path in layers)
+
+
+async def test_layers_of_zstd_are_unpacked_as_others(layout: Layout, tmp_path: Path) -> None:
+    wanted = oci.manifest(layout.unpacked(tmp_path / "umoci"))
+    archive = tmp_path / "zstd.tar"
+    oci.program("skopeo", "copy", "--dest-compress-format=zstd", "--dest-compress", f"oci:{layout.image}", f"oci:{tmp_path / 'zstd'}:v1")
+    assert oci.media_types(tmp_path / "zstd") == {"application/vnd.oci.image.layer.v1.tar+zstd"}
+    oci.program("tar", "-C", tmp_path / "zstd", "-cf", archive, ".")
+    layers, _ = await imported(archive, tmp_path / "layers")
+    assert oci.seen(layers, tmp_path / "view") == wanted
+    damaged = tmp_path / "damaged.tar"
+    damaged.write_bytes(archive.read_bytes().replace(b"\x28\xb5\x2f\xfd", b"\x28\xb5\x2f\xfc"))
+    with pytest.raises(InvalidArgument, match="layer"):
+        await imported(damaged, tmp_path / "others")
 
 
 async def test_many_layers_become_few(layout: Layout, tmp_path: Path) -> None:

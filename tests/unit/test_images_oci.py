@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral.errors import CorralError, Forbidden, InvalidArgument, Unsupported
+from corral.errors import CorralError, Forbidden, InvalidArgument, Unavailable, Unsupported
 from corral.images.oci.challenge import Challenge, token_of
 from corral.images.oci.documents import Config, Index, Manifest, Platform, chain, digest_of, parse
+from corral.images.oci.pace import LEAST, Pace
 from corral.images.oci.reference import Reference
 from corral.images.pulled import Pulled
 from corral.places import Places
@@ -148,3 +150,29 @@ def test_what_cannot_be_read_is_imported_again(tmp_path: Path) -> None:
         pulled.forget("im-b")
         pulled.put("mine", "b", "im-b")
         assert (pulled.find("mine", "b"), pulled.find("other", "a")) == ("im-b", "im-a")
+
+
+def test_what_drips_is_given_up_and_what_is_taken_slowly_is_not() -> None:
+    now = 0.0
+
+    def come(size: int, seconds: float, count: int) -> Iterator[bytes]:
+        nonlocal now
+        for _ in range(count):
+            now += seconds
+            yield bytes(size)
+
+    taken = 0
+    pace = Pace(lambda: now)
+    with pytest.raises(Unavailable, match="too slow: 3 bytes in 60 s"):
+        for piece in pace.kept(come(1, 20.0, 100)):
+            taken += len(piece)
+    assert taken == 2
+    pace = Pace(lambda: now)
+    for _ in pace.kept(come(LEAST, 1.0, 200)):
+        # Who takes them has other things to do.
+        now += 1000.0
+    # Of one that goes on after a cut, the seconds before that count too.
+    pace = Pace(lambda: now)
+    assert len(list(pace.kept(come(1, 20.0, 2)))) == 2
+    with pytest.raises(Unavailable, match="too slow"):
+        list(pace.kept(come(1, 20.0, 1)))

@@ -7,10 +7,11 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from corral.api.route import Actor, Services, may, router
-from corral.api.stream import ByteStream
+from corral.api.stream import ByteStream, while_asked
 from corral.control.ports import StoredImage
 from corral.control.roles import Permission
 from corral.errors import ImageNotFound
@@ -49,11 +50,11 @@ async def prune(services: Services, actor: Actor, wanted: Prune) -> Pruned:
 
 
 @routes.get("/v1/images/{image}/archive", response_class=Response, responses=_ARCHIVE)
-async def archive(services: Services, actor: Actor, image: str) -> Response:
-    """An image, snapshot or template's image as an OCI archive, which `docker load`, skopeo and podman take. It is whole before the answer begins."""
+async def archive(request: Request, services: Services, actor: Actor, image: str) -> Response:
+    """An image, snapshot or template's image as an OCI archive, which `docker load`, skopeo and podman take. It is whole before the answer begins; hanging up ends it."""
     stack = AsyncExitStack()
     try:
-        path = await stack.enter_async_context(services.exports.archive(actor.project, image))
+        path = await while_asked(request, stack.enter_async_context(services.exports.archive(actor.project, image)))
         file = stack.enter_context(path.open("rb"))
         headers = {"Content-Length": str(path.stat().st_size)}
 

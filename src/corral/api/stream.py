@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
 import structlog
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -181,6 +181,20 @@ async def finishing(items: AsyncIterator[T]) -> AsyncGenerator[AsyncIterator[T],
 
 async def _say(send: Send, piece: bytes) -> None:
     await send({"type": "http.response.body", "body": piece, "more_body": True})
+
+
+async def while_asked(request: Request, doing: Awaitable[T]) -> T:
+    """What takes long before an answer can begin; cancelled when the client hangs up meanwhile. Raises `ClientDisconnect` then. Only after the request's body was read."""
+    work, watch = asyncio.ensure_future(doing), asyncio.ensure_future(hung_up(request.receive))
+    try:
+        await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientDisconnect
+        return await work
+    finally:
+        work.cancel()
+        watch.cancel()
+        await asyncio.wait((work, watch))
 
 
 async def hung_up(receive: Receive) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Literal
@@ -12,8 +13,10 @@ from corral.errors import BuildFailed, CorralError, InternalError
 from corral.node.notice import Notice
 from corral.schema.image import Build, BuildError, BuildLog, BuildState
 
-LINES = 50_000
-"""Pieces of output that are kept of one build; the oldest go first."""
+KEPT = 4 << 20
+"""Bytes of memory that what one build says may take; the oldest goes first, and is said to be gone."""
+_PIECE = 500
+"""What a piece of output takes beside its text."""
 TAIL = 8192
 """Characters of a step's output that its error shows."""
 
@@ -39,7 +42,8 @@ class Progress:
         self._clock = clock
         self._created = clock()
         self._ended: float | None = None
-        self._lines: deque[BuildLog] = deque(maxlen=LINES)
+        self._lines: deque[BuildLog] = deque()
+        self._size = 0
         self._seq = 0
         self._news = Notice()
 
@@ -47,7 +51,14 @@ class Progress:
         """Add to the log."""
         self._seq += 1
         self._lines.append(BuildLog(seq=self._seq, at=moment(self._clock()), step=step, stream=stream, text=text))
+        self._size += _weight(text)
+        self.shorten(KEPT)
         self._news.set()
+
+    def shorten(self, most: int) -> None:
+        """Keep so many bytes of the log."""
+        while self._size > most and self._lines:
+            self._size -= _weight(self._lines.popleft().text)
 
     def succeed(self, image: str) -> None:
         self.image = image
@@ -84,13 +95,26 @@ class Progress:
         """The log from there on, until the build has ended."""
         while True:
             ended = self.state is not BuildState.RUNNING
-            for line in [line for line in self._lines if line.seq > after] if self._seq > after else ():
+            for line in self._later(after) if self._seq > after else ():
                 after = line.seq
                 yield line
             if ended:
                 return
             if self._seq <= after and self.state is BuildState.RUNNING:
                 await self._news.wait()
+
+    def _later(self, after: int) -> list[BuildLog]:
+        """What is kept of it; if something before that is not, it begins with a line that says so."""
+        found = [line for line in self._lines if line.seq > after]
+        first = found[0].seq if found else self._seq + 1
+        if (lost := first - after - 1) > 0:
+            text = f"({lost} pieces of what it said are not kept)"
+            found.insert(0, BuildLog(seq=first - 1, at=moment(self._clock()), step=0, stream="note", text=text))
+        return found
+
+
+def _weight(text: str) -> int:
+    return sys.getsizeof(text) + _PIECE
 
 
 class Tail:

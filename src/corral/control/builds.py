@@ -11,7 +11,7 @@ from collections.abc import Callable
 import structlog
 
 from corral.control.builder import Builder
-from corral.control.buildlog import Progress
+from corral.control.buildlog import TAIL, Progress
 from corral.control.events import EventLog
 from corral.control.record import BUILD, Record
 from corral.control.roles import Actor
@@ -23,7 +23,9 @@ from corral.schema.account import Role
 from corral.schema.image import Bind, BuildCreate, BuildState, Copy, Definition, FromArchive, FromDockerfile, Run
 
 ENDED = 100
-"""Ended builds that are remembered."""
+"""Ended builds that are remembered …"""
+IN_FULL = 10
+"""… and of how many of those all that is kept of what they said; of the others the end."""
 QUICK = 0.02
 """Seconds in which a build whose every result is known has ended."""
 
@@ -122,6 +124,8 @@ class Builds:
         del self._tasks[progress.id]
         del self._same[same]
         ended = [id for id, build in self._builds.items() if build.state is not BuildState.RUNNING]
+        for id in ended[:-IN_FULL]:
+            self._builds[id].shorten(TAIL)
         for id in ended[:-ENDED]:
             del self._builds[id]
 

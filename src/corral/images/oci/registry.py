@@ -18,6 +18,7 @@ from corral.errors import CorralError, Forbidden, ImageNotFound, InvalidArgument
 from corral.images.oci.documents import INDEXES, LARGEST, MANIFESTS, Found, Index, Layer, Manifest, Platform, digest_of, parse, together
 from corral.images.oci.endpoint import Endpoint
 from corral.images.oci.layer import Readable
+from corral.images.oci.pace import Pace
 from corral.images.oci.reference import Reference
 
 _TRIES = 6
@@ -41,12 +42,20 @@ class Registry:
     """One image of a registry."""
 
     def __init__(
-        self, reference: Reference, access: Access, wanted: Platform, *, note: Callable[[str], None], sleep: Callable[[float], None] = time.sleep
+        self,
+        reference: Reference,
+        access: Access,
+        wanted: Platform,
+        *,
+        note: Callable[[str], None],
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._reference = reference
         self._wanted = wanted
         self._note = note
         self._sleep = sleep
+        self.clock = clock
         self._client = httpx2.Client(timeout=_TIMEOUT, headers={"User-Agent": "corral", "Accept-Encoding": "identity"})
         self._gave: set[Endpoint] = set()
         self._mirrors = [Endpoint(address.rstrip("/"), reference.repository) for address in access.mirrors.get(reference.registry, [])]
@@ -104,7 +113,7 @@ class Registry:
         raw = bytearray()
         with closing(self.ask("GET", f"{kind}/{wanted}", {"Accept": accept})) as answer:
             try:
-                for piece in answer.iter_raw():
+                for piece in Pace(self.clock).kept(answer.iter_raw()):
                     raw += piece
                     if len(raw) > LARGEST:
                         raise InvalidArgument(f"the registry's answer for {wanted} is longer than {LARGEST >> 20} MiB")
@@ -178,6 +187,7 @@ class _Blob:
         self._size = size
         self._at = 0
         self._failed = 0
+        self._pace = Pace(registry.clock)
         self._answer: httpx2.Response | None = None
         self._pieces: Iterator[bytes] = iter(())
         self._rest = b""
@@ -208,7 +218,7 @@ class _Blob:
         at = self._at
         self._answer = self._registry.ask("GET", self._path, {"Range": f"bytes={at}-"} if at else {})
         # As they come: with a size, those that came before a cut would be lost.
-        self._pieces = self._answer.iter_raw()
+        self._pieces = self._pace.kept(self._answer.iter_raw())
         if self._answer.status_code != 206:
             self._skip(at)
 
