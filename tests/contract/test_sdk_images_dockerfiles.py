@@ -15,6 +15,7 @@ import pytest
 from corral import Client, Image
 from corral.images import Catalog
 from corral.places import Places
+from corral.schema.image import BuildLog
 from harness import homes, leaks, oci
 from harness.bases import Bases
 from harness.dockerfiles import CASES, Case
@@ -149,3 +150,22 @@ def test_it_is_what_buildah_makes(shop: Shop, name: str, tmp_path: Path) -> None
     different = {path: (found.get(path), wanted.get(path)) for path in sorted(wanted.keys() | found.keys()) if found.get(path) != wanted.get(path)}
     assert different == {}
     assert settings(oci.inspected(tmp_path / "corral.tar")["config"]) == settings(config)
+
+
+def test_packages_are_known_the_second_time(shop: Shop) -> None:
+    """Installed by apt and by pip, then found without a step; and of a change only what comes after it is done."""
+
+    def steps(image: Image) -> tuple[list[str], int]:
+        lines: list[BuildLog] = []
+        image.build(client=shop.client, on_log=lines.append)
+        return [line.text for line in lines if line.stream == "step"], sum(line.stream == "cached" for line in lines)
+
+    apt = Image.from_registry("python:3.11-slim").apt_install("jq")
+    done, _ = steps(apt.pip_install("greeting==1.0"))
+    assert len(done) == 2
+    assert steps(apt.pip_install("greeting==1.0")) == ([], 2)
+    changed, known = steps(apt.pip_install("greeting>=1.0"))
+    assert (len(changed), known) == (1, 1)
+    assert "greeting>=1.0" in changed[0]
+    with shop.client.sandboxes.create(apt.pip_install("greeting==1.0")) as box:
+        assert box.run("greeting; echo 7 | jq .+1").stdout == "hello\n8\n"

@@ -97,3 +97,27 @@ def test_pruning_forgets_what_is_not_in_use(word: str) -> None:
             assert box.run("cat /kept").stdout == f"{word}\n"
         with pytest.raises(Conflict):
             client.images.delete(kept.id)
+
+
+def test_pruning_by_age_and_by_size_takes_the_longest_unused_first(word: str) -> None:
+    with Client() as client:
+        client.images.prune(images=True)
+        old, new = (Image.named("tiny").run(f"head -c 3000000 /dev/urandom > /{which}-{word}") for which in ("old", "new"))
+        for image in (old, new):
+            # What comes after it is the image; itself it is the result of a step.
+            image.run("true").build()
+        layers = client.images.usage()
+        assert layers.layers == 2
+        assert client.images.prune(older_than=3600).layers == 0
+        assert client.images.prune(keep_size=layers.layers_size).layers == 0
+        assert client.images.prune(keep_size=layers.layers_size - 1).layers == 1
+        assert (steps(new.run("echo")), steps(old.run("echo"))) == (1, 2)
+        assert client.images.prune(older_than=0).layers == 2
+        assert client.images.usage().layers == 0
+
+
+def steps(image: Image) -> int:
+    """How many a build does."""
+    lines: list[BuildLog] = []
+    image.build(on_log=lines.append)
+    return sum(line.stream == "step" for line in lines)

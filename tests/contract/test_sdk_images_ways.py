@@ -41,6 +41,17 @@ def steps(image: Image) -> dict[str, list[int]]:
     return {stream: [line.step for line in lines if line.stream == stream] for stream in ("step", "cached")}
 
 
+def test_a_step_that_is_forced_is_done_each_time_and_what_comes_after_it_too(word: str) -> None:
+    image = Image.named("tiny").run(f"echo {word}").run("cat /proc/sys/kernel/random/uuid > /drawn", force=True).run("cp /drawn /copy")
+    seen = set[str]()
+    for number in range(2):
+        assert steps(image) == {"step": [1, 2, 3] if number == 0 else [2, 3], "cached": [] if number == 0 else [1]}
+        with Sandbox.create(image.build().id) as box:
+            assert box.files.read_text("/drawn") == box.files.read_text("/copy")
+            seen.add(box.files.read_text("/drawn"))
+    assert len(seen) == 2
+
+
 def build_sandboxes(client: Client) -> list[str]:
     return [box.id for box in client.sandboxes.list() if "corral.build" in box.info.tags]
 
