@@ -15,7 +15,7 @@ def image(client: Client, n: int, name: str) -> Figure:
 
     Besides: how many steps those builds did (none), how many one did whose last step had changed (one), and both builds' seconds.
     """
-    chain = Image.debian() if name == "debian" else Image.named(name)
+    chain = Image.debian() if name == "debian" else Image.named(name).user("root")
     described = chain.apt_install("git").pip_install("requests")
     samples: list[float] = []
     asked: list[float] = []
