@@ -11,6 +11,9 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
 
 from corral import Egress, Sandbox
 from corral.places import Places
@@ -95,9 +98,9 @@ def denial(sandbox: Sandbox, **wanted: object) -> Flow:
         time.sleep(0.05)
 
 
-def addresses() -> list[str]:
+def addresses(family: int = 4) -> list[str]:
     """All of this machine's."""
-    shown = json.loads(subprocess.run(["ip", "-j", "-4", "addr"], check=True, capture_output=True).stdout)
+    shown = json.loads(subprocess.run(["ip", "-j", f"-{family}", "addr"], check=True, capture_output=True).stdout)
     return [address["local"] for link in shown for address in link["addr_info"]]
 
 
@@ -150,6 +153,31 @@ def test_a_range_is_opened_with_its_ports_only(net: Server) -> None:
 def test_no_rule_opens_the_node_or_a_sibling(net: Server) -> None:
     with box({"default": "all", "rules": [{"to": ["0.0.0.0/0"]}]}) as sandbox, box("public") as sibling:
         assert reached(sandbox, *walls(net, sibling)) == []
+
+
+def test_nothing_that_the_node_serves_is_reached_from_inside(net: Server) -> None:
+    """API, previews and SSH, and a program of the machine's that listens everywhere, at every address of either family."""
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as anywhere:
+        anywhere.setblocking(False)
+        with box({"default": "all", "rules": [{"to": ["0.0.0.0/0"]}]}) as sandbox:
+            edge = urlsplit(sandbox.preview(8000).url).port
+            assert edge is not None
+            ports = {*served(net), anywhere.getsockname()[1]}
+            assert {net.port, edge} < ports
+            assert reached(sandbox, *((address, port) for address in (*addresses(), *addresses(6), "::ffff:127.0.0.1") for port in ports)) == []
+            sandbox.egress.set({"default": "public", "rules": [{"to": ["*"], "ports": sorted(ports)}]})
+            assert reached(sandbox, *((name, port) for name in ("node.example.com", "localhost") for port in ports)) == []
+        with pytest.raises(BlockingIOError):
+            anywhere.accept()
+
+
+def served(net: Server) -> set[int]:
+    """The TCP ports on which a server and its processes listen."""
+    assert net.process is not None
+    places = Places(net.home)
+    pids = {net.process.pid, *(int(path.read_text()) for path in (places.preview_pid, places.ssh_pid) if path.exists())}
+    shown = subprocess.run(["ss", "-Hltnp"], check=True, capture_output=True, text=True).stdout
+    return {int(line.split()[3].rpartition(":")[2]) for line in shown.splitlines() if any(f"pid={pid}," in line for pid in pids)}
 
 
 def test_a_denied_range_stays_closed_whatever_else_is_open(net: Server) -> None:
