@@ -73,7 +73,7 @@ print(json.dumps([samples, int(sys.argv[3]) / fetch(int(sys.argv[3])) / 1e6]))
 
 def egress(client: Client, n: int, image: str) -> Figure:
     """Milliseconds of a new HTTPS connection to its first byte, through the proxy; the floor is the same without. Besides: MB/s of both, the time of a change,
-    and what the node's part of a create costs more with a policy than without one (`claim_added_ms`)."""
+    and what a claim costs more with a policy than without one (`claim_added_ms`)."""
     spliced: list[float] = []
     direct: list[float] = []
     rates: dict[str, list[float]] = {"proxied": [], "direct": []}
@@ -112,7 +112,7 @@ def egress(client: Client, n: int, image: str) -> Figure:
 
 
 def _claims(client: Client, n: int, image: str) -> tuple[dict[str, list[float]], int]:
-    """Milliseconds of the node's create, with a policy of names and with none, in turn; and how many creates failed. Those that found no member waiting don't count."""
+    """Milliseconds of the node's claim, with a policy of names and with none, in turn; and how many creates failed. Those that found no member waiting don't count."""
     found: dict[str, list[float]] = {"policy": [], "none": []}
     failures = 0
     for number in range(2 * n):
@@ -120,7 +120,7 @@ def _claims(client: Client, n: int, image: str) -> tuple[dict[str, list[float]],
         try:
             with client.sandboxes.create(image, egress=policy) as sandbox:
                 if not sandbox.timing.get("cold"):
-                    found[kind].append(sandbox.timing["total"] * 1000)
+                    found[kind].append(sandbox.timing["claim"] * 1000)
         except CorralError:
             failures += 1
     return found, failures
