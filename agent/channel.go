@@ -17,10 +17,11 @@ type channel struct {
 	out  [3]*outlet // by stream number; nil where there is none
 
 	// Closed when the opening request has its result.
-	ready   chan struct{}
-	answer  any
-	err     error
-	writing *writing // of kind "write"
+	ready     chan struct{}
+	answer    any
+	err       error
+	writing   *writing   // of kind "write"
+	listening *listening // of kind "listen"
 
 	mu      sync.Mutex
 	process *process // of kind "process"

@@ -2,11 +2,13 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -254,6 +256,94 @@ func TestRelay(t *testing.T) {
 	}
 	if code := r.refusal("start", run(2, false, "true")); code != "ENOSYS" {
 		t.Errorf("a process by the relay link: %s", code)
+	}
+}
+
+func TestServersOutside(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "hosts")
+	t.Setenv("CORRAL_TEST_HOSTS", file)
+	before := "127.0.0.1 localhost\n10.0.0.1 outside-db.test\n"
+	if err := os.WriteFile(file, []byte(before), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	hosts := func() string {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	n, r := startAgent(t)
+	n.hello(1, nil)
+	r.hello(1, nil)
+	at := func(name string, port int) map[string]any {
+		return map[string]any{"channel": 1, "name": name, "port": port}
+	}
+	for _, wrong := range []map[string]any{at("localhost", 1), at("127.0.0.1", 1), at("a b", 1), at("A", 1), at("", 1), at("db", 0)} {
+		if code := r.refusal("listen", wrong); code != "EPROTO" {
+			t.Errorf("%v: %s", wrong, code)
+		}
+	}
+	answer := r.get("listen", at("outside-db.test", 54321))
+	address := answer["address"].(string) + ":54321"
+	r.get("listen", map[string]any{"channel": 2, "name": "outside-db.test", "port": 54322})
+	if hosts() != answer["address"].(string)+" outside-db.test "+hostsMark+"\n"+before {
+		t.Error(hosts())
+	}
+	if code := r.refusal("listen", map[string]any{"channel": 3, "name": "outside-db.test", "port": 54322}); code != "EADDRINUSE" {
+		t.Error(code)
+	}
+	connection, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer connection.Close()
+	r.until(func() bool { return len(r.events[1]) > 0 })
+	number := r.events[1][0]["connection"]
+	r.get("accept", map[string]any{"channel": 4, "listener": 1, "connection": number})
+	if code := r.refusal("accept", map[string]any{"channel": 5, "listener": 1, "connection": number}); code != "ECONNABORTED" {
+		t.Error(code)
+	}
+	if code := r.refusal("accept", map[string]any{"channel": 5, "listener": 4, "connection": 1}); code != "ECONNABORTED" {
+		t.Error(code)
+	}
+	said := bytes.Repeat([]byte("outside"), 1<<18)
+	heard := make(chan []byte, 1)
+	go func() {
+		text, _ := io.ReadAll(connection)
+		_, _ = connection.Write([]byte("thanks"))
+		connection.Close()
+		heard <- text
+	}()
+	r.upload(4, said)
+	if text := <-heard; !bytes.Equal(text, said) {
+		t.Errorf("%d bytes of %d came", len(text), len(said))
+	}
+	r.until(func() bool { return r.finned[[2]uint32{4, streamOut}] })
+	if r.stream(4, streamOut) != "thanks" {
+		t.Error(r.stream(4, streamOut))
+	}
+	waits, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.until(func() bool { return len(r.events[1]) > 1 })
+	r.get("close", map[string]any{"channel": 1})
+	if _, err := waits.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("one that nobody took ends with %v", err)
+	}
+	if again, err := net.Dial("tcp", address); err == nil {
+		again.Close()
+		t.Error("it still listens")
+	}
+	r.get("close", map[string]any{"channel": 2})
+	if hosts() != before {
+		t.Error(hosts())
+	}
+	// It is not told of as a server of the sandbox.
+	row := "   0: 01004D7F:D431 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1 0 100 0 0 10 0\n"
+	if all := parseListeners(row + strings.Replace(row, "01004D7F", "0100007F", 1)); len(all) != 1 || all[0].address.String() != "127.0.0.1" {
+		t.Error(all)
 	}
 }
 

@@ -75,6 +75,8 @@ var (
 		"ping":     op(ping),
 		"channels": op(listChannels),
 		"dial":     op(dial),
+		"listen":   op(listen),
+		"accept":   op(accept),
 		"close":    op(closeChannel),
 	}
 )

@@ -16,6 +16,7 @@ import (
 // test's own root. Starting processes sets users, so they need root.
 func TestMain(m *testing.M) {
 	if os.Getenv("CORRAL_TEST_AGENT") != "" {
+		exposed.hosts = os.Getenv("CORRAL_TEST_HOSTS")
 		if err := serve(); err != nil {
 			logf("agent: %v", err)
 			os.Exit(1)

@@ -41,7 +41,7 @@ func parseListeners(text string) (all []listener) {
 		at, port, _ := strings.Cut(f[1], ":")
 		number, err := strconv.ParseUint(port, 16, 16)
 		address, ok := parseAddress(at)
-		if err != nil || !ok || number == 0 {
+		if err != nil || !ok || number == 0 || outside.Contains(address.Unmap()) {
 			continue
 		}
 		all = append(all, listener{uint16(number), address, f[9]})

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -179,22 +179,36 @@ def test_a_hundred_at_once_each_get_their_own(site: Site, other: Site) -> None:
 # Who may see it
 
 
+def cookie_of(link: str) -> str:
+    """What a browser would keep of a link to the whole of a port."""
+    given = parse_qs(urlsplit(link).query)
+    return f"corral_preview={given['corral_expires'][0]}.Lw.{given['corral_signature'][0]}"
+
+
 def test_who_may_see_a_port(site: Site, other: Site, admin: Api, server: Server) -> None:
-    """Rows: what was given, and what that opens, for HTTP and websockets alike."""
+    """Rows: what was given (in a header, a cookie, the query), and what that opens; for HTTP and websockets, while the port is private, public, and private again with another token."""
     admin.ok("POST", "/v1/projects", status=201, json={"name": "elsewhere"})
     keys = {name: admin.ok("POST", "/v1/keys", status=201, json={"name": name, **fields}) for name, fields in {
-        "member": {}, "reader": {"role": "reader"}, "revoked": {}, "other project": {"project": "elsewhere"},
+        "member": {}, "reader": {"role": "reader"}, "revoked": {}, "other project": {"project": "elsewhere"}, "in other project": {"project": "elsewhere"},
     }.items()}  # fmt: skip
     assert site.get("/", f"Corral-Key: {keys['revoked']['value']}").status == 200
     admin.ok("DELETE", f"/v1/keys/{keys['revoked']['id']}", status=204)
     token = admin.ok("GET", f"/v1/sandboxes/{site.id}/preview-token")["token"]
     link, narrow, short, foreign = site.link(), site.link(path="/docs"), site.link(expires=0.001), other.link()
-    old = site.link()
+    elsewhere = Api(server, key=keys["in other project"]["value"])
+    theirs = elsewhere.create()["id"]
+    path = f"/v1/sandboxes/{theirs}"
+    parts = urlsplit(elsewhere.ok("POST", f"{path}/previews/{PORT}/links", status=201, json={})["url"])
+    strange, strange_token = f"{parts.path}?{parts.query}", elsewhere.ok("GET", f"{path}/preview-token")["token"]
+    elsewhere.delete(theirs)
+    elsewhere.close()
     browser = ("Accept: text/html", "Sec-Fetch-Mode: navigate")
     cookies = {
         name: str(site.get(at, *browser).header("set-cookie")).partition(";")[0]
-        for name, at in {"whole": link, "narrow": narrow.replace("/docs?", "/docs/x?"), "old": old}.items()
+        for name, at in {"whole": link, "narrow": narrow.replace("/docs?", "/docs/x?")}.items()
     }
+    assert cookies["whole"] == cookie_of(link)
+    cookies |= {name: cookie_of(at) for name, at in {"short": short, "foreign": foreign, "strange": strange}.items()}
     time.sleep(2)  # a link's time is told in whole seconds: the short one has run out now
     ok, nothing, no, late = (200, None), (401, "unauthenticated"), (403, "forbidden"), (403, "link_expired")
     page = f"Origin: http://{site.host}"
@@ -221,6 +235,12 @@ def test_who_may_see_a_port(site: Site, other: Site, admin: Api, server: Server)
         ("a lengthened link", link.replace("corral_expires=1", "corral_expires=2"), (), no),
         ("an expired link", short, (), late),
         ("another sandbox's link", foreign, (), no),
+        ("another project's link", strange, (), no),
+        ("another project's token", "/", (f"Corral-Token: {strange_token}",), no),
+        ("an expired link and a good cookie", short, (f"Cookie: {cookies['whole']}", page), ok),
+        ("an expired cookie", "/", (f"Cookie: {cookies['short']}", page), late),
+        ("another sandbox's cookie", "/", (f"Cookie: {cookies['foreign']}", page), no),
+        ("another project's cookie", "/", (f"Cookie: {cookies['strange']}", page), no),
         ("a cookie", "/", (f"Cookie: {cookies['whole']}", page), ok),
         ("a cookie beside others", "/", (f"Cookie: x=1; {cookies['whole']}; y=2", page), ok),
         ("a narrow cookie", "/docs/z", (f"Cookie: {cookies['narrow']}", page), ok),
@@ -228,25 +248,28 @@ def test_who_may_see_a_port(site: Site, other: Site, admin: Api, server: Server)
         ("a cookie, from another sandbox's page", "/", (f"Cookie: {cookies['whole']}", f"Origin: http://{other.host}", "Sec-Fetch-Site: same-site"), no),
         ("a wrong cookie and a key", "/", ("Cookie: corral_preview=1.x.y", site.key), ok),
     ]  # fmt: skip
-    upgrade = ("Connection: Upgrade", "Upgrade: websocket")
-    for name, target, fields, expected in rows:
-        answer = site.get(target, *fields)
-        assert (answer.status, answer.code) == expected, name
-        if answer.status == 200:
-            assert "corral" not in json.dumps(
-                [answer.json["target"], [field for field in answer.json["headers"] if "host" not in field[0] and field[0] != "origin"]]
-            ), name
-        with wire(site.edge) as line:
-            answer = line.ask("GET", target, site.host, *fields, *upgrade)
-        assert (answer.status, answer.code) == ((101, None) if expected == ok else expected), f"{name}, websocket"
+
+    def check(when: str, expect: Callable[[str, tuple[int, str | None]], tuple[int, str | None]]) -> None:
+        for name, target, fields, expected in rows:
+            wanted = expect(name, expected)
+            answer = site.get(target, *fields)
+            assert (answer.status, answer.code) == wanted, f"{name}, {when}"
+            if answer.status == 200:
+                told = [answer.json["target"], [field for field in answer.json["headers"] if "host" not in field[0] and field[0] != "origin"]]
+                assert "corral" not in json.dumps(told), f"{name}, {when}"
+            with wire(site.edge) as line:
+                answer = line.ask("GET", target, site.host, *fields, "Connection: Upgrade", "Upgrade: websocket")
+            assert (answer.status, answer.code) == ((101, None) if wanted == ok else wanted), f"{name}, {when}, websocket"
+
+    check("private", lambda _, expected: expected)
     site.public(True)
-    for name, target, fields, _ in rows:
-        assert site.get(target, *fields).status == 200, f"{name}, public"
+    check("public", lambda *_: ok)
     assert site.get("/", host=f"9-{site.id}.corral.localhost").status == 401, "another port stays private"
     site.public(False)
-    assert site.get().status == 401
     admin.ok("POST", f"/v1/sandboxes/{site.id}/preview-token/rotate")
-    assert [site.get(old).code, site.get("/", f"Cookie: {cookies['old']}").code, site.get("/", f"Corral-Token: {token}").code] == ["forbidden"] * 3
+    by_key = {"an admin's key", "a member's key", "as Authorization", "a wrong cookie and a key"}
+    # What the old token had signed is not even known to have expired.
+    check("revoked", lambda name, expected: expected if name in by_key or expected == nothing else no)
     assert site.get(site.link()).status == 200
 
 
@@ -340,3 +363,21 @@ def test_a_paused_sandbox_is_woken_by_those_who_may_see_it(admin: Api) -> None:
     assert site.get("/", site.key).json["me"] == site.id
     assert admin.ok("GET", f"/v1/sandboxes/{site.id}")["state"] == "running"
     admin.delete(site.id)
+
+
+def test_a_stopped_sandbox_is_started_by_those_who_may_see_it_when_it_says_so(admin: Api) -> None:
+    sandbox = admin.create(image="base", on_request="start")["id"]
+    service = {"argv": ["python3", "-c", web.SERVER, sandbox, str(PORT)], "http_port": PORT}
+    assert admin.ok("PUT", f"/v1/sandboxes/{sandbox}/services/web", json=service)["state"] == "idle"
+    admin.ok("POST", f"/v1/sandboxes/{sandbox}/stop")
+    edge = urlsplit(admin.ok("GET", f"/v1/sandboxes/{sandbox}/previews/{PORT}")["url"]).port
+    assert edge is not None
+    site = Site(admin, sandbox, edge)
+    assert site.get().status == 401
+    assert admin.ok("GET", f"/v1/sandboxes/{sandbox}")["state"] == "stopped"
+    assert site.get("/", site.key).json["me"] == sandbox
+    assert admin.ok("GET", f"/v1/sandboxes/{sandbox}")["state"] == "running"
+    assert admin.ok("PATCH", f"/v1/sandboxes/{sandbox}", json={"on_request": "resume"})["on_request"] == "resume"
+    admin.ok("POST", f"/v1/sandboxes/{sandbox}/stop")
+    assert site.get("/", site.key).code == "stopped"
+    admin.delete(sandbox)

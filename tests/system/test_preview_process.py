@@ -10,11 +10,14 @@ import threading
 import time
 from urllib.parse import urlsplit
 
-from corral import Sandbox
+import pytest
+
+from corral import Result, Sandbox
+from corral.errors import Conflict
 from corral.places import Places
 from harness import web
 from harness.holder import holder_of
-from harness.server import Server
+from harness.server import Server, free_port
 from harness.web import Wire, wire
 
 
@@ -94,6 +97,94 @@ def test_tunnels_carry_each_half_and_many_at_once(server: Server) -> None:
                 pass
             assert nowhere.failure is not None
             assert "nothing listens on port 9" in nowhere.failure.message
+
+
+def test_the_last_bytes_of_a_tunnel_arrive_though_the_guest_had_ended_before(server: Server) -> None:
+    with Sandbox.create("base") as box:
+        code = (
+            "import socket, time\n"
+            "listener = socket.create_server(('127.0.0.1', 5432))\n"
+            "print('listening', flush=True)\n"
+            "c, _ = listener.accept()\n"
+            "c.shutdown(socket.SHUT_WR)\n"
+            "got = 0\n"
+            "while data := c.recv(4096):\n"
+            "    got += len(data); time.sleep(0.001)\n"
+            "print(got, flush=True)\n"
+        )
+        process = box.exec("python3", "-c", code)
+        assert process.stdout.readline() == "listening\n"
+        with box.tunnel(5432) as tunnel, socket.create_connection((tunnel.host, tunnel.port), timeout=60) as line:
+            assert line.recv(1) == b""
+            line.sendall(bytes(1 << 20))
+            line.shutdown(socket.SHUT_WR)
+            assert process.stdout.readline() == f"{1 << 20}\n"
+
+
+def test_a_server_out_here_is_reached_from_inside_by_its_name(server: Server) -> None:
+    ask = (
+        "import socket, sys\n"
+        "s = socket.create_connection(('db', 5432), timeout=60)\n"
+        "s.sendall(bytes(int(sys.argv[1]))); s.shutdown(1)\n"
+        "print(s.makefile('rb').read().decode(), end='')\n"
+    )
+    done = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        def answer(line: socket.socket) -> None:
+            with line:
+                size = 0
+                while data := line.recv(65_536):
+                    size += len(data)
+                line.sendall(b"%d bytes" % size)
+
+        while True:
+            line, _ = listener.accept()
+            if done.is_set():
+                line.close()
+                return
+            threading.Thread(target=answer, args=(line,)).start()
+
+    with Sandbox.create("base", egress="none") as box, socket.create_server(("127.0.0.1", 0)) as listener:
+        here = listener.getsockname()[1]
+        serving = threading.Thread(target=serve, args=(listener,))
+        serving.start()
+
+        def inside(size: int) -> Result:
+            return box.run(["python3", "-c", ask, str(size)])
+
+        assert inside(1).exit_code != 0
+        with box.expose(here, as_="db:5432") as offered:
+            several = [box.exec("python3", "-c", ask, str(1_000_000 + number)) for number in range(5)]
+            assert [one.stdout.read() for one in several] == [f"{1_000_000 + number} bytes" for number in range(5)]
+            assert all(one.port != 5432 for one in box.ports()), "it is none of the sandbox's servers"
+            with pytest.raises(Conflict), box.expose(here, as_="db:5432"):
+                pass
+            with box.expose(free_port(), as_="db:5433") as nobody:
+                assert box.run(["python3", "-c", ask.replace("5432", "5433"), "1"]).stdout == ""
+                assert nobody.failure is not None
+                assert "nothing answers" in nobody.failure.message
+            assert inside(7).stdout == "7 bytes"
+            # By its preview token nobody may do that; links and public ports have nothing to do with it.
+            port, host = edge_of(box)
+            upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==")
+            with wire(port) as line:
+                target = f"/v1/sandboxes/{box.id}/exposed/1/other"
+                assert line.ask("GET", target, host.partition(".")[2], f"Corral-Token: {box.preview_token()}", *upgrade).status == 401
+        assert inside(1).exit_code != 0
+        assert "db" not in box.files.read_text("/etc/hosts")
+        with box.expose(here, as_="db:5432") as offered:
+            box.pause()
+            offered.wait()
+            assert offered.failure is not None
+        box.resume()
+        assert inside(1).exit_code != 0
+        told = [(event.kind, event.data["as"]) for event in box.events() if event.kind.startswith(("sandbox.exposed", "sandbox.unexposed"))]
+        both = [("sandbox.exposed", "db:5432"), ("sandbox.unexposed", "db:5432")]
+        assert told == [both[0], ("sandbox.exposed", "db:5433"), ("sandbox.unexposed", "db:5433"), both[1], *both]
+        done.set()
+        socket.create_connection(("127.0.0.1", here)).close()
+        serving.join()
 
 
 def test_slow_and_silent_clients_hold_nobody_up(server: Server) -> None:

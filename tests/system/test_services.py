@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import pytest
 
 from corral import Client, Sandbox
 from corral.errors import InvalidArgument, NotFound
 from corral.schema.service import Service, ServiceState
+from harness import web
 from harness.server import Server
+from harness.web import Answer, wire
 
 T = TypeVar("T")
 
@@ -202,6 +205,59 @@ def test_nothing_more_is_heard_of_those_of_a_sandbox_that_was_deleted(client: Cl
     kinds = [event.kind for event in client.events(sandbox=other.id)]
     assert "sandbox.terminated" in kinds
     assert not [kind for kind in kinds[kinds.index("sandbox.terminated") :] if kind.startswith("service.")]
+
+
+def test_one_with_a_port_waits_for_its_first_request(client: Client) -> None:
+    with client.sandboxes.create("base") as box:
+        parts = urlsplit(box.preview(8000).url)
+        host, token = parts.netloc, f"Corral-Token: {box.preview_token()}"
+
+        def ask(*fields: str) -> Answer:
+            assert parts.port is not None
+            with wire(parts.port) as line:
+                return line.ask("GET", "/", host, token, *fields)
+
+        assert ask().code == "port_closed"
+        serve = ["python3", "-c", web.SERVER, "me", "8000"]
+        box.services.set("db", "exec sleep 1000", http_port=5432, ready={"seconds": 0})
+        assert box.services.set("web", serve, needs=["db"], http_port=8000, restart="never").state is ServiceState.IDLE
+        assert [ask().json["me"] for _ in range(2)] == ["me"] * 2
+        first = box.services.get("web")
+        assert (first.state, first.restarts) == (ServiceState.READY, 0)
+        assert box.services.get("db").state is not ServiceState.IDLE, "it is needed"
+        # Once it has ended a request starts it again; stopped it stays so.
+        assert first.process is not None
+        box.process(first.process).kill()
+        eventually(box, lambda: True if box.services.get("web").state is ServiceState.FAILED else None)
+        assert ask().json["me"] == "me"
+        assert box.services.get("web").process != first.process
+        box.services.stop("web")
+        assert ask().code == "port_closed"
+        assert box.services.get("web").state is ServiceState.STOPPED
+        # One that can't serve says why, and for how long people wait.
+        box.services.set("web", "echo no; exit 3", http_port=8000, restart="never")
+        told = ask()
+        assert (told.status, told.code) == (502, "port_closed")
+        assert "3" in told.json["error"]["message"]
+        box.services.set("web", "exec sleep 1000", http_port=8000, restart="never")
+        page = ask("Accept: text/html")
+        assert (page.status, page.code) == (503, "starting")
+        assert b'http-equiv="refresh"' in page.body
+
+
+def test_what_is_no_service_is_told_of_within_bounds(client: Client, sandbox: Sandbox) -> None:
+    made = sandbox.run(
+        ["/bin/sh", "-c", "mkdir -p /etc/corral/services && cd /etc/corral/services && for n in $(seq 400); do echo no >x$n.json; done"], user="root"
+    )
+    assert made.exit_code == 0
+    sandbox.files.write("/etc/corral/services/a.json", '{"command": "exec sleep 1000"}')
+    sandbox.stop()
+    sandbox.start()
+    assert [one.name for one in sandbox.services.list()] == ["a"]
+    told = [event.data for event in sandbox.events(kind="service.invalid")]
+    assert len(told) == 17
+    assert "239 more" in told[-1]["detail"]
+    assert "256" in told[-1]["detail"]
 
 
 def test_whoever_asks_for_those_of_a_paused_sandbox_resumes_it(sandbox: Sandbox) -> None:

@@ -131,6 +131,15 @@ def test_malformed_chunks_are_refused(body: bytes) -> None:
         (get("E2b-Sandbox-Id: sb-b", "E2b-Sandbox-Port: 3000", host="x.e2b.app"), Target("sb-b", 3000, By.HEADER)),
         (get(target="/v1/sandboxes/sb-b/ports/80/x?y", host="10.0.0.1"), Target("sb-b", 80, By.PATH, base=b"/v1/sandboxes/sb-b/ports/80")),
         (get(target="/v1/sandboxes/sb-b/tunnels/80", host="10.0.0.1"), Target("sb-b", 80, By.PATH, base=b"/v1/sandboxes/sb-b/tunnels/80", tunnel=True)),
+        (
+            get(target="/v1/sandboxes/sb-b/exposed/80/db.x", host="10.0.0.1"),
+            Target("sb-b", 80, By.PATH, base=b"/v1/sandboxes/sb-b/exposed/80/db.x", tunnel=True, name="db.x"),
+        ),
+        (
+            get(target="/v1/sandboxes/sb-b/exposed/80/db/7", host="10.0.0.1"),
+            Target("sb-b", 80, By.PATH, base=b"/v1/sandboxes/sb-b/exposed/80/db/7", tunnel=True, name="db", connection=7),
+        ),
+        (get(target="/v1/sandboxes/sb-b/exposed/80/db/7/x", host="corral.localhost"), Target(None, 0, By.HOST, door="api")),
         (get(target="/v1/sandboxes/sb-b/ports", host="corral.localhost"), Target(None, 0, By.HOST, door="api")),
     ],
 )

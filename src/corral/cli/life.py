@@ -23,6 +23,7 @@ def create(
     checkpoint_every: options.CheckpointEvery = None,
     volume: options.Volume = None,
     public_port: options.PublicPort = None,
+    on_request: options.OnRequest = "resume",
     env: options.Env = None,
     tag: options.Tag = None,
     user: options.User = None,
@@ -42,6 +43,7 @@ def create(
         "checkpoint_every": checkpoint_every,
         "volumes": options.volumes(volume),
         "public_ports": options.public_ports(public_port),
+        "on_request": on_request,
         "env": options.pairs(env, environment=True),
         "tags": options.pairs(tag),
     }

@@ -23,6 +23,9 @@ Pids = Annotated[int, typer.Option(help="Processes at once.")]
 Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="Its greatest age; 0: none.")]
 IdleTimeout = Annotated[float | None, typer.Option(metavar="SECONDS", help="End it after this long without activity.")]
 OnTimeout = Annotated[str, typer.Option(metavar="terminate|stop|pause", help="What happens then.")]
+OnRequest = Annotated[
+    str, typer.Option(metavar="resume|start", help="What a request to a preview does besides waking it: nothing more, or start it when it is stopped.")
+]
 Volume = Annotated[list[str] | None, typer.Option("--volume", metavar="NAME:PATH[:ro]", help="A volume, and where it appears; may be given again.")]
 CheckpointEvery = Annotated[int | None, typer.Option(metavar="N", help="A checkpoint after every N commands.")]
 PublicPort = Annotated[

@@ -1,4 +1,4 @@
-"""`corral preview`, `corral port-forward`, `corral hold`: ports of a sandbox from outside."""
+"""`corral preview`, `corral port-forward`, `corral expose`, `corral hold`: ports of a sandbox from outside, and of others from inside."""
 
 from __future__ import annotations
 
@@ -93,6 +93,30 @@ def _pair(word: str) -> tuple[int, int]:
     if not remote.isdecimal() or (colon and not local.isdecimal()):
         raise options.WrongUse(f"{word!r} is not PORT or LOCAL:PORT")
     return int(local) if colon else int(remote), int(remote)
+
+
+def expose(
+    sandbox: options.Box,
+    server: Annotated[str, typer.Argument(metavar="[HOST:]PORT", help="A server out here.")],
+    *,
+    as_: Annotated[str, typer.Option("--as", metavar="NAME[:PORT]", help="What it is called inside.")],
+) -> None:
+    """Let programs in a sandbox reach a server out here by a name, until Ctrl-C, or until the sandbox is paused or stopped."""
+    import sys
+
+    from corral import Client
+
+    host, _, port = server.rpartition(":")
+    if not port.isdecimal() or not as_.rpartition(":")[2]:
+        raise options.WrongUse(f"{server!r} as {as_!r} is not [HOST:]PORT as NAME[:PORT]")
+    with Client() as client:
+        box = client.sandboxes.get(sandbox)
+        with box.expose(int(port), as_=as_, host=host or "127.0.0.1") as offered:
+            print(f"{offered.name}:{offered.port} in {box.id} → {host or '127.0.0.1'}:{port}")
+            sys.stdout.flush()
+            offered.wait()
+            if offered.failure is not None:
+                raise offered.failure
 
 
 def hold(

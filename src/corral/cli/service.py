@@ -30,6 +30,7 @@ def service_set(
     ready: Annotated[str | None, typer.Option(metavar="|".join(f"{one}=…" for one in PROBES), help="How it is known that it is ready.")] = None,
     ready_timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Not ready after so long it has failed.")] = 60,
     restart: Annotated[str, typer.Option(metavar="always|on-failure|never", help="When it is started again after it has ended.")] = "always",
+    http_port: Annotated[int | None, typer.Option(metavar="PORT", help="Start it at the first request to this port's preview.")] = None,
     disabled: Annotated[bool, typer.Option("--disabled", help="Not started until it is asked to.")] = False,
     json: options.Json = False,
 ) -> None:
@@ -46,6 +47,7 @@ def service_set(
             needs=needs or (),
             ready=None if ready is None else {**_probe(ready), "timeout": ready_timeout},
             restart=restart,
+            http_port=http_port,
             enabled=not disabled,
         )
     _tell(found, json=json)
@@ -96,7 +98,11 @@ def service_rm(sandbox: options.Box, name: Name) -> None:
 
 @service.command("logs")
 def service_logs(
-    sandbox: options.Box, name: Name, *, follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until its process ends.")] = False
+    sandbox: options.Box,
+    name: Name,
+    *,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until its process ends.")] = False,
+    all: Annotated[bool, typer.Option("--all", help="Begin with what its earlier processes said, as far as that is kept.")] = False,
 ) -> int:
     """The output of its newest process."""
     from corral import Client
@@ -104,10 +110,14 @@ def service_logs(
     from corral.errors import InvalidState
 
     with Client() as client:
-        found = client.sandboxes.get(sandbox).services.get(name)
-    if found.process is None:
+        box = client.sandboxes.get(sandbox)
+        found = box.services.get(name)
+        earlier = [one.id for one in box.processes() if one.tag == f"service:{name}" and one.id != found.process] if all else []
+    if found.process is None and not earlier:
         raise InvalidState(f"the service {name} has not run yet", hint=f"it is {found.state}; `corral service start` starts it")
-    return look.logs(sandbox, found.process, follow=follow, json=False)
+    for process in earlier:
+        look.logs(sandbox, process, follow=False, json=False)
+    return 0 if found.process is None else look.logs(sandbox, found.process, follow=follow, json=False)
 
 
 def _tell(found: Service, *, json: bool) -> None:

@@ -56,10 +56,28 @@ class Attempt:
 
     def begin(self, others: Mapping[str, Attempt]) -> None:
         """Nothing happens when it is under way."""
-        if self._task is None or self._task.done():
+        if not self.under_way:
             self._restarts, self._detail = 0, None
             self._state = ServiceState.NEEDS if self.settings.needs else ServiceState.STARTING
             self._task = asyncio.get_running_loop().create_task(self._keep(others))
+
+    def rest(self) -> None:
+        """Until somebody asks for it, or for one that needs it."""
+        if not self.under_way:
+            self._state = ServiceState.IDLE
+
+    @property
+    def under_way(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    async def settled(self) -> None:
+        """Until it is ready, or it is over."""
+        if self._task is not None:
+            ready = asyncio.ensure_future(self._ready.wait())
+            try:
+                await asyncio.wait({self._task, ready}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                ready.cancel()
 
     def leave(self) -> None:
         """Look after it no more."""
@@ -94,6 +112,10 @@ class Attempt:
             if not (await self._book().wait(id, STOP_SECONDS)).running:
                 return
 
+    def runs(self) -> bool:
+        """Whether a process of it is there, looked after or not."""
+        return self._running() is not None
+
     def _running(self) -> Process | None:
         return next((process for process in self._book().list() if process.running and tag_of(process) == self.name), None)
 
@@ -110,6 +132,8 @@ class Attempt:
         pause = FIRST_PAUSE
         for need in self.settings.needs:
             if (other := others.get(need)) is not None:
+                if other._state is ServiceState.IDLE:
+                    other.begin(others)
                 await other._ready.wait()
             if other is None or others.get(need) is not other:
                 raise NotFound(f"it needs the service {need}, which is not there")
@@ -157,7 +181,10 @@ class Attempt:
 
     async def _probed(self) -> str | None:
         """Why it is not ready; None: it is."""
-        if (probe := self.settings.ready) is None:
+        probe = self.settings.ready
+        if probe is None and self.settings.http_port is not None:
+            probe = Ready.model_validate({"port": self.settings.http_port})
+        if probe is None:
             return None
         try:
             async with asyncio.timeout(probe.timeout):

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from corral.preview.access import Settings
 from corral.preview.keeper import Found, Refused
 from corral.schema.preview import Held, Link, LinkCreate, Preview, PreviewChange
 from corral.schema.sandbox import State
+from corral.schema.service import Service, ServiceState
 
 PROGRAMS_WAIT = 30.0
 """Seconds that programs wait for a sandbox that is being made or woken …"""
@@ -69,6 +70,8 @@ class Previews:
         self._secret = b""
         self._process: Process | None = None
         self._address = self._tunnels = Address("http", "")
+        self.on_closed: Callable[[Record, int], Awaitable[Service | None]] = _nobody
+        """Asked when a request has come for a port on which nothing listens; whether a service is to serve it."""
 
     def open(self, secret: bytes, process: Process, address: Address, tunnels: Address) -> None:
         """`tunnels`: how Corral's own programs reach the edge."""
@@ -171,6 +174,11 @@ class Previews:
     def keep_awake(self, sandbox: str, *, on: bool) -> None:
         self._node.keep_awake(sandbox, on=on)
 
+    def exposed(self, sandbox: str, at: str, *, on: bool) -> None:
+        if (living := self._sandboxes.ledger.registry.get(sandbox)) is not None:
+            kind = "sandbox.exposed" if on else "sandbox.unexposed"
+            self._sandboxes.ledger.log.note(kind, living.record.project, sandbox=sandbox, data={"as": at})
+
     async def find(self, sandbox: str, *, people: bool, wake: bool) -> Found | Refused:
         living = self._sandboxes.ledger.registry.get(sandbox)
         if living is None or living.reserved:
@@ -181,23 +189,48 @@ class Previews:
         if living.pausing or living.record.state is State.PAUSED:
             if not wake:
                 return Found(living.record.project, self._settings(living.record), None)
-            if (refused := await self._wake(living, seconds)) is not None:
+            if (refused := await self._wake(living, self._sandboxes.pauses.wake(living), seconds, "resumed")) is not None:
+                return refused
+        if living.record.state is State.STOPPED and living.record.previews.starts:
+            if not wake:
+                return Found(living.record.project, self._settings(living.record), None)
+            if (refused := await self._wake(living, self._sandboxes.begin(living, None), seconds, "started")) is not None:
                 return refused
         return self._present(living.record)
 
-    async def _wake(self, living: Living, seconds: float) -> Refused | None:
-        """Resume it; that goes on when it takes longer."""
-        waking = asyncio.ensure_future(self._sandboxes.pauses.wake(living))
+    async def serve(self, sandbox: str, port: int, *, people: bool) -> bool | Refused:
+        living = self._sandboxes.ledger.registry.get(sandbox)
+        if living is None or living.record.state is not State.RUNNING:
+            return False
+        asking = asyncio.ensure_future(self.on_closed(living.record, port))
+        self._sandboxes.later(asyncio.wait([asking]))
+        done, _ = await asyncio.wait([asking], timeout=PEOPLE_WAIT if people else PROGRAMS_WAIT)
+        if not done:
+            return Refused(503, "starting", f"the service at port {port} of the sandbox {sandbox} is being started", "try again", title="Starting …", retry=1)
+        if isinstance(error := asking.exception(), CorralError):
+            return Refused(error.status, error.code, f"the service at port {port} can't be started: {error.message}", error.hint)
+        service = asking.result()
+        if service is None or service.state is ServiceState.READY:
+            return service is not None
+        why = service.detail or (f"it ended with {service.exit_code}" if service.exit_code is not None else f"it is {service.state}")
+        hint = f"`corral service logs {sandbox} {service.name}` shows what it said"
+        return Refused(
+            502, "port_closed", f"the service {service.name} of the sandbox {sandbox} does not serve port {port}: {why}", hint, title="It did not start"
+        )
+
+    async def _wake(self, living: Living, doing: Coroutine[object, object, object], seconds: float, done_to_it: str) -> Refused | None:
+        """Resume or start it; that goes on when it takes longer."""
+        waking = asyncio.ensure_future(doing)
         self._sandboxes.later(asyncio.wait([waking]))
         done, _ = await asyncio.wait([waking], timeout=seconds)
         id = living.record.id
         if not done:
-            return Refused(503, "starting", f"the sandbox {id} is being resumed", "try again in a moment", title="Waking …", retry=1)
+            return Refused(503, "starting", f"the sandbox {id} is being {done_to_it}", "try again in a moment", title="Waking …", retry=1)
         match waking.exception():
             case None:
                 return None
             case CorralError() as error:
-                return Refused(error.status, error.code, f"the sandbox {id} can't be resumed: {error.message}", error.hint, title="It can't be woken")
+                return Refused(error.status, error.code, f"the sandbox {id} can't be {done_to_it}: {error.message}", error.hint, title="It can't be woken")
             case BaseException() as error:
                 raise error
 
@@ -229,6 +262,10 @@ class Previews:
 def _ended(record: Record) -> Refused:
     why = f"{record.reason or record.state}" + (f": {record.detail}" if record.detail else "")
     return Refused(410, "sandbox_ended", f"the sandbox {record.id} has ended ({why})", "create another one", title="This sandbox has ended")
+
+
+async def _nobody(_record: Record, _port: int) -> Service | None:
+    return None
 
 
 async def _turn(living: Living, seconds: float) -> None:

@@ -19,12 +19,14 @@ BUILD = "corral.build"
 
 @dataclass(frozen=True)
 class Exposure:
-    """Who may see the ports of a sandbox. `hosts`: what a port's server is told as Host. `generation` of its preview token, which is derived, not kept."""
+    """Who may see the ports of a sandbox. `hosts`: what a port's server is told as Host. `generation` of its preview token, which is derived, not kept.
+    `starts`: a request starts it when it is stopped."""
 
     public: tuple[int, ...] = ()
     every: bool = False
     hosts: Mapping[int, str] = field(default_factory=dict[int, str])
     generation: int = 0
+    starts: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ class Record:
             timing=None if self.timing is None else dict(self.timing),
             egress=self.egress,
             secrets=list(self.secrets),
+            on_request="start" if self.previews.starts else "resume",
             public_ports="all" if self.previews.every else list(self.previews.public),
         )
 

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -231,7 +232,7 @@ class Sandboxes:
             created_by=actor.key,
             egress=self.policies.default if wanted.egress is None else wanted.egress,
             secrets=tuple(wanted.secrets),
-            previews=Exposure(every=True) if wanted.public_ports == "all" else Exposure(tuple(sorted(set(wanted.public_ports)))),
+            previews=_exposure(wanted),
             freeze=wanted.freeze,
             reserve=wanted.reserve,
             facade=facade,
@@ -326,9 +327,11 @@ class Sandboxes:
         """Change what was given. Raises `Conflict` for a name that is taken."""
         living = await self.ledger.use(actor.project, id_or_name)
         changes: dict[str, Any] = {name: getattr(wanted, name) for name in wanted.model_fields_set}
-        for name in ("tags", "on_timeout"):
+        for name in ("tags", "on_timeout", "on_request"):
             if name in changes and changes[name] is None:
                 raise InvalidArgument(f"{name}: null is not a value of it", hint="leave it out to keep it as it is", details={"field": name})
+        if "on_request" in changes:
+            changes["previews"] = replace(living.record.previews, starts=changes.pop("on_request") == "start")
         if "timeout" in changes and living.record.state in lifecycle.ACTIVE:
             changes["deadline"] = deadlines.deadline(self._clock(), changes["timeout"])
         if not changes:
@@ -357,7 +360,10 @@ class Sandboxes:
 
     async def start(self, actor: Actor, id_or_name: str) -> Record:
         """Start a stopped one on its disk. Nothing happens when it is running."""
-        living = await self.ledger.use(actor.project, id_or_name)
+        return await self.begin(await self.ledger.use(actor.project, id_or_name), actor.key)
+
+    async def begin(self, living: Living, actor: str | None) -> Record:
+        """As `start`, of one that was found. `actor` is None when nobody asked by name: a request came."""
         began = time.perf_counter()
         async with living.changing:
             record = living.record
@@ -370,7 +376,7 @@ class Sandboxes:
                     queued = time.perf_counter() - began
                     living.overtaken = None
                     timing = {"queue": queued, **await launch.start(), "total": time.perf_counter() - began}
-                    return self.runs(living, actor=actor.key, timing=timing)
+                    return self.runs(living, actor=actor, timing=timing)
 
     @asynccontextmanager
     async def hold(self, project: str, id_or_name: str) -> AsyncGenerator[Living]:
@@ -551,3 +557,8 @@ class Sandboxes:
         task = asyncio.get_running_loop().create_task(do())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _exposure(wanted: SandboxCreate) -> Exposure:
+    ports = () if wanted.public_ports == "all" else tuple(sorted(set(wanted.public_ports)))
+    return Exposure(ports, every=wanted.public_ports == "all", starts=wanted.on_request == "start")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import PurePosixPath
 
@@ -27,6 +27,10 @@ SERVICES = 64
 """Of one sandbox at most."""
 SIZE = 256 << 10
 """Bytes of a service's file at most."""
+FILES = 256
+"""Entries of the directory that are looked at."""
+TOLD = 16
+"""Files that are no service's of which an event tells each time; of the others one tells how many they are."""
 
 log = structlog.get_logger(__name__)
 
@@ -106,9 +110,22 @@ class Supervisor:
                 await attempt.change(wanted)
             else:
                 attempt = box[name] = self._attempt(record, name, wanted)
-            if wanted.enabled:
+            if wanted.enabled and wanted.http_port is not None:
+                attempt.rest()
+            elif wanted.enabled:
                 self._begin(record, box, attempt)
             return attempt.describe()
+
+    async def serve(self, record: Record, port: int) -> Service | None:
+        """A request has come for a port on which nothing listens: the service that is to, once it is ready or over. None: there is none, or it was stopped."""
+        box = await self._box(record)
+        found = next((one for one in box.values() if one.settings.http_port == port and one.settings.enabled), None)
+        if found is None:
+            return None
+        async with box.changing:
+            self._begin(record, box, found)
+        await found.settled()
+        return found.describe()
 
     async def start(self, record: Record, name: str) -> Service:
         """Nothing happens when it runs, or waits for its turn."""
@@ -175,22 +192,36 @@ class Supervisor:
     async def _read(self, record: Record) -> Box:
         box = Box()
         try:
-            entries = (await self._node.files(record.id).list(file.ListFiles.model_validate({"path": DIRECTORY}))).entries
+            listing = await self._node.files(record.id).list(file.ListFiles.model_validate({"path": DIRECTORY, "limit": FILES}))
         except FileNotFound:
-            entries = []
-        for entry in entries:
+            listing = file.Entries(entries=[], more=False)
+        passed_over = 0
+        for entry in listing.entries:
             path = PurePosixPath(entry.path)
-            if path.suffix == ".json" and len(box) < SERVICES and (settings := await self._settings(record, path)) is not None:
+            if path.suffix != ".json":
+                continue
+            settings = await self._settings(record, path, tell=passed_over < TOLD) if len(box) < SERVICES else None
+            if settings is not None:
                 box[path.stem] = self._attempt(record, path.stem, settings)
+            else:
+                passed_over += 1
+        if listing.more or passed_over > TOLD:
+            more = f"{max(0, passed_over - TOLD)} more files are no service's" + (
+                f", and of those behind the first {FILES} none was looked at" if listing.more else ""
+            )
+            self._invalid(record, DIRECTORY, {"errors": passed_over, "detail": more})
         if self._reading.get(record.id) is not asyncio.current_task():
             raise Unavailable("the sandbox was stopped or paused meanwhile", hint="try again")
         self._boxes[record.id] = box
         for attempt in box.values():
             if attempt.settings.enabled:
-                attempt.begin(box)
+                if attempt.settings.http_port is None or attempt.runs():
+                    attempt.begin(box)
+                else:
+                    attempt.rest()
         return box
 
-    async def _settings(self, record: Record, path: PurePosixPath) -> ServiceSet | None:
+    async def _settings(self, record: Record, path: PurePosixPath, *, tell: bool) -> ServiceSet | None:
         """What a file says, if it is a service's. Whatever else is there is of whoever has written it, and must not keep the others from running."""
         try:
             if re.fullmatch(NAME, path.stem) is None:
@@ -199,13 +230,17 @@ class Supervisor:
             return ServiceSet.model_validate_json(b"".join([chunk async for chunk in download]))
         except ValidationError as error:
             first = error.errors()[0]
-            wrong = {"errors": error.error_count(), "detail": ": ".join([*map(str, first["loc"]), first["msg"]])[:500]}
+            wrong: dict[str, object] = {"errors": error.error_count(), "detail": ": ".join([*map(str, first["loc"]), first["msg"]])[:500]}
         except AWAY:
             raise
         except CorralError as error:
             wrong = {"errors": 1, "detail": error.message}
-        self._events.note("service.invalid", record.project, sandbox=record.id, actor="guest", data={"path": str(path), **wrong})
+        if tell:
+            self._invalid(record, str(path), wrong)
         return None
+
+    def _invalid(self, record: Record, path: str, wrong: Mapping[str, object]) -> None:
+        self._events.note("service.invalid", record.project, sandbox=record.id, actor="guest", data={"path": path, **wrong})
 
     def _attempt(self, record: Record, name: str, settings: ServiceSet) -> Attempt:
         def note(kind: str, **data: object) -> None:

@@ -146,7 +146,7 @@ class Guest:
                 self.alive = event.processes
             case messages.Port():
                 self._on_event("port.opened" if event.open else "port.closed", {"port": event.port, "process": event.process})
-            case messages.Exit() | messages.Closed():
+            case messages.Exit() | messages.Closed() | messages.Incoming():
                 raise ProtocolError(f"`{type(event).__name__}` about no channel")
 
     def _ended(self, _error: CorralError) -> None:

@@ -159,7 +159,9 @@ def cookie(signed: Signed, *, secure: bool, now: float) -> bytes:
 
 
 def decide(given: Credentials, settings: Settings, target: Target, head: Request, *, now: float) -> Verdict:
-    """Any one good credential is enough. A key is believed last, since asking for it costs a round trip."""
+    """Any one good credential is enough. A key is believed last, since asking for it costs a round trip. What changes the sandbox, as a name served from outside does, takes a key."""
+    if target.name is not None:
+        return Verdict.CHECK_KEY if given.key is not None else Verdict.NOTHING_GIVEN
     if (settings.every or target.port in settings.public) and not target.tunnel:
         return Verdict.ALLOWED
     verdict = Verdict.NOTHING_GIVEN

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from corral.preview.access import Settings
 from corral.preview.answers import Refusal
 from corral.preview.desk import Desk
-from corral.preview.guest import Guest, PortClosed, Stream, Unreachable
+from corral.preview.guest import Guest, Listener, PortClosed, PortTaken, Stream, Unreachable
 
 AWAKE_SECONDS = 2.0
 """Seconds for which a sandbox is kept from being frozen after the last byte to or from a port of it."""
@@ -22,7 +22,9 @@ CONNECTIONS = 2048
 class Tell(Protocol):
     """Tells the server whether a sandbox is to be kept awake."""
 
-    def __call__(self, *, on: bool) -> None: ...
+    def __call__(self, *, on: bool, exposed: str | None = None) -> None:
+        """`exposed`: instead, whether so NAME:PORT is served from outside."""
+        ...
 
 
 class Box:
@@ -38,6 +40,7 @@ class Box:
         self._waiting = 0
         self._used_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._listeners: dict[str, Listener] = {}
         self.alive = True
 
     async def open(self) -> None:
@@ -50,15 +53,27 @@ class Box:
 
     async def dial(self, port: int) -> Stream:
         """Raises `Refusal`."""
+        return await self._connect(self._guest.dial(port), f"port {port}", port)
+
+    async def accept(self, at: str, connection: int) -> Stream:
+        """A connection of which the listener at NAME:PORT has told. Raises `Refusal`."""
+        if (listener := self._listeners.get(at)) is None:
+            raise Refusal(404, "not_found", f"{at} is not exposed to the sandbox {self.id}", "expose it first")
+        return await self._connect(self._guest.accept(listener, connection), at, None)
+
+    async def _connect(self, connecting: Coroutine[object, object, Stream], what: str, port: int | None) -> Stream:
         if self._connections >= CONNECTIONS:
+            connecting.close()
             raise Refusal(429, "too_many_connections", f"{CONNECTIONS} connections to this sandbox are open", "close some, or try again later", retry=5)
         self.used()
         self._connections += 1
         try:
-            return await self._guest.dial(port)
+            return await connecting
         except BaseException as error:
             self._connections -= 1
             match error:
+                case PortClosed() if port is None:
+                    raise Refusal(404, "not_found", f"the connection to {what} does not wait any more", "take the next one") from None
                 case PortClosed():
                     hint = f"start a server on 127.0.0.1:{port} or 0.0.0.0:{port} inside; `corral preview {self.id}` lists the ports that are open"
                     message = f"nothing listens on port {port} of the sandbox {self.id}"
@@ -69,8 +84,37 @@ class Box:
                     raise
 
     def hung_up(self) -> None:
-        """A connection that `dial` made was closed."""
+        """A connection that `dial` or `accept` made, or what `listen` gave, was closed."""
         self._connections -= 1
+
+    async def listen(self, name: str, port: int) -> Listener:
+        """Have NAME:PORT inside served from outside, as long as what this gives is open. Raises `Refusal`."""
+        at = f"{name}:{port}"
+        taken = Refusal(409, "conflict", f"{at} is exposed to the sandbox {self.id} already", "end that first, or choose another name or port")
+        if at in self._listeners:
+            raise taken
+        self.used()
+        self._connections += 1
+        try:
+            listener = await self._guest.listen(name, port)
+        except BaseException as error:
+            self._connections -= 1
+            match error:
+                case PortTaken():
+                    raise taken from None
+                case Unreachable():
+                    raise Refusal(502, "unreachable", f"{at} can't be exposed to the sandbox {self.id}: {error}", "try again", retry=2) from None
+                case _:
+                    raise
+        self._listeners[at] = listener
+        self._tell(exposed=at, on=True)
+        return listener
+
+    def unlisten(self, listener: Listener) -> None:
+        """It was closed."""
+        for at in [at for at, one in self._listeners.items() if one is listener]:
+            del self._listeners[at]
+            self._tell(exposed=at, on=False)
 
     # Awake
 
@@ -145,6 +189,19 @@ class Boxes:
             asking.add_done_callback(lambda done: self._asked(key, done))
         return await asyncio.shield(asking)
 
+    async def serve(self, box: Box, port: int, *, people: bool) -> bool:
+        """Nothing listens on the port: whether a service does now. Raises `Refusal` when one is to, and does not."""
+        if not self._desk.here:
+            return False
+        box.waiting(on=True)
+        try:
+            answer, _ = await self._desk.ask(ask="serve", sandbox=box.id, port=port, people=people)
+        finally:
+            box.waiting(on=False)
+        if "refuse" in answer:
+            raise refusal(answer["refuse"])
+        return bool(answer["served"])
+
     def _asked(self, key: tuple[str, bool, bool], done: asyncio.Task[Box | Asleep]) -> None:
         del self._asking[key]
         if not done.cancelled():
@@ -173,8 +230,8 @@ class Boxes:
         return box
 
     def _teller(self, id: str) -> Tell:
-        def tell(*, on: bool) -> None:
-            self._desk.tell(awake=id, on=on)
+        def tell(*, on: bool, exposed: str | None = None) -> None:
+            self._desk.tell(**({"awake": id} if exposed is None else {"exposed": exposed, "sandbox": id}), on=on)
 
         return tell
 

@@ -1,6 +1,7 @@
 """The preview process' connection to the server: what it asks, and what it is told. Without a server what is known goes on; what is not waits a while.
 
-process → server   {"q": n, "ask": "box", "sandbox", "people", "wake"} · {"q": n, "ask": "key", "key", "project"} · {"awake": sandbox, "on": bool}
+process → server   {"q": n, "ask": "box", "sandbox", "people", "wake"} · {"q": n, "ask": "key", "key", "project"} · {"q": n, "ask": "serve", "sandbox", "port", "people"} · {"awake": sandbox, "on": bool} ·
+                   {"exposed": "NAME:PORT", "sandbox", "on": bool}
 server → process   {"a": n, …} with the relay link of a box beside it · {"op": "config", …} with listeners · {"op": "settings", "sandbox", …} · {"op": "keys"} · {"op": "stop"}
 """
 
@@ -44,6 +45,11 @@ class Desk:
         for question in lost.values():
             if not question.done():
                 question.set_exception(ConnectionResetError("the server went away"))
+
+    @property
+    def here(self) -> bool:
+        """Whether a server is there to be asked just now."""
+        return self._here.is_set()
 
     async def ask(self, **question: Any) -> Answer:
         """Raises `Refusal` when there is no server, or it does not answer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -15,6 +15,7 @@ TUNNELS = b"tunnels"
 _LABEL = re.compile(rb"([1-9][0-9]{0,4})-([a-z0-9](?:[a-z0-9-]*[a-z0-9])?)\Z")
 _ID = re.compile(rb"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\Z")
 _HOST = re.compile(rb"([a-z0-9.\-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?\Z")
+_EXPOSED = re.compile(rb"/v1/sandboxes/([a-z0-9-]{1,63})/exposed/([0-9]{1,5})/([a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?)(?:/([1-9][0-9]{0,9}))?\Z")
 _BY_PATH = re.compile(rb"/v1/sandboxes/([a-z0-9-]{1,63})/(ports|tunnels)/([0-9]{1,5})(?=/|\Z)")
 
 
@@ -58,6 +59,10 @@ class Target:
     door: str | None = None
     base: bytes = b""
     tunnel: bool = False
+    name: str | None = None
+    """A tunnel the other way round: what the port has as a name inside."""
+    connection: int | None = None
+    """Of those to that name, the one that is accepted."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,9 @@ class Table:
         return frozenset({b"corral-sandbox", b"corral-port", b"corral-token", b"corral-key", b"corral-door", b"corral-project", *named})
 
     def _by_path(self, head: Request) -> Target | None:
+        if (outside := _EXPOSED.match(head.path)) is not None:
+            target = self._port(outside[1], outside[2], By.PATH, base=outside[0], tunnel=True)
+            return replace(target, name=outside[3].decode(), connection=None if outside[4] is None else int(outside[4]))
         found = _BY_PATH.match(head.path)
         if found is None:
             return None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
+
+import msgspec
 
 from corral.errors import CorralError
 from corral.node.channel import Channel
@@ -22,12 +26,18 @@ WINDOW = 512 << 10
 """Bytes of one stream that are under way at most, in each direction."""
 DIAL_TIMEOUT = 15.0
 HELLO_TIMEOUT = 15.0
+_TOLD = 1024
+"""Connections of which a listener tells that nobody has read of yet."""
 _SMALL = 4096
 _JOINED = 64 << 10
 
 
 class PortClosed(Exception):
     """Nothing listens on the port."""
+
+
+class PortTaken(Exception):
+    """A name and port are served from outside already."""
 
 
 class Unreachable(Exception):
@@ -58,13 +68,17 @@ class Guest:
 
     async def dial(self, port: int) -> Stream:
         """Raises `PortClosed`, `Unreachable`."""
+        return await self._stream(requests.Dial(channel=0, host="", port=port, window=WINDOW), "ECONNREFUSED")
+
+    async def _stream(self, request: requests.Dial | requests.Accept, nobody: str) -> Stream:
+        """Of a request, whose channel is chosen here. `nobody`: the code that says that there is nothing to be connected with."""
         self._channel = self._channel % MAX_CHANNEL + 1
         stream = Stream(self._link, self._channel)
         try:
-            await self._link.request(requests.Dial(channel=self._channel, host="", port=port, window=WINDOW), messages.Done, timeout=DIAL_TIMEOUT)
+            await self._link.request(msgspec.structs.replace(request, channel=self._channel), messages.Done, timeout=DIAL_TIMEOUT)
         except RequestFailed as error:
             stream.close()
-            if error.problem.code == "ECONNREFUSED":
+            if error.problem.code == nobody:
                 raise PortClosed from None
             raise Unreachable(error.problem.message or error.problem.code) from error
         except CorralError as error:
@@ -74,6 +88,31 @@ class Guest:
             stream.close()
             raise
         return stream
+
+    async def listen(self, name: str, port: int) -> Listener:
+        """Have a name and port inside served from outside. Raises `PortTaken`, `Unreachable`."""
+        self._channel = self._channel % MAX_CHANNEL + 1
+        listener = Listener(self._link, self._channel)
+        try:
+            answer = await self._link.request(requests.Listen(channel=self._channel, name=name, port=port), messages.Listening, timeout=DIAL_TIMEOUT)
+        except RequestFailed as error:
+            listener.close()
+            if error.problem.code == "EADDRINUSE":
+                raise PortTaken from None
+            raise Unreachable(error.problem.message or error.problem.code) from error
+        except CorralError as error:
+            listener.close()
+            raise Unreachable(error.message) from error
+        except BaseException:
+            listener.close()
+            raise
+        listener.say({"address": answer.address})
+        return listener
+
+    async def accept(self, listener: Listener, connection: int) -> Stream:
+        """One of which `listener` has told. Raises `PortClosed` when it waits no more, `Unreachable`."""
+        request = requests.Accept(channel=0, listener=listener.number, connection=connection, window=WINDOW)
+        return await self._stream(request, "ECONNABORTED")
 
     def close(self) -> None:
         """Leave the link and its streams."""
@@ -93,6 +132,7 @@ class Stream:
         self._taken = 0
         self._open = True
         self._broken: str | None = None
+        self._settled = False
         self._changed = Notice()
         self._channel = Channel(link, number, self, receivers={1: Receiver(WINDOW)}, sender=Sender(WINDOW))
 
@@ -110,8 +150,10 @@ class Stream:
     def on_event(self, event: Event) -> None:
         if not isinstance(event, messages.Closed):
             raise ProtocolError(f"`{type(event).__name__}` about a relayed connection")
+        self._settled = True
         if event.error is not None:
             self._fail(event.error.message or event.error.code)
+        self._changed.set()
 
     def on_end(self, error: CorralError, /) -> None:
         self._fail(error.message)
@@ -145,6 +187,11 @@ class Stream:
             self._channel.keep(1, self._taken)
         return piece if isinstance(piece, bytes) else bytes(piece)
 
+    async def settled(self) -> None:
+        """Until the guest has done with it: all that was written has been taken inside, or never will be."""
+        while self._open and self._broken is None and not self._settled:
+            await self._changed.wait()
+
     def offer(self, data: bytes) -> bool:
         return self._open and self._broken is None and self._channel.offer(data)
 
@@ -166,3 +213,68 @@ class Stream:
             self._channel.close()
             self._pieces.clear()
             self._fail("the stream was closed")
+
+
+class Listener:
+    """A name and port inside that are served from outside, as a `Duplex` that tells in JSON: first `{"address"}`, then `{"connection"}` for each that waits to be accepted."""
+
+    def __init__(self, link: Link, number: int) -> None:
+        self.number = number
+        self._told: deque[bytes] = deque()
+        self._broken: str | None = None
+        self._changed = Notice()
+        self._channel = Channel(link, number, self, receivers={}, sender=None)
+
+    def say(self, message: dict[str, Any]) -> None:
+        self._told.append(json.dumps(message).encode())
+        self._changed.set()
+
+    # From the link
+
+    def on_data(self, _stream: int, _payload: memoryview, /) -> None:
+        raise ProtocolError("data of a listener")
+
+    def on_event(self, event: Event) -> None:
+        match event:
+            case messages.Incoming():
+                if len(self._told) >= _TOLD:
+                    self._fail("nobody takes the connections that come")
+                else:
+                    self.say({"connection": event.connection})
+            case messages.Closed():
+                self._fail("the agent does not listen any more" if event.error is None else event.error.message or event.error.code)
+            case _:
+                raise ProtocolError(f"`{type(event).__name__}` about a listener")
+
+    def on_end(self, error: CorralError, /) -> None:
+        self._fail(error.message)
+
+    def _fail(self, why: str) -> None:
+        self._broken = self._broken or why
+        self._changed.set()
+
+    # For us
+
+    @property
+    def spent(self) -> bool:
+        return self._broken is not None
+
+    async def read(self) -> bytes:
+        while not self._told:
+            if self._broken is not None:
+                raise Broken(self._broken)
+            await self._changed.wait()
+        return self._told.popleft()
+
+    def offer(self, _data: bytes, /) -> bool:
+        return False
+
+    async def write(self, _data: bytes, /) -> None:
+        raise Broken("nothing is to be said here")
+
+    def finish(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._fail("it was closed")
+        self._channel.close()

@@ -108,6 +108,8 @@ def request(raw: bytes) -> Request:
     """A request's head, with the empty line at its end. Raises `BadHead`."""
     line, *lines = _lines(raw)
     found = _REQUEST.match(line)
+    if line == b"PRI * HTTP/2.0":
+        raise BadHead(400, "HTTP/2 is not spoken here: use HTTP/1.1, or a tunnel")
     if found is None:
         raise BadHead(400, "the request line is malformed")
     method, target, minor = found[1], found[2], int(found[3])

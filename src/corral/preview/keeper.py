@@ -59,11 +59,19 @@ class Knowledge(Protocol):
         """`people`: they see a page that asks again, so they are answered soon; programs wait. `wake`: the request may see it, so it is woken."""
         ...
 
+    async def serve(self, sandbox: str, port: int, *, people: bool) -> bool | Refused:
+        """Nothing listens on a port that was asked for: whether a service was started that does now."""
+        ...
+
     def opens(self, key: str, project: str) -> bool:
         """Whether this API key may use the project's sandboxes."""
         ...
 
     def keep_awake(self, sandbox: str, *, on: bool) -> None: ...
+
+    def exposed(self, sandbox: str, at: str, *, on: bool) -> None:
+        """NAME:PORT inside is served from outside from now on, or no more."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -165,6 +173,8 @@ class Keeper:
             task.add_done_callback(self._answering.discard)
         elif "awake" in message:
             self._keep_awake(str(message["awake"]), on=bool(message["on"]))
+        elif "exposed" in message:
+            self._knowledge.exposed(str(message["sandbox"]), str(message["exposed"]), on=bool(message["on"]))
 
     def _keep_awake(self, sandbox: str, *, on: bool) -> None:
         (self._awake.add if on else self._awake.discard)(sandbox)
@@ -176,6 +186,10 @@ class Keeper:
             self._send({"a": number, "opens": self._knowledge.opens(question["key"], question["project"])})
             return
         sandbox = str(question["sandbox"])
+        if question["ask"] == "serve":
+            served = await self._knowledge.serve(sandbox, int(question["port"]), people=bool(question["people"]))
+            self._send({"a": number, "refuse": vars(served)} if isinstance(served, Refused) else {"a": number, "served": served})
+            return
         match await self._knowledge.find(sandbox, people=bool(question["people"]), wake=bool(question["wake"])):
             case Found() as found:
                 self._known.add(sandbox)

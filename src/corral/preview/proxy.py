@@ -143,10 +143,16 @@ class Proxy:
                 self._keys[known] = True
         return opens
 
-    async def dial(self, target: Target, box: Box | None) -> Far:
+    async def dial(self, target: Target, box: Box | None, *, people: bool) -> Far:
         """Raises `Refusal`."""
         if box is not None:
-            return Far(target, Side.of(await box.dial(target.port)), box)
+            try:
+                stream = await box.dial(target.port)
+            except Refusal as refusal:
+                if refusal.code != "port_closed" or not await self._boxes.serve(box, target.port, people=people):
+                    raise
+                stream = await box.dial(target.port)
+            return Far(target, Side.of(stream), box)
         try:
             _, connection = await asyncio.get_running_loop().create_connection(Connection, *self._door)
         except OSError:
@@ -221,7 +227,7 @@ class _Client:
                 await self._side.write(answers.redirect(location, [(b"Set-Cookie", cookie)], close=close))
                 return not close
             if box is not None and target.tunnel:
-                await tunnel.serve(asked, self._side, box, target.port)
+                await tunnel.serve(asked, self._side, box, target)
                 return False
             return await self._pass(asked, target, box)
         except BadHead as error:
@@ -235,7 +241,7 @@ class _Client:
             self.leave()
         again = self._far is not None
         if self._far is None:
-            self._far = await self._while_there(self._proxy.dial(target, box))
+            self._far = await self._while_there(self._proxy.dial(target, box, people=_is_people(asked)))
         try:
             return await self._exchange(asked, target, box, self._far)
         except NothingCame as error:
@@ -246,7 +252,7 @@ class _Client:
         except BaseException:
             self.leave()
             raise
-        self._far = await self._while_there(self._proxy.dial(target, box))
+        self._far = await self._while_there(self._proxy.dial(target, box, people=_is_people(asked)))
         try:
             return await self._exchange(asked, target, box, self._far)
         except NothingCame as error:

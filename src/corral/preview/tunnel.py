@@ -1,4 +1,5 @@
-"""Tunnels: any TCP connection to a port inside, over a websocket. Binary messages are its bytes; an empty one ends that direction, so that each half is closed for itself."""
+"""Tunnels: any TCP connection to a port inside, over a websocket. Binary messages are its bytes; an empty one ends that direction, so that each half is closed for itself.
+The other way round: a websocket offers a name inside, and is told, in JSON, of each connection to it, which then is a tunnel of its own."""
 
 from __future__ import annotations
 
@@ -13,8 +14,10 @@ from websockets.utils import accept_key
 from corral.preview import head
 from corral.preview.answers import Refusal
 from corral.preview.boxes import Box
+from corral.preview.doors import Target
 from corral.preview.duplex import Broken
-from corral.preview.exchange import Side
+from corral.preview.exchange import STALL_SECONDS, Side
+from corral.preview.guest import Listener, Stream
 from corral.preview.head import Request
 
 PROTOCOL = b"corral-tcp"
@@ -34,19 +37,35 @@ def check(asked: Request) -> bytes:
     return accept_key(key.decode("latin-1")).encode()
 
 
-async def serve(asked: Request, near: Side, box: Box, port: int) -> None:
+async def serve(asked: Request, near: Side, box: Box, target: Target) -> None:
     """Until both directions have ended, or one side is gone. Raises `Refusal` before it has begun."""
     accept = check(asked)
-    stream = await box.dial(port)
+    stream = await _far(box, target)
     try:
         fields = [(b"Upgrade", b"websocket"), (b"Connection", b"Upgrade"), (b"Sec-WebSocket-Accept", accept)]
         if PROTOCOL in asked.tokens(b"sec-websocket-protocol"):
             fields.append((b"Sec-WebSocket-Protocol", PROTOCOL))
         await near.write(head.encode(b"HTTP/1.1 101 Switching Protocols", fields))
-        await _Tunnel(near, Side.of(stream), box).run()
+        if await _Tunnel(near, Side.of(stream), box).run() and isinstance(stream, Stream):
+            # Its last bytes may still be on their way inside.
+            async with asyncio.timeout(STALL_SECONDS):
+                await stream.settled()
+    except TimeoutError:
+        pass  # nobody inside takes them
     finally:
         stream.close()
+        if isinstance(stream, Listener):
+            box.unlisten(stream)
         box.hung_up()
+
+
+async def _far(box: Box, target: Target) -> Stream | Listener:
+    """What is at the other end: a port inside; a name inside of whose connections is told, or one of these."""
+    if target.name is None:
+        return await box.dial(target.port)
+    if target.connection is None:
+        return await box.listen(target.name, target.port)
+    return await box.accept(f"{target.name}:{target.port}", target.connection)
 
 
 class _Tunnel:
@@ -54,12 +73,16 @@ class _Tunnel:
         self._near, self._far, self._box = near, far, box
         self._protocol = ServerProtocol(state=State.OPEN, max_size=MESSAGE)
         self._writing = asyncio.Lock()
+        self._ended = False
+        """Whether nothing more comes from the sandbox."""
 
-    async def run(self) -> None:
+    async def run(self) -> bool:
+        """Whether both directions have come to their ends."""
         ways = [asyncio.create_task(self._up()), asyncio.create_task(self._down())]
         pinging = asyncio.create_task(self._ping())
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_EXCEPTION)
+            return all(way.done() and way.exception() is None for way in ways)
         finally:
             for task in (*ways, pinging):
                 task.cancel()
@@ -80,13 +103,15 @@ class _Tunnel:
                     self._far.duplex.finish()
             await self._flush()
             if self._protocol.state is not State.OPEN:
-                return
-        raise Broken("the client hung up")
+                break
+        if not (ended and self._ended):
+            raise Broken("the client hung up")
 
     async def _down(self) -> None:
         while data := await self._far.inlet.read():
             self._box.used()
             await self._send(data)
+        self._ended = True
         await self._send(b"")
 
     async def _ping(self) -> None:

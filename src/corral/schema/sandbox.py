@@ -78,6 +78,10 @@ class SandboxCreate(Request):
     secrets: list[SecretUse] = Field(default_factory=list[SecretUse], max_length=64, description="those that become plain environment variables inside")
     sudo: bool = Field(True, description="the image's user may become root inside the sandbox")
     public_ports: PublicPorts = Field(default_factory=list[int], description="ports that anybody may reach who has their URL, or `all`")
+    on_request: Literal["resume", "start"] = Field(
+        "resume",
+        description="what a request to a preview, by one who may see it, does while it does not run: `resume` it when it is paused; `start` it when it is stopped, too",
+    )
     freeze: bool = Field(
         True,
         description="while nobody uses it, it may take no processor time; false: timers inside are never late, and an idle one costs some percent of a core with gVisor 20240729",
@@ -105,6 +109,7 @@ class SandboxUpdate(Request):
     timeout: float | None = Field(None, gt=0, le=31_536_000, allow_inf_nan=False, description="seconds from now")
     idle_timeout: float | None = Field(None, gt=0, le=31_536_000, allow_inf_nan=False)
     on_timeout: Literal["terminate", "stop", "pause"] | None = None
+    on_request: Literal["resume", "start"] | None = None
 
 
 class SandboxExtend(Request):
@@ -173,6 +178,7 @@ class Sandbox(Answer):
     egress: EgressPolicy = Field(default_factory=EgressPolicy)
     secrets: list[SecretUse] = Field(default_factory=list[SecretUse], description="those that are environment variables inside; never their values")
     public_ports: PublicPorts = Field(default_factory=list[int], description="ports whose previews need no key")
+    on_request: Literal["resume", "start"] = Field("resume", description="whether a request to a preview starts it when it is stopped")
 
 
 class SandboxPage(Answer):

@@ -25,8 +25,9 @@ class Restart(StrEnum):
 
 
 class ServiceState(StrEnum):
-    """`needs`: it waits for another to be ready; `starting`: its probe does not say yet that it is ready; `waiting`: for its turn to be started again, after it ended or could not be started just now."""
+    """`idle`: it waits for the first request to its `http_port`; `needs`: for another to be ready; `starting`: its probe does not say yet that it is ready; `waiting`: for its turn to be started again, after it ended or could not be started just now."""
 
+    IDLE = "idle"
     NEEDS = "needs"
     STARTING = "starting"
     READY = "ready"
@@ -49,6 +50,12 @@ class ServiceSet(Request):
         None, description="without it a service is ready as soon as it runs; when its timeout is over it is stopped and counts as failed"
     )
     restart: Restart = Restart.ALWAYS
+    http_port: int | None = Field(
+        None,
+        ge=1,
+        le=65_535,
+        description="it is started by a request to the preview of this port while nothing listens there, and not before; without `ready`, it is ready when it does",
+    )
     enabled: bool = Field(True, description="false: it is not started until it is asked to")
 
     @model_validator(mode="after")

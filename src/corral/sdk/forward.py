@@ -8,7 +8,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
@@ -46,12 +46,17 @@ class Route:
     def __init__(self, url: str, headers: Mapping[str, str], *, dial: str | None = None) -> None:
         """`dial`: the address of the URL's host, where names don't tell it."""
         parts = urlsplit(url)
+        self._url, self._dial = url, dial
         self._tls = ssl.create_default_context() if parts.scheme == "wss" else None
         self._name = parts.hostname or ""
         self._at = (dial or self._name, parts.port or (443 if self._tls else 80))
         self._authority = parts.netloc
         self.path = parts.path
         self._headers = headers
+
+    def beneath(self, path: str) -> Route:
+        """The way to what is below this one's path."""
+        return Route(f"{self._url}/{path}", self._headers, dial=self._dial)
 
     async def connect(self) -> Connected:
         """One connection. Raises what the edge refuses it with, `Unavailable` when there is none."""
@@ -86,12 +91,13 @@ class Route:
         return line
 
 
-def route(preview: Preview, connection: Connection) -> Route:
-    """The way to a port, for the key of a connection."""
-    host = urlsplit(preview.tunnel_url).hostname or ""
+def route(preview: Preview, connection: Connection, *, name: str | None = None) -> Route:
+    """The way to a port, for the key of a connection; with a `name`, to offer that name and port inside."""
+    url = preview.tunnel_url if name is None else f"{preview.tunnel_url.rpartition('/tunnels/')[0]}/exposed/{preview.port}/{name}"
+    host = urlsplit(url).hostname or ""
     # Names below localhost don't resolve everywhere; the edge is where the server is.
     dial = urlsplit(connection.url).hostname if host.endswith("localhost") else None
-    return Route(preview.tunnel_url, {"Corral-Key": connection.key} if connection.key else {}, dial=dial)
+    return Route(url, {"Corral-Key": connection.key} if connection.key else {}, dial=dial)
 
 
 class Connected:
@@ -102,6 +108,17 @@ class Connected:
 
     def close(self) -> None:
         self._writer.close()
+
+    async def messages(self) -> AsyncGenerator[bytes]:
+        """What is said, until the other side ends it."""
+        while data := await self._reader.read(PIECE):
+            for message in self._line.feed(data):
+                if isinstance(message, Closed):
+                    return
+                yield message
+            if outgoing := self._line.take_outgoing():
+                self._writer.write(outgoing)
+        raise Lost("the server hung up")
 
     async def carry(self, source: Source, sink: Sink) -> bool:
         """Bytes both ways; whether both directions came to their ends. Closes it."""

@@ -41,6 +41,7 @@ class CreateOptions(TypedDict, total=False):
     egress: Egress | EgressPolicy | Mapping[str, Any] | str | None
     secrets: Sequence[NamedSecret]
     public_ports: Sequence[int] | Literal["all"]
+    on_request: Literal["resume", "start"]
     sudo: bool
     freeze: bool
     reserve: bool

@@ -42,6 +42,12 @@ class Done(msgspec.Struct, frozen=True):
     """An answer without content."""
 
 
+class Listening(msgspec.Struct, frozen=True):
+    """Where inside."""
+
+    address: Annotated[str, Meta(max_length=64)]
+
+
 class Started(msgspec.Struct, frozen=True):
     pid: Pid
 
@@ -139,7 +145,13 @@ class Activity(msgspec.Struct, frozen=True, tag_field="event", tag="activity"):
     processes: Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
-Event = Exit | Closed | Port | Activity
+class Incoming(msgspec.Struct, frozen=True, tag_field="event", tag="incoming"):
+    """A connection to a name and port that are served outside waits to be accepted."""
+
+    connection: Annotated[int, Meta(ge=1, le=2**32 - 1)]
+
+
+Event = Exit | Closed | Port | Activity | Incoming
 
 
 class Held(msgspec.Struct, frozen=True):

@@ -219,6 +219,19 @@ class Dial(Request, frozen=True, kw_only=True, tag="dial"):
     window: int
 
 
+class Listen(Request, frozen=True, kw_only=True, tag="listen"):
+    channel: int
+    name: str
+    port: int
+
+
+class Accept(Request, frozen=True, kw_only=True, tag="accept"):
+    channel: int
+    listener: int
+    connection: int
+    window: int
+
+
 class Ports(Request, frozen=True, kw_only=True, tag="ports"):
     pass
 

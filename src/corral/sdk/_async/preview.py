@@ -1,4 +1,4 @@
-"""Ports of a sandbox as they are seen from outside: URLs, links, tunnels."""
+"""Ports of a sandbox as they are seen from outside: URLs, links, tunnels; and what is outside as it is seen from inside."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from corral.schema.preview import Preview as PreviewInfo
 from corral.sdk import faults
 from corral.sdk._async.transport import Transport
 from corral.sdk.forward import Forward, route
+from corral.sdk.offer import Offer
 
 
 class Preview:
@@ -106,3 +107,50 @@ class Tunnel:
         if self._forward is None:
             raise ValueError("the tunnel is not open")
         return self._forward
+
+
+class Exposed:
+    """A server outside, offered to a sandbox by a name, as a context manager: see `Sandbox.expose`."""
+
+    def __init__(self, transport: Transport, sandbox: str, name: str, port: int, *, target: tuple[str, int]) -> None:
+        """`sandbox` is its path; `target` is where the server is."""
+        self._transport = transport
+        self._path = f"{sandbox}/previews/{port}"
+        self._target = target
+        self._offer: Offer | None = None
+        self.name, self.port = name, port
+        """What it is called inside."""
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def open(self) -> Self:
+        """Begin to offer it. Raises `Conflict` when the name and port are offered already."""
+        info = faults.decode(PreviewInfo, await self._transport.call("GET", self._path))
+        offer = Offer(route(info, self._transport.connection, name=self.name), self._target)
+        self._offer = await asyncio.to_thread(offer.start)
+        return self
+
+    async def aclose(self) -> None:
+        """End it and its connections: the name is gone inside."""
+        if self._offer is not None:
+            await asyncio.to_thread(self._offer.stop)
+            self._offer = None
+
+    async def wait(self) -> None:
+        """Until it ends by itself: when the sandbox is paused, stopped or gone, or the edge is."""
+        await asyncio.to_thread(self._open.ended.wait)
+
+    @property
+    def failure(self) -> CorralError | None:
+        """Why it ended, or why the last connection could not be made."""
+        return self._open.failure
+
+    @property
+    def _open(self) -> Offer:
+        if self._offer is None:
+            raise ValueError("nothing is offered")
+        return self._offer

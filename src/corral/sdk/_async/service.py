@@ -33,13 +33,14 @@ class Supervised:
         needs: Sequence[str] = (),
         ready: Ready | Mapping[str, Any] | None = None,
         restart: Restart | str = Restart.ALWAYS,
+        http_port: int | None = None,
         enabled: bool = True,
     ) -> Service:
-        """Keep a program running from now on: a text by the sandbox's shell, a sequence as it is. `ready` is how it is known that others may need it, as `{"port": 5432}`."""
+        """Keep a program running from now on: a text by the sandbox's shell, a sequence as it is. `ready` is how it is known that others may need it, as `{"port": 5432}`.
+        With `http_port` it is started by the first request to the preview of that port."""
         words = {"command": command} if isinstance(command, str) else {"argv": list(command)}
-        wanted = faults.build(
-            ServiceSet, **words, env=dict(env or {}), cwd=cwd, user=user, needs=list(needs), ready=ready, restart=Restart(restart), enabled=enabled
-        )
+        when = {"needs": list(needs), "ready": ready, "restart": Restart(restart), "http_port": http_port, "enabled": enabled}
+        wanted = faults.build(ServiceSet, **words, env=dict(env or {}), cwd=cwd, user=user, **when)
         body = await self._transport.call("PUT", self._at(name), body=faults.encode(wanted), safe=True, seconds=STOP_SECONDS)
         return faults.decode(Service, body)
 

@@ -29,7 +29,7 @@ from corral.sdk._sync.code import Code
 from corral.sdk._sync.egress import SandboxEgress
 from corral.sdk._sync.files import Files
 from corral.sdk._sync.image import Image
-from corral.sdk._sync.preview import Preview, Tunnel
+from corral.sdk._sync.preview import Exposed, Preview, Tunnel
 from corral.sdk._sync.process import Process
 from corral.sdk._sync.run import Callback, Run, start_request
 from corral.sdk._sync.service import Supervised
@@ -86,6 +86,7 @@ class Sandbox:
         egress: Egress | EgressPolicy | Mapping[str, Any] | str | None = None,
         secrets: Sequence[NamedSecret] = (),
         public_ports: Sequence[int] | Literal["all"] = (),
+        on_request: Literal["resume", "start"] = "resume",
         sudo: bool = True,
         freeze: bool = True,
         reserve: bool = False,
@@ -98,7 +99,7 @@ class Sandbox:
         `checkpoint_every`: a checkpoint after every so many commands; `volumes` by the path at which each appears; `wait` is for room on a full node.
         `egress` is what it may reach: `Egress.allow("api.example.com")`, or "none", "public", "all"; None: the server's default.
         `freeze=False`: it never sleeps while nobody uses it, so timers inside are never late; `reserve=True`: no other is started on memory that it may still take.
-        `public_ports`: those whose previews need no key, or "all".
+        `public_ports`: those whose previews need no key, or "all"; `on_request="start"`: a request to a preview starts it when it is stopped, and not only resumes a paused one.
         `secrets` become environment variables inside: `Secret.named("TOKEN", expose=True)`.
         Raises `ImageNotFound`, `InvalidArgument`, `QuotaExceeded`, `Unavailable` (no server, or no room), `Unsupported`.
         """
@@ -125,6 +126,7 @@ class Sandbox:
             idle_timeout=idle_timeout,
             on_timeout=on_timeout,
             public_ports=public_ports if public_ports == "all" else list(public_ports),
+            on_request=on_request,
             sudo=sudo,
             freeze=freeze,
             reserve=reserve,
@@ -353,9 +355,10 @@ class Sandbox:
         timeout: float | Keep | None = KEEP,
         idle_timeout: float | Keep | None = KEEP,
         on_timeout: Literal["terminate", "stop", "pause"] | Keep = KEEP,
+        on_request: Literal["resume", "start"] | Keep = KEEP,
     ) -> None:
         """Change what is given; `tags` replaces all tags, `timeout` counts from now, None takes a name or a time away."""
-        given = {"name": name, "tags": tags, "timeout": timeout, "idle_timeout": idle_timeout, "on_timeout": on_timeout}
+        given = {"name": name, "tags": tags, "timeout": timeout, "idle_timeout": idle_timeout, "on_timeout": on_timeout, "on_request": on_request}
         request = faults.build(SandboxUpdate, **{field: value for field, value in given.items() if value is not KEEP})
         self.info = faults.decode(SandboxInfo, self._transport.call("PATCH", self._path, body=faults.encode(request), safe=True))
 
@@ -446,6 +449,16 @@ class Sandbox:
     def tunnel(self, port: int, *, local_port: int = 0, host: str = "127.0.0.1") -> Tunnel:
         """A context manager: while it is open, connections to its local `.address` end at this port inside. `local_port` 0: any free one."""
         return Tunnel(self._transport, self._path, port, host=host, local_port=local_port)
+
+    def expose(self, host_port: int, *, as_: str, host: str = "127.0.0.1") -> Exposed:
+        """A context manager: while it is open, programs inside reach a server out here (`host`, `host_port`) as `as_`, "NAME" or "NAME:PORT", whatever the sandbox's egress policy is.
+
+        It ends with the context, and when the sandbox is paused or stopped.
+        """
+        name, _, port = as_.partition(":")
+        if port and not port.isdecimal():
+            raise ValueError(f"{as_!r} is not NAME or NAME:PORT")
+        return Exposed(self._transport, self._path, name, int(port or host_port), target=(host, host_port))
 
     def ports(self) -> list[Port]:
         """TCP ports that something inside listens on."""
