@@ -108,3 +108,20 @@ async def test_forks_have_the_variables_and_go_their_own_ways(box: Sandbox) -> N
     async with one, two:
         assert [(await fork.code(f"x += {add}\nx")).text for fork, add in ((one, 10), (two, 20))] == ["11", "21"]
     assert (await box.code("x")).text == "1"
+
+
+HURRIED = """
+import os, pexpect
+alive, looks = pexpect.spawn.isalive, []
+def late(child):
+    looks.append(child)
+    if len(looks) == 2:  # the second look of its first read: by then everything happens
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    return alive(child)
+pexpect.spawn.isalive = late
+"""
+
+
+async def test_what_a_shell_command_says_at_its_very_end_is_told(box: Sandbox) -> None:
+    await box.code(HURRIED)
+    assert (await box.code("!sleep 0.3; echo last words")).stdout.replace("\r", "") == "last words\n"

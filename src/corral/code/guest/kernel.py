@@ -223,11 +223,16 @@ def chart(figure):
     return json.loads(json.dumps(chart_figure_to_dict(figure), default=str), parse_constant=lambda _: None) or None
 
 
-class Pictures:
-    """Pillow, when it is imported: a picture that is shown or saved into a file is displayed, since there is no screen."""
+class Changed:
+    """A module that is changed when it is imported, and not before: importing it takes time."""
+
+    def __init__(self, name, change):
+        self.name = name
+        self.change = change
+        sys.meta_path.insert(0, self)
 
     def find_spec(self, name, path=None, target=None):
-        if name != "PIL.Image":
+        if name != self.name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -235,21 +240,43 @@ class Pictures:
             whole, spec.loader.exec_module = spec.loader.exec_module, lambda module: (whole(module), self.change(module))
         return spec
 
-    def change(self, module):
-        from IPython.display import display
 
-        save = module.Image.save
+def show_pictures(module):
+    """Pillow's: a picture that is shown or saved into a file is displayed, since there is no screen."""
+    from IPython.display import display
 
-        def saved(image, fp, format=None, **params):
-            save(image, fp, format, **params)
-            if isinstance(fp, (str, os.PathLike)):
-                display(image)
+    save = module.Image.save
 
-        module.Image.save = saved
-        module.Image.show = lambda image, *_args, **_named: display(image)
+    def saved(image, fp, format=None, **params):
+        save(image, fp, format, **params)
+        if isinstance(fp, (str, os.PathLike)):
+            display(image)
+
+    module.Image.save = saved
+    module.Image.show = lambda image, *_args, **_named: display(image)
 
 
-sys.meta_path.insert(0, Pictures())
+def read_to_the_end(module):
+    """pexpect's, by which IPython runs `!command`: it looks at the terminal for a twentieth of a second, then whether the process lives, and takes a process that has ended since for one that has said all."""
+    read, plain = module.spawn.read_nonblocking, module.SpawnBase.read_nonblocking
+
+    def whole(child, size=1, timeout=-1):
+        try:
+            return read(child, size, timeout)
+        except module.EOF:
+            ready = select.poll()
+            ready.register(child.child_fd, select.POLLIN)
+            if not ready.poll(0):
+                raise
+            data = plain(child, size)  # or the end again
+            child.flag_eof = False
+            return data
+
+    module.spawn.read_nonblocking = whole
+
+
+Changed("PIL.Image", show_pictures)
+Changed("pexpect.pty_spawn", read_to_the_end)
 # What is executed is not written into a database of the user's.
 app = IPKernelApp.instance(kernel_class=Kernel, config=Config(HistoryManager={"enabled": False}, InteractiveShell={"colors": "NoColor"}))
 jupyter_client.connect.localhost = lambda: "127.0.0.1"  # it would look at all network interfaces for it
