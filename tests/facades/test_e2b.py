@@ -146,6 +146,23 @@ def test_files_are_written_read_listed_and_watched(box: Sandbox) -> None:
     assert [event for event in seen if event[0] in ("a.txt", "b.txt")] == wanted
 
 
+def test_files_are_sent_in_parts_or_not_at_all(box: Sandbox, server: Server) -> None:
+    access = {"X-Access-Token": str(box._envd_access_token), "E2b-Sandbox-Id": box.sandbox_id}
+    with httpx.Client(base_url=server.url, headers=access, timeout=GIVE_UP) as http:
+        for name in ("one", "two"):
+            box.files.write(f"parts/{name}", name)
+        wanted = {"source_paths": ["parts/one", "parts/two"], "destination": "parts/whole"}
+        assert http.post("/files/compose", json=wanted).json() == {"path": "/home/user/parts/whole", "name": "whole", "type": "file"}
+        assert (box.files.read("parts/whole"), [entry.name for entry in box.files.list("parts")]) == ("onetwo", ["whole"])
+        gone = http.post("/files/compose", json=wanted)
+        assert (gone.status_code, gone.json()["message"]) == (404, "path '/home/user/parts/one' does not exist")
+        twice = http.post("/files", files=[("file", ("parts/a", b"1")), ("file", ("parts/a", b"2"))])
+        assert (twice.status_code, box.files.read("parts/a")) == (400, "1")
+        assert "same path '/home/user/parts/a'" in twice.json()["message"]
+        assert http.post("/files", params={"path": "x"}, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 400
+        assert "does not match" in http.get("/files", params={"path": "x"}, headers={"X-Access-Token": "wrong"}).json()["message"]
+
+
 def test_addresses_of_files_are_signed(box: Sandbox) -> None:
     files: Any = box.files  # its types are not complete
     files.write("signed.txt", "for all who have the address")
@@ -218,6 +235,22 @@ def test_a_paused_sandbox_goes_on_where_it_was(client: E2B, server: Server) -> N
     assert not asleep.is_running(), "without auto_resume only connecting resumes it"
     assert client.Sandbox.connect(asleep.sandbox_id).is_running()
     asleep.kill()
+
+
+def test_memory_is_left_behind_when_asked_for(client: E2B, server: Server) -> None:
+    box = client.Sandbox.create("base", timeout=120)
+    box.files.write("kept", "on disk")
+    box.commands.run("sleep 300", background=True)
+    box.pause()
+    with httpx.Client(base_url=server.url, headers={"X-API-Key": "e2b_" + server.key.removeprefix("ck_")}, timeout=GIVE_UP) as http:
+        page = http.get("/v2/sandboxes", params={"state": "paused"})
+        assert ("X-Total-Running" in page.headers, box.sandbox_id in page.text) == (False, True)
+        assert http.get("/v2/sandboxes", params={"order": "upward"}).status_code == 400
+        assert http.post(f"/v2/sandboxes/{box.sandbox_id}/connect", json={"memory": False}).status_code == 201
+        assert (box.files.read("kept"), box.commands.list()) == ("on disk", [])
+        name = {"templateID": "base", "autoPauseMemory": False}
+        assert http.post("/v2/sandboxes", json=name).json()["message"] == "autoPauseMemory=false only applies when autoPause is true."
+    box.kill()
 
 
 def test_volumes_and_secrets_are_made_and_used(client: E2B) -> None:
@@ -302,10 +335,10 @@ def test_nobody_comes_in_without_the_key_or_token(client: E2B, box: Sandbox, ser
     ("options", "reason"),
     [
         ({"templateID": "no-such-template"}, "not found"),
-        ({"templateID": "base", "iam": {"tokens": {}}}, "no such field|iam"),
+        ({"templateID": "base", "iam": {"tokens": {"a": {"audience": "x", "tokenType": "JWT-SVID"}}}}, "iam"),
         ({"templateID": "base", "network": {"egressProxy": {"address": "socks5://1.2.3.4"}}}, "SOCKS"),
-        ({"templateID": "base", "network": {"denyOut": ["example.com"]}}, "neither an address"),
-        ({"templateID": "base", "network": {"allowOut": ["example.com"]}}, "denyOut"),
+        ({"templateID": "base", "network": {"denyOut": ["example.com"]}}, "invalid denied CIDR"),
+        ({"templateID": "base", "network": {"allowOut": ["example.com"]}}, "deny out"),
         ({"templateID": "base", "network": {"httpsPorts": [8443]}}, "plain HTTP"),
         ({"templateID": "base", "network": {"maskRequestHost": "a b"}}, "no host name"),
         ({"templateID": "base", "autoResume": {"enabled": True}}, "autoPause"),

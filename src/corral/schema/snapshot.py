@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from corral.schema.model import Answer, Request
 from corral.schema.sandbox import Name
 
+SnapshotName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9_-]*[a-z0-9])?$")]
+
 
 class SnapshotCreate(Request):
     """POST /v1/sandboxes/{id}/snapshots."""
 
-    name: Name | None = Field(None, description="unique among the project's snapshots; usable wherever an image is named")
+    name: SnapshotName | None = Field(None, description="unique among the project's snapshots; usable wherever an image is named")
     memory: bool = Field(False, description="keep its processes and their memory too: in a sandbox made from it they go on from there")
 
 

@@ -11,7 +11,7 @@ from corral.schema.model import Answer, Request
 
 MOST = 16
 """Volumes of one sandbox."""
-VolumeName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
+VolumeName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?$")]
 
 
 def _place(path: str) -> str:

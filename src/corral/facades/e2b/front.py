@@ -28,7 +28,7 @@ from corral.facades.e2b.rest.routes import ROUTES, Routes, building, unlocked
 from corral.facades.e2b.tokens import Tokens
 from corral.preview.doors import Door
 from corral.schema.account import Role
-from corral.schema.sandbox import State
+from corral.schema.sandbox import SandboxUpdate, State
 
 _HOST = re.compile(r"(\d{1,5})-(sb-[a-z2-7]{16})\.")
 _PATHS = ("/sandboxes", "/v2/", "/v3/", "/templates", "/snapshots", "/volumes", "/secrets", "/volumecontent/", "/events/", "/default-templates")
@@ -96,15 +96,17 @@ class E2B:
         return None
 
     def _signed_for(self, request: Request) -> str:
-        """The sandbox whose token signed this address: where all have one address, it does not say."""
+        """The sandbox whose token signed this address: where all have one address, it does not say. "": nobody's."""
         given = request.query_params.get("signature", "")
         return next((record.id for record in self._services.sandboxes.records() if self._desk.signed(request, record.id, given)), "")
 
     async def _inside(self, request: Request, id: str, port: int) -> Response:
+        if not id:
+            return body(401, "invalid signature")
         living = self._services.sandboxes.ledger.registry.get(id)
         if living is None or living.reserved:
             return not_found(id)
-        if living.record.state is State.PAUSED and living.record.facade.get("auto_resume"):
+        if (living.pausing or living.record.state is State.PAUSED) and living.record.facade.get("auto_resume"):
             await self._wake(living)
         if living.record.state not in _RUNNING:
             return not_found(id)
@@ -117,11 +119,12 @@ class E2B:
             return answer(error, self._services.meter)
 
     async def _wake(self, living: Living) -> None:
-        """A request resumes it, for its timeout, and five minutes at least."""
+        """A request resumes it, for its timeout, and five minutes at least. That is said first: one of no time at all would be paused again before it could be."""
         sandboxes = self._services.sandboxes
+        if living.record.timeout is not None and living.record.timeout < _LEAST_WOKEN:
+            wanted = SandboxUpdate.model_validate({"timeout": _LEAST_WOKEN})
+            await sandboxes.update(Actor("traffic", living.record.project, Role.MEMBER), living.record.id, wanted)
         await sandboxes.pauses.wake(living)
-        if living.record.deadline is not None:
-            await sandboxes.extend(Actor("traffic", living.record.project, Role.MEMBER), living.record.id, _LEAST_WOKEN)
 
     # ── control ──
 

@@ -6,6 +6,7 @@ import base64
 import binascii
 import posixpath
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from corral.api.services import Services
@@ -29,6 +30,7 @@ class UnknownUser(Exception):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"invalid username: '{name}'")
+        self.name = name
 
 
 class Homes:
@@ -47,12 +49,29 @@ class Homes:
         return home
 
 
+class Given:
+    """What clients said of their processes and the node does not keep, since it may be secret: the variables. For the newest, and until the server ends."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, Mapping[str, str]] = OrderedDict()
+
+    def keep(self, process: str, variables: Mapping[str, str]) -> None:
+        if variables:
+            self._known[process] = variables
+            if len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+
+    def of(self, process: str) -> Mapping[str, str]:
+        return self._known.get(process, {})
+
+
 @dataclass(frozen=True)
 class Inside:
     """`user`: who the client wants to be; None: the sandbox's default user."""
 
     services: Services
     homes: Homes
+    given: Given
     record: Record
     user: str | None
 

@@ -54,10 +54,10 @@ def policy(wanted: Egress, *, internet: bool | None) -> EgressPolicy:
     ranges, names = _sorted(wanted.allow_out or [], "allowOut")
     denied, denied_names = _sorted(wanted.deny_out or [], "denyOut")
     if denied_names:
-        raise Refused(400, f"denyOut: {denied_names[0]!r} is neither an address nor a range; names can be allowed, not denied")
+        raise Refused(400, f"invalid denied CIDR {denied_names[0]}; names can be allowed, not denied")
     open_to_all = EVERYTHING in ranges or (internet is not False and EVERYTHING not in denied)
     if names and open_to_all and EVERYTHING not in ranges:
-        raise Refused(400, "allowOut: where names are allowed, everything else must be denied: add '0.0.0.0/0' to denyOut")
+        raise Refused(400, "When specifying allowed domains in allow out, you must include 'ALL_TRAFFIC' in deny out to block all other traffic.")
     allowed = [one for one in ranges if one != EVERYTHING]
     rules = _injecting(wanted.rules or {}, names, open_to_all=open_to_all)
     if open_to_all and (closed := _without(denied, [*allowed, *([EVERYTHING] if EVERYTHING in ranges else [])])):

@@ -13,13 +13,14 @@ from corral.api.services import Services
 from corral.control.record import Record
 from corral.facades.e2b.envd import PORT, files, filesystem, process
 from corral.facades.e2b.envd.watch import Watchers, watch_dir
-from corral.facades.e2b.inside import Homes, Inside, named_user
+from corral.facades.e2b.inside import Given, Homes, Inside, named_user
 from corral.facades.e2b.refusal import JSON, Refused, body
 from corral.facades.e2b.tokens import Tokens, signature
 
 Call = Callable[[Request, Inside], Awaitable[Response]]
 
 _OPEN = frozenset({"/health"})
+_UNAUTHORIZED = "unauthorized access, please provide a valid access token or method signing if supported"
 _CORS = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "*"}
 _PREFLIGHT = {**_CORS, "Access-Control-Allow-Methods": "GET, POST, HEAD, OPTIONS", "Access-Control-Allow-Headers": "*", "Access-Control-Max-Age": "7200"}
 # Browsers send files to signed addresses; what is open to them is what the token or signature opens.
@@ -32,6 +33,7 @@ class Desk:
         self._services = services
         self._tokens = tokens
         self._homes = Homes()
+        self._given = Given()
         self._watchers = Watchers()
         self._calls: Mapping[tuple[str, str], Call] = {
             ("POST", "/process.Process/Start"): process.start,
@@ -54,6 +56,7 @@ class Desk:
             ("GET", "/files"): files.download,
             ("HEAD", "/files"): files.download,
             ("POST", "/files"): files.upload,
+            ("POST", "/files/compose"): files.compose,
             ("GET", "/health"): _health,
             ("GET", "/envs"): _envs,
             ("GET", "/metrics"): _metrics,
@@ -68,7 +71,7 @@ class Desk:
         if call is None:
             raise Refused(404, f"there is no {request.method} {path[:200]} at port {PORT} of a sandbox")
         user = self._admit(request, record, path)
-        response = await call(request, Inside(self._services, self._homes, record, user))
+        response = await call(request, Inside(self._services, self._homes, self._given, record, user))
         if "origin" in request.headers:
             response.headers.update(_CORS)
         return response
@@ -78,16 +81,23 @@ class Desk:
 
     def _admit(self, request: Request, record: Record, path: str) -> str | None:
         """The user that is named. Raises `Refused` without a token that opens this sandbox, or an address signed with it."""
-        if path == "/files" and (given := request.query_params.get("signature")) is not None:
-            if not self.signed(request, record.id, given):
-                raise Refused(401, "invalid signature")
-            files.check_expiry(request.query_params.get("signature_expiration"))
-            return request.query_params.get("username") or None
-        if path not in _OPEN and record.facade.get("secure", True) and not self._tokens.matches(request.headers.get("x-access-token"), "envd", record.id):
-            raise Refused(401, "unauthorized access: the sandbox's access token (X-Access-Token) is missing or wrong")
+        if path not in _OPEN and record.facade.get("secure", True):
+            token = request.headers.get("x-access-token")
+            if path == "/files" and not token:
+                self._check_signature(request, record.id)
+            elif not self._tokens.matches(token, "envd", record.id):
+                wrong = "access token present in header but does not match" if path == "/files" else _UNAUTHORIZED
+                raise Refused(401, wrong)
         if path == "/files":
             return request.query_params.get("username") or named_user(request.headers.get("authorization"))
         return named_user(request.headers.get("authorization"))
+
+    def _check_signature(self, request: Request, id: str) -> None:
+        if (given := request.query_params.get("signature")) is None:
+            raise Refused(401, "missing signature query parameter")
+        if not self.signed(request, id, given):
+            raise Refused(401, "invalid signature")
+        files.check_expiry(request.query_params.get("signature_expiration"))
 
     def signed(self, request: Request, id: str, given: str) -> bool:
         """Whether an address of a file was signed with the token of this sandbox."""

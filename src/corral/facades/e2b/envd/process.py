@@ -55,7 +55,7 @@ async def connect(request: Request, inside: Inside) -> Response:
 
 async def listing(request: Request, inside: Inside) -> Response:
     async def call(_message: Message) -> Message:
-        return {"processes": [_show(process) for process in inside.processes.list() if process.running and process.pid is not None]}
+        return {"processes": [_show(inside, process) for process in inside.processes.list() if process.running and process.pid is not None]}
 
     return await unary(request, call)
 
@@ -145,9 +145,11 @@ async def _start(inside: Inside, message: Message, timeout: float | None) -> Pro
         tag=fields.maybe_text(message, "tag"),
     )
     try:
-        return await inside.processes.start(request)
+        process = await inside.processes.start(request)
     except (errors.FileNotFound, errors.NotADirectory):
         raise RpcError(Code.INVALID_ARGUMENT, f"cwd '{cwd}' does not exist") from None
+    inside.given.keep(process.id, request.env)
+    return process
 
 
 def _takes_input(message: Message) -> bool:
@@ -218,8 +220,8 @@ def _unknown(which: str) -> RpcError:
     return RpcError(Code.NOT_FOUND, f"process with {which} not found")
 
 
-def _show(process: Process) -> Message:
-    config: Message = {"cmd": process.argv[0], "args": process.argv[1:], "envs": {}}
+def _show(inside: Inside, process: Process) -> Message:
+    config: Message = {"cmd": process.argv[0], "args": process.argv[1:], "envs": inside.given.of(process.id)}
     if process.cwd is not None:
         config["cwd"] = process.cwd
     shown: Message = {"config": config, "pid": process.pid}

@@ -26,7 +26,9 @@ KEPT = 10_000
 UNASKED = 3600.0
 """Seconds after which a watcher that nobody asks is removed."""
 PATIENCE = 0.1
-"""Seconds that an asker waits for a change when there is none yet."""
+"""Seconds that an asker waits for a change when there is none yet, and at most while they come."""
+QUIET = 0.01
+"""Seconds without a change after which all that there were have come."""
 WATCHERS = 256
 """Watchers of one sandbox; a client that has more forgets to remove them."""
 _TYPES = {"create": "EVENT_TYPE_CREATE", "write": "EVENT_TYPE_WRITE", "remove": "EVENT_TYPE_REMOVE", "rename": "EVENT_TYPE_RENAME", "chmod": "EVENT_TYPE_CHMOD"}
@@ -37,6 +39,7 @@ class Watcher:
     """Collects events until it is removed. `failure` is told to the next who asks."""
 
     sandbox: str
+    top: str
     task: asyncio.Task[None] | None = None
     events: deque[Message] = field(default_factory=lambda: deque[Message](maxlen=KEPT))
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -56,7 +59,7 @@ class Watchers:
             if sum(one.sandbox == id for one in self._watchers.values()) >= WATCHERS:
                 raise RpcError(Code.RESOURCE_EXHAUSTED, f"{WATCHERS} watchers of this sandbox are open; remove some")
             watching, top = await _opened(inside, message)
-            watcher = Watcher(id)
+            watcher = Watcher(id, top)
             name = "w" + secrets.token_hex(8)
             self._watchers[name] = watcher
             entries = fields.flag(message, "includeEntry")
@@ -70,12 +73,7 @@ class Watchers:
         async def call(message: Message) -> Message:
             name, watcher = self._find(inside, message)
             self._asked(name, watcher)
-            if not watcher.events and watcher.failure is None:
-                # What was done just before the question may still be on its way.
-                watcher.changed.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(PATIENCE):
-                        await watcher.changed.wait()
+            await _settled(inside, watcher)
             if not watcher.events and watcher.failure is not None:
                 raise watcher.failure
             events = list(watcher.events)
@@ -114,6 +112,20 @@ class Watchers:
             watcher.forget.cancel()
         if watcher.task is not None:
             watcher.task.cancel()
+
+
+async def _settled(inside: Inside, watcher: Watcher) -> None:
+    """Until what was done before the question has come. The guest is asked for something meanwhile, which takes the longer the busier it is."""
+    began = asyncio.get_running_loop().time()
+    while watcher.failure is None:
+        watcher.changed.clear()
+        with suppress(errors.CorralError):
+            await inside.files.stat(at(watcher.top))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(QUIET):
+                await watcher.changed.wait()
+        if (watcher.events and not watcher.changed.is_set()) or asyncio.get_running_loop().time() - began > PATIENCE:
+            return
 
 
 async def watch_dir(request: Request, inside: Inside) -> Response:

@@ -9,10 +9,11 @@ import tempfile
 import uuid
 import zlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
+from pydantic import Field
 from starlette.responses import Response
 
 from corral.api.body import pieces
@@ -21,12 +22,14 @@ from corral.control.roles import Actor, Permission
 from corral.facades.e2b.body import Body
 from corral.facades.e2b.refusal import Refused
 from corral.facades.e2b.rest.call import Call, told
-from corral.facades.e2b.rest.recipe import Template, definition, names_of
+from corral.facades.e2b.rest.recipe import CPU, DISK, MEMORY, Template, definition, names_of
 from corral.schema.image import BuildCreate, BuildLog, BuildState, Definition, Run, SetUser
 
 REMEMBERED = 1000
 """Builds and uploads."""
 PAGE = 100
+_LEVELS = ("debug", "info", "warn", "error")
+_LATEST = 1 << 52
 _LARGEST = 16 << 30
 _PIECE = 1 << 20
 _NO_USER = re.compile(r"no user (\S+) in the sandbox's /etc/passwd")
@@ -39,9 +42,9 @@ class NewTemplate(Body):
     name: str | None = None
     alias: str | None = None
     tags: list[str] | None = None
-    cpu_count: int | None = None
-    memory_mb: int | None = None
-    min_free_disk_mb: int | None = None
+    cpu_count: int | None = Field(default=None, ge=1)
+    memory_mb: int | None = Field(default=None, ge=64)
+    min_free_disk_mb: int | None = Field(default=None, alias="minFreeDiskMb", ge=0)
 
 
 @dataclass
@@ -51,8 +54,7 @@ class Build:
     project: str
     template: str
     tags: list[str]
-    cpu: int | None
-    memory: int | None
+    size: Mapping[str, int | None]
     progress: Progress | None = None
     asked: Definition | None = None
 
@@ -67,11 +69,10 @@ class Builds:
     async def request(self, call: Call) -> Response:
         call.actor.require(Permission.USE)
         wanted = await call.body(NewTemplate)
-        name, tags = names_of(wanted.name or wanted.alias or "", wanted.tags or [])
-        if wanted.min_free_disk_mb is not None:
-            raise Refused(400, "minFreeDiskMB: the disk's size is chosen for each sandbox here")
+        name, tags = names_of(wanted.name or wanted.alias or "", wanted.tags or [], call.actor.project)
         id = str(uuid.uuid4())
-        self._builds[id] = Build(call.actor.project, name, tags, wanted.cpu_count, wanted.memory_mb)
+        size = {CPU: wanted.cpu_count, MEMORY: wanted.memory_mb, DISK: wanted.min_free_disk_mb}
+        self._builds[id] = Build(call.actor.project, name, tags, size)
         if len(self._builds) > REMEMBERED:
             self._builds.popitem(last=False)
         shown = {"templateID": name, "buildID": id, "public": False, "names": [name], "aliases": [name], "tags": tags}
@@ -123,7 +124,7 @@ class Builds:
         def is_here(ref: str) -> bool:
             return call.services.templates.image(project, ref) is not None
 
-        asked = definition(wanted, is_here=is_here, upload=upload, cpu=build.cpu, memory=build.memory)
+        asked = definition(wanted, is_here=is_here, upload=upload, size=build.size, project=project)
         native = BuildCreate.model_validate({"definition": asked, "force": wanted.force, "template": build.template, "tag": build.tags[0]})
         build.asked = asked
         build.progress = await call.services.builds.start(call.actor, native)
@@ -152,6 +153,22 @@ class Builds:
                 reason["step"] = str(now.error.step)
             shown["reason"] = reason
         return told(shown)
+
+    async def logs(self, call: Call) -> Response:
+        """A hundred lines of its log, from a time in milliseconds on; backward: up to it, the newest first."""
+        call.actor.require(Permission.LOOK)
+        build = self._find(call)
+        backward = call.query("direction") == "backward"
+        cursor = call.number("cursor", _LATEST if backward else 0, most=_LATEST)
+        level = call.query("level") or "debug"
+        if level not in _LEVELS:
+            raise Refused(400, f"level: {level[:40]!r} is none of {', '.join(_LEVELS)}")
+        lines = [] if build.progress is None else build.progress.lines()
+        lines = [line for line in lines if (line.at.timestamp() * 1000 <= cursor if backward else line.at.timestamp() * 1000 >= cursor)]
+        entries = [entry for line in lines if _LEVELS.index((entry := _entry(line))["level"]) >= _LEVELS.index(level)]
+        if backward:
+            entries.reverse()
+        return told({"logs": entries[: call.number("limit", PAGE, most=PAGE)]})
 
     def _find(self, call: Call) -> Build:
         build = self._builds.get(call.part("build"))

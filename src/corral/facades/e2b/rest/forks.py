@@ -11,9 +11,10 @@ from corral.control.record import Record
 from corral.control.roles import Permission
 from corral.errors import CorralError
 from corral.facades.e2b.body import Body
-from corral.facades.e2b.refusal import sentence
+from corral.facades.e2b.refusal import Refused, sentence
 from corral.facades.e2b.rest.call import Call, living, shown_access, told
 from corral.facades.e2b.rest.lives import until
+from corral.facades.e2b.rest.shown import state
 from corral.schema.fork import MOST, SandboxFork
 
 
@@ -21,7 +22,7 @@ class Fork(Body):
     """POST …/fork."""
 
     count: int = Field(default=1, ge=1, le=MOST)
-    timeout: int | None = None
+    timeout: int = Field(default=15, gt=0)
 
 
 async def fork(call: Call) -> Response:
@@ -29,13 +30,14 @@ async def fork(call: Call) -> Response:
     call.actor.require(Permission.USE)
     wanted = await call.body(Fork)
     record = await call.sandbox()
+    if state(record) == "paused":
+        raise Refused(409, f"Sandbox '{record.id}' is paused and cannot be forked; resume it first")
     made = await living(record.id, call.services.sandboxes.forks.fork(call.actor, record.id, SandboxFork(count=wanted.count, children=None)))
     return told([await _shown(call, one, wanted.timeout) for one in made], 201)
 
 
-async def _shown(call: Call, made: Record | CorralError, timeout: int | None) -> dict[str, Any]:
+async def _shown(call: Call, made: Record | CorralError, timeout: int) -> dict[str, Any]:
     if isinstance(made, CorralError):
         return {"error": {"code": made.status, "message": sentence(made)}}
-    if timeout is not None:
-        made = await call.services.sandboxes.update(call.actor, made.id, until(timeout))
+    made = await call.services.sandboxes.update(call.actor, made.id, until(timeout))
     return {"sandbox": await shown_access(call, made)}

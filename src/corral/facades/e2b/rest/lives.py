@@ -10,7 +10,7 @@ from corral.control.roles import Permission
 from corral.facades.e2b.body import Body
 from corral.facades.e2b.network import Egress, policy
 from corral.facades.e2b.refusal import Refused
-from corral.facades.e2b.rest.call import Call, living, shown_access, told
+from corral.facades.e2b.rest.call import Call, living, missing, shown_access, told
 from corral.facades.e2b.rest.sandboxes import LEAST
 from corral.facades.e2b.rest.shown import state
 from corral.schema.sandbox import SandboxUpdate, State
@@ -24,6 +24,8 @@ class Timeout(Body):
 
 
 class Connect(Body):
+    """POST …/connect. `memory` false: a paused one begins anew on its disk."""
+
     timeout: int | None = None
     memory: bool | None = None
 
@@ -31,6 +33,7 @@ class Connect(Body):
 class Resume(Body):
     timeout: int = 15
     auto_pause: bool | None = None
+    memory: bool | None = None
 
 
 class Refresh(Body):
@@ -51,9 +54,7 @@ async def timeout(call: Call) -> Response:
     """The deadline, counted from now."""
     call.actor.require(Permission.USE)
     wanted = await call.body(Timeout)
-    if wanted.timeout < 0:
-        raise Refused(400, "timeout: it can't be negative")
-    record = await call.sandbox()
+    record = await _running(call)
     await living(record.id, call.services.sandboxes.update(call.actor, record.id, until(wanted.timeout)))
     return Response(status_code=204)
 
@@ -62,7 +63,7 @@ async def refresh(call: Call) -> Response:
     """The deadline, never nearer than it was."""
     call.actor.require(Permission.USE)
     wanted = await call.body(Refresh)
-    record = await call.sandbox()
+    record = await _running(call)
     await living(record.id, call.services.sandboxes.extend(call.actor, record.id, max(LEAST, wanted.duration)))
     return Response(status_code=204)
 
@@ -72,28 +73,33 @@ async def connect(call: Call) -> Response:
     call.actor.require(Permission.USE)
     wanted = await call.body(Connect)
     seconds = max(LEAST, wanted.timeout if wanted.timeout is not None else _LEAST_RESUMED)
-    record = await call.sandbox()
+    record = await _settled(call)
     if state(record) == "running":
         if wanted.timeout is not None:
             await living(record.id, call.services.sandboxes.extend(call.actor, record.id, seconds))
         return told(await shown_access(call, record))
-    return await _resumed(call, record, seconds)
+    return await _resumed(call, record, seconds, memory=wanted.memory)
 
 
 async def resume(call: Call) -> Response:
     call.actor.require(Permission.USE)
     wanted = await call.body(Resume)
-    record = await call.sandbox()
+    record = await _settled(call)
     if state(record) == "running":
         raise Refused(409, f"Sandbox {record.id} is already running")
-    return await _resumed(call, record, max(LEAST, wanted.timeout))
+    if wanted.timeout <= 0:
+        raise Refused(400, "Timeout must be greater than 0")
+    return await _resumed(call, record, wanted.timeout, memory=wanted.memory)
 
 
-async def _resumed(call: Call, record: Record, seconds: float) -> Response:
+async def _resumed(call: Call, record: Record, seconds: float, *, memory: bool | None) -> Response:
     sandboxes = call.services.sandboxes
+    if memory is False and record.state is State.PAUSED:
+        record = await living(record.id, sandboxes.stop(call.actor, record.id))
+    # First, since it goes on with the whole of its timeout: one of no time at all would be paused again at once.
+    await living(record.id, sandboxes.update(call.actor, record.id, until(seconds)))
     going_on = sandboxes.pauses.resume if record.state is State.PAUSED else sandboxes.start
-    await living(record.id, going_on(call.actor, record.id))
-    record = await living(record.id, sandboxes.update(call.actor, record.id, until(seconds)))
+    record = await living(record.id, going_on(call.actor, record.id))
     return told(await shown_access(call, record), 201)
 
 
@@ -102,11 +108,29 @@ async def pause(call: Call) -> Response:
     wanted = await call.body(Pause)
     record = await call.sandbox()
     if state(record) == "paused":
-        raise Refused(409, f"Sandbox {record.id} is already paused")
+        raise Refused(409, f"Error pausing sandbox - sandbox '{record.id}' is already paused")
     sandboxes = call.services.sandboxes
     end = sandboxes.stop if wanted.memory is False else sandboxes.pauses.pause
     await living(record.id, end(call.actor, record.id))
     return Response(status_code=204)
+
+
+async def _settled(call: Call) -> Record:
+    """The sandbox, when a pause that is under way has ended. Raises `Refused`."""
+    record = await call.sandbox()
+    found = call.services.sandboxes.ledger.find(call.actor.project, record.id)
+    if found is None or not found.pausing:
+        return record
+    async with found.changing:
+        return await call.sandbox()
+
+
+async def _running(call: Call) -> Record:
+    """One that is paused has no deadline to set, and is not there for who wants one. Raises `Refused`."""
+    record = await call.sandbox()
+    if state(record) != "running":
+        raise missing(record.id)
+    return record
 
 
 def until(seconds: float) -> SandboxUpdate:
@@ -130,7 +154,7 @@ def _keep(call: Call, id: str, wanted: NetworkUpdate) -> None:
 async def network(call: Call) -> Response:
     call.actor.require(Permission.USE)
     wanted = await call.body(NetworkUpdate)
-    record = await call.sandbox()
+    record = await _running(call)
     fresh = policy(wanted, internet=wanted.allow_internet_access)
     await living(record.id, call.services.policies.set(call.actor, record.id, fresh))
     _keep(call, record.id, wanted)

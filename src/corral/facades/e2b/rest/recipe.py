@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import posixpath
+import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -15,8 +16,10 @@ from corral.schema.image import Definition
 
 BASE_IMAGES = frozenset({"e2bdev/base", "e2bdev/base:latest", "e2bdev/code-interpreter", "e2bdev/code-interpreter:latest"})
 """What E2B calls its own images: Corral's of the same use stand for them."""
-CPU, MEMORY = "corral.e2b.cpu", "corral.e2b.memory"
+CPU, MEMORY, DISK = "corral.e2b.cpu", "corral.e2b.memory", "corral.e2b.disk"
 """Labels that say of what size sandboxes of a template are."""
+_NAME = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
+_TAG = re.compile(r"[a-z0-9_][a-z0-9_.-]*")
 _HOME = "/home/user"
 _SHELL = ["/bin/bash", "-l", "-c"]
 _USER_THERE = (
@@ -62,14 +65,14 @@ class Template(Body):
     ready_cmd: str | None = None
 
 
-def definition(wanted: Template, *, is_here: Callable[[str], bool], upload: Callable[[str], str], cpu: int | None, memory: int | None) -> Definition:
-    """The same in Corral's words. `is_here`: whether the project has a template of an image's name, which then stands for it. `upload` gives the digest of files that were sent under E2B's hash. Raises `Refused`."""
+def definition(wanted: Template, *, is_here: Callable[[str], bool], upload: Callable[[str], str], size: Mapping[str, int | None], project: str) -> Definition:
+    """The same in Corral's words. `is_here`: whether the project has a template of an image's name, which then stands for it. `upload` gives the digest of files that were sent under E2B's hash; `size` is what its sandboxes get, by label. Raises `Refused`."""
     if wanted.from_image_registry:
         raise Refused(400, "fromImageRegistry: give the registry's password as a secret, and build with Corral's own client (Image.from_registry)")
     known = True
     match wanted.from_image, wanted.from_template:
         case None, str() as template:
-            source: dict[str, Any] = {"kind": "image", "ref": template.removesuffix(":default")}
+            source: dict[str, Any] = {"kind": "image", "ref": named(template, project).removesuffix(":default")}
         case str() as ref, None if ref in BASE_IMAGES:
             source = {"kind": "image", "ref": "code-interpreter" if "interpreter" in ref else "base"}
         case str() as ref, None:
@@ -81,7 +84,7 @@ def definition(wanted: Template, *, is_here: Callable[[str], bool], upload: Call
     for step in wanted.steps:
         made, user = _step(step, user, upload)
         steps += made
-    labels = {name: str(value) for name, value in ((CPU, cpu), (MEMORY, memory)) if value is not None}
+    labels = {name: str(value) for name, value in size.items() if value is not None}
     if labels:
         steps.append({"do": "label", "labels": labels})
     if wanted.start_cmd:
@@ -129,13 +132,28 @@ def _copy(step: Step, user: str, upload: Callable[[str], str]) -> dict[str, Any]
     }
 
 
-def names_of(name: str, tags: Sequence[str]) -> tuple[str, list[str]]:
-    """A template's name and tags as Corral has them: `default` is `latest`. Raises `Refused`."""
-    plain, colon, tag = name.partition(":")
-    if not plain or (colon and not tag) or "/" in plain:
-        raise Refused(400, f"name: {name[:80]!r} is no name of a template: use lower case letters, digits and -, and a tag behind a colon")
+def names_of(name: str, tags: Sequence[str], project: str) -> tuple[str, list[str]]:
+    """A template's name and tags as Corral has them: in lower case, without the project before a slash; `default` is `latest`. Raises `Refused`."""
+    plain, colon, tag = named(name, project).partition(":")
+    if not _NAME.fullmatch(plain) or (colon and not tag):
+        raise Refused(400, f"invalid template ID: {name[:80]!r}; use lower case letters, digits, _ and -, and a tag behind a colon")
     return plain, list(dict.fromkeys(native_tag(one) for one in ([tag] if tag else []) + list(tags))) or [native_tag("default")]
 
 
+def named(ref: str, project: str) -> str:
+    """A reference to a template as Corral has it. Raises `Refused` for a name that is another's."""
+    cleaned = ref.strip().lower()
+    namespace, slash, rest = cleaned.partition("/")
+    if not slash:
+        return cleaned
+    if namespace != project.lower():
+        raise Refused(400, f"namespace '{namespace[:80]}' must match your team '{project}'")
+    return rest
+
+
 def native_tag(tag: str) -> str:
-    return "latest" if tag in ("default", "") else tag
+    """Raises `Refused`."""
+    cleaned = tag.strip().lower()
+    if cleaned and not _TAG.fullmatch(cleaned):
+        raise Refused(400, f"invalid tag: {tag[:80]!r}")
+    return "latest" if cleaned in ("default", "") else cleaned

@@ -35,6 +35,9 @@ ROUTES: Routes = (
     ("POST", "/templates/tags", templates.assign),
     ("DELETE", "/templates/tags", templates.remove),
     ("GET", "/templates/{template}/tags", templates.tags),
+    ("GET", "/templates/{template}", templates.get),
+    ("PATCH", "/templates/{template}", templates.update),
+    ("PATCH", "/v2/templates/{template}", templates.update),
     ("DELETE", "/templates/{template}", templates.delete),
     ("GET", "/volumes", volumes.listing),
     ("POST", "/volumes", volumes.create),
@@ -57,6 +60,7 @@ def building(builds: Builds) -> Routes:
         ("GET", "/templates/{template}/files/{hash}", builds.files),
         ("POST", "/v2/templates/{template}/builds/{build}", builds.start),
         ("GET", "/templates/{template}/builds/{build}/status", builds.status),
+        ("GET", "/templates/{template}/builds/{build}/logs", builds.logs),
     )
 
 

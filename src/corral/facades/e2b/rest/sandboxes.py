@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -24,7 +24,7 @@ from corral.facades.e2b.body import Body
 from corral.facades.e2b.network import Network, policy
 from corral.facades.e2b.refusal import Refused
 from corral.facades.e2b.rest.call import Call, living, shown_access, told
-from corral.facades.e2b.rest.recipe import CPU, MEMORY
+from corral.facades.e2b.rest.recipe import CPU, DISK, MEMORY, named
 from corral.facades.e2b.rest.shown import detail, listed, state
 from corral.schema.sandbox import SandboxCreate, State
 
@@ -32,7 +32,10 @@ LEAST = 0.001
 """Seconds that a sandbox lives whose timeout is 0."""
 SIZE = {"cpu": 2, "memory": 512}
 """Of sandboxes whose template says nothing else, as there."""
+_DISK = 4096
+"""MiB that each may write at least."""
 _PAGE = 100
+_BOTH = frozenset({"running", "paused"})
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?")
 
 
@@ -43,6 +46,10 @@ class AutoResume(Body):
 class Mount(Body):
     name: str
     path: str
+
+
+class Identity(Body):
+    tokens: dict[str, Any] | None = None
 
 
 class NewSandbox(Body):
@@ -59,7 +66,7 @@ class NewSandbox(Body):
     metadata: dict[str, str] | None = None
     env_vars: dict[str, str] | None = None
     mcp: dict[str, Any] | None = None
-    iam: dict[str, Any] | None = None
+    iam: Identity | None = None
     volume_mounts: list[Mount] | None = None
 
     @property
@@ -79,8 +86,11 @@ async def create_v2(call: Call) -> Response:
 async def _create(call: Call, *, timeout: int, secure: bool) -> Response:
     call.actor.require(Permission.USE)
     wanted = await call.body(NewSandbox)
-    native = _native(wanted, timeout, _size(call, wanted.template_id))
     facade = _facade(wanted, secure=secure)
+    if wanted.network is not None and wanted.network.allow_public_traffic is False and not facade["secure"]:
+        raise Refused(400, "You cannot create a sandbox without public access unless you enable secure envd access via 'secure' flag.")
+    _check_volumes(call, wanted.volume_mounts or [])
+    native = _native(wanted, timeout, size(call, wanted.template_id), call.actor.project)
     services, actor = call.services, call.actor
 
     async def make(claim: Claim | None) -> Answer:
@@ -100,7 +110,10 @@ async def _create(call: Call, *, timeout: int, secure: bool) -> Response:
     try:
         answer = await services.abandoned.watch(call.request, actor, idempotent(call.request, services, actor, make, again=again))
     except ImageNotFound:
-        raise Refused(404, f"template '{wanted.template_id[:200]}' not found") from None
+        told_more = (
+            "; a gateway for MCP servers does not ship with Corral: build a template of this name that has the program `mcp-gateway`" if wanted.mcp else ""
+        )
+        raise Refused(404, f"template '{wanted.template_id[:200]}' not found{told_more}") from None
     record = await call.sandbox(json.loads(answer.body)["id"])
     if record.image == interpreter.IMAGE:
         services.code.warm(record.id, interpreter.WARM)
@@ -112,34 +125,49 @@ def _kept(record: Record) -> Answer:
     return Answer(201, record.show().model_dump_json().encode())
 
 
-def _size(call: Call, template: str) -> Mapping[str, float]:
-    """What was chosen when the template was built: the clients can't say it later."""
+def size(call: Call, template: str) -> Mapping[str, float]:
+    """Cores, MiB of memory and of disk: what was chosen when the template was built, since the clients can't say it later."""
     cores = call.services.sandboxes.cores
-    if image(template) == interpreter.IMAGE:
-        return {**interpreter.SIZE, "cpu": min(cores, interpreter.SIZE["cpu"])}
-    found = call.services.templates.image(call.actor.project, image(template))
+    ref = image(template, call.actor.project)
+    if ref == interpreter.IMAGE:
+        return {**interpreter.SIZE, "disk": _DISK, "cpu": min(cores, interpreter.SIZE["cpu"])}
+    found = call.services.templates.image(call.actor.project, ref)
     labels: Mapping[str, str] = {} if found is None else found.settings.labels
     return {
         **SIZE,
         "cpu": min(cores, SIZE["cpu"]),
         **{name: int(labels[label]) for name, label in (("cpu", CPU), ("memory", MEMORY)) if labels.get(label, "").isdecimal()},
+        "disk": max(_DISK, int(labels[DISK])) if labels.get(DISK, "").isdecimal() else _DISK,
     }
 
 
-def _native(wanted: NewSandbox, timeout: int, size: Mapping[str, float]) -> SandboxCreate:
-    if wanted.iam:
+def _check_volumes(call: Call, mounts: Sequence[Mount]) -> None:
+    """Raises `Refused` for volumes that are not there, all of them at once."""
+    wrong = [f"\t- volume mount #{place}: volume '{mount.name[:80]}' not found" for place, mount in enumerate(mounts) if not _has_volume(call, mount.name)]
+    if wrong:
+        raise Refused(400, "invalid mounts:\n" + "\n".join(wrong))
+
+
+def _has_volume(call: Call, name: str) -> bool:
+    return any(record.name == name for record in call.services.volumes.of(call.actor.project))
+
+
+def _native(wanted: NewSandbox, timeout: int, size: Mapping[str, float], project: str) -> SandboxCreate:
+    if wanted.iam is not None and wanted.iam.tokens:
         raise Refused(400, "iam: sandboxes have no workload identity here; put secrets into the headers of network rules instead")
     if (mask := _mask(wanted)) is not None and _HOST.fullmatch(mask.replace("${PORT}", "1")) is None:
         raise Refused(400, f"maskRequestHost: {mask[:80]!r} is no host name with or without a port; ${{PORT}} stands for the port")
     if wanted.network is not None and wanted.network.https_ports:
         raise Refused(400, "httpsPorts: what serves TLS inside a sandbox can't be reached by a URL; let it serve plain HTTP, which is given TLS outside")
     given = timeout if wanted.timeout is None else wanted.timeout
+    if given <= 0:
+        raise Refused(400, "Timeout must be greater than 0")
     closed = wanted.network is not None or wanted.allow_internet_access is not None
     return SandboxCreate.model_validate(
         {
-            "image": image(wanted.template_id),
+            "image": image(wanted.template_id, project),
             **size,
-            "timeout": max(LEAST, given),
+            "timeout": given,
             "on_timeout": on_timeout(wanted),
             "env": wanted.env_vars or {},
             "tags": wanted.metadata or {},
@@ -157,6 +185,8 @@ def _mask(wanted: NewSandbox) -> str | None:
 def on_timeout(wanted: NewSandbox) -> Any:
     """What happens at its deadline. Raises `Refused`."""
     if not wanted.auto_pause:
+        if wanted.auto_pause_memory is False:
+            raise Refused(400, "autoPauseMemory=false only applies when autoPause is true.")
         if wanted.resumes:
             raise Refused(400, "autoResume: only a sandbox that is paused at its deadline can be resumed; set autoPause too")
         return "terminate"
@@ -180,9 +210,9 @@ def _facade(wanted: NewSandbox, *, secure: bool) -> Mapping[str, Any]:
     return kept
 
 
-def image(template: str) -> str:
-    """The image that a template's name or id means: `name:default` is `name`."""
-    name = template.removesuffix(":default").removesuffix(":latest")
+def image(template: str, project: str) -> str:
+    """The image that a template's name or id means: `name:default` is `name`. Raises `Refused` for a name that is another's."""
+    name = named(template, project).removesuffix(":default").removesuffix(":latest")
     return interpreter.IMAGE if name == interpreter.TEMPLATE else name
 
 
@@ -201,7 +231,8 @@ async def kill(call: Call) -> Response:
 async def listing(call: Call) -> Response:
     """Version 1: those that run, all at once."""
     call.actor.require(Permission.LOOK)
-    found = [record for record in _records(call) if state(record) == "running"]
+    metadata = _metadata(call)
+    found = [record for record in _records(call) if state(record) == "running" and _tagged(record, metadata)]
     return told([listed(record) for record in reversed(found)])
 
 
@@ -209,13 +240,16 @@ async def listing_v2(call: Call) -> Response:
     """In pages; `X-Next-Token` leads to the next one."""
     call.actor.require(Permission.LOOK)
     limit = call.number("limit", _PAGE, most=_PAGE) or _PAGE
-    descending = call.query("order") != "asc"
-    found = [record for record in _records(call) if _matches(call, record)]
+    descending = _descending(call)
+    states = _states(call)
+    matching = _matching(call)
+    running = [record for record in matching if state(record) == "running"]
+    found = [record for record in matching if state(record) in states]
     if descending:
         found.reverse()
     if (before := pages.position(call.query("nextToken"))) is not None:
         found = [record for record in found if ((record.created_at, record.id) < before if descending else (record.created_at, record.id) > before)]
-    headers = {"X-Total-Running": str(sum(state(record) == "running" for record in _records(call)))}
+    headers = {"X-Total-Running": str(len(running))} if "running" in states else {}
     if len(found) > limit:
         headers["X-Next-Token"] = pages.cursor(found[limit - 1].created_at, found[limit - 1].id)
     return told([listed(record) for record in found[:limit]], headers=headers)
@@ -227,17 +261,42 @@ def _records(call: Call) -> list[Record]:
     return sorted(found, key=lambda record: (record.created_at, record.id))
 
 
-def _matches(call: Call, record: Record) -> bool:
+def _matching(call: Call) -> list[Record]:
+    """Those that are asked for by metadata, template and time; whatever their state. Raises `Refused`."""
+    metadata, template, after = _metadata(call), call.query("template"), call.query("startedAfter")
+    if template is not None and ":" in template:
+        raise Refused(400, "Invalid template: tags are not supported here because sandboxes are not tag-scoped")
+    begun = None if after is None else _moment(after)
+    wanted = None if template is None else image(template, call.actor.project)
+    return [
+        record
+        for record in _records(call)
+        if _tagged(record, metadata)
+        and (wanted is None or wanted in (record.image_id, record.image.partition(":")[0]))
+        and (begun is None or (record.started_at or record.created_at) >= begun)
+    ]
+
+
+def _metadata(call: Call) -> list[tuple[str, str]]:
     # The clients encode names and values once before they encode the whole.
-    metadata = [(unquote(name), unquote(value)) for name, value in parse_qsl(call.query("metadata") or "", keep_blank_values=True)]
-    states = {word for text in call.request.query_params.getlist("state") for word in text.split(",") if word}
-    template, after = call.query("template"), call.query("startedAfter")
-    return (
-        all(record.tags.get(name) == value for name, value in metadata)
-        and (not states or state(record) in states)
-        and (template is None or image(template) in (record.image, record.image_id))
-        and (after is None or (record.started_at or record.created_at) > _moment(after))
-    )
+    return [(unquote(name), unquote(value)) for name, value in parse_qsl(call.query("metadata") or "", keep_blank_values=True)]
+
+
+def _tagged(record: Record, metadata: Sequence[tuple[str, str]]) -> bool:
+    return all(record.tags.get(name) == value for name, value in metadata)
+
+
+def _states(call: Call) -> set[str]:
+    given = {word for text in call.request.query_params.getlist("state") for word in text.split(",") if word}
+    if unknown := given - _BOTH:
+        raise Refused(400, f"state: {min(unknown)[:40]!r} is neither running nor paused")
+    return given or set(_BOTH)
+
+
+def _descending(call: Call) -> bool:
+    if (order := call.query("order")) not in (None, "asc", "desc"):
+        raise Refused(400, f"Invalid order parameter: unknown order {order[:40]!r}")
+    return order != "asc"
 
 
 def _moment(text: str) -> float:

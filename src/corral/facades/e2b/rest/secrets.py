@@ -13,6 +13,8 @@ from corral.facades.e2b.refusal import Refused
 from corral.facades.e2b.rest.call import Call, told
 from corral.schema.secret import Secret, SecretCreate
 
+_PAGE = 100
+
 
 class NewValue(Body):
     """POST /secrets/{id}."""
@@ -38,8 +40,12 @@ async def create(call: Call) -> Response:
 
 
 async def listing(call: Call) -> Response:
+    """By name, in pages."""
     call.actor.require(Permission.LOOK)
-    return told([_shown(secret) for secret in await call.services.secrets.all(call.actor.project)])
+    limit, after = call.number("limit", _PAGE, most=_PAGE) or _PAGE, call.query("nextToken")
+    found = [secret for secret in await call.services.secrets.all(call.actor.project) if after is None or secret.name > after]
+    headers = {"X-Next-Token": found[limit - 1].name} if len(found) > limit else None
+    return told([_shown(secret) for secret in found[:limit]], headers=headers)
 
 
 async def get(call: Call) -> Response:
@@ -64,9 +70,9 @@ async def delete(call: Call) -> Response:
 
 async def _found(call: Call) -> Secret:
     """By its id or name."""
-    ref = call.part("secret")
+    ref = call.part("secret").strip()
     for secret in await call.services.secrets.all(call.actor.project):
-        if ref in (secret.id, secret.name):
+        if secret.id == ref or secret.name.lower() == ref.lower():
             return secret
     raise Refused(404, f"secret {ref[:80]} not found")
 

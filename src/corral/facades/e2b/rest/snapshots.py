@@ -1,37 +1,63 @@
-"""Snapshots of E2B: an image made of a sandbox. What is in them is its files; what its processes had in memory is not."""
+"""Snapshots of E2B: what a sandbox is at one moment, with its processes and their memory unless only its files are wanted. New sandboxes begin there."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from starlette.responses import Response
 
 from corral.api import pages
+from corral.control.record import Record
 from corral.control.roles import Permission
 from corral.control.shelf import SnapshotRecord
+from corral.errors import NotFound, Unsupported
 from corral.facades.e2b.body import Body
 from corral.facades.e2b.refusal import Refused
-from corral.facades.e2b.rest.call import Call, living, told
+from corral.facades.e2b.rest.call import Call, living, missing, told
+from corral.facades.e2b.rest.recipe import names_of
+from corral.facades.e2b.rest.shown import state
 
 _PAGE = 100
 
 
 class NewSnapshot(Body):
-    """POST /sandboxes/{id}/snapshots."""
+    """POST /sandboxes/{id}/snapshots. `memory`: True: refused where it can't be kept; None: kept where it can."""
 
     name: str | None = None
     memory: bool | None = None
 
 
 async def create(call: Call) -> Response:
-    """A snapshot of the files as they are now; the sandbox goes on."""
+    """The sandbox goes on. What had the name has it no longer."""
     call.actor.require(Permission.USE)
     wanted = await call.body(NewSnapshot)
-    if wanted.memory:
-        raise Refused(400, "memory: snapshots keep files only; leave it out, or pause the sandbox to keep its memory")
+    name = None if wanted.name is None else _name(call, wanted.name)
     record = await call.sandbox()
-    made, _ = await living(record.id, call.services.snapshots.create(call.actor, record.id, wanted.name))
-    return told(_shown(made), 201)
+    if state(record) != "running":
+        raise missing(record.id)
+    if name is not None:
+        with suppress(NotFound):
+            await call.services.snapshots.delete(call.actor, name, cascade=True)
+    return told(_shown(await living(record.id, _made(call, record, name, memory=wanted.memory))), 201)
+
+
+async def _made(call: Call, record: Record, name: str | None, *, memory: bool | None) -> SnapshotRecord:
+    create = call.services.snapshots.create
+    if memory is not False:
+        try:
+            return (await create(call.actor, record.id, name, memory=True))[0]
+        except Unsupported:
+            if memory:
+                raise
+    return (await create(call.actor, record.id, name))[0]
+
+
+def _name(call: Call, given: str) -> str:
+    name, tags = names_of(given, [], call.actor.project)
+    if tags != ["latest"]:
+        raise Refused(400, f"name: {given[:80]!r}: snapshots have no tags but `default` here; put it into the name")
+    return name
 
 
 async def listing(call: Call) -> Response:
@@ -41,10 +67,11 @@ async def listing(call: Call) -> Response:
     before, name = pages.position(call.query("nextToken")), call.query("name")
     found = call.services.snapshots.page(call.actor.project, sandbox=call.query("sandboxID"), before=before, limit=10_000)
     if name is not None:
-        found = [one for one in found if name.removesuffix(":default") in (one.name, one.id)]
+        plain = name.removesuffix(":default")
+        found = [one for one in found if plain == one.id or (one.name is not None and _name(call, plain) == one.name)]
     headers = {"X-Next-Token": pages.cursor(found[limit - 1].created_at, found[limit - 1].id)} if len(found) > limit else None
     return told([_shown(one) for one in found[:limit]], headers=headers)
 
 
 def _shown(record: SnapshotRecord) -> dict[str, Any]:
-    return {"snapshotID": record.id, "names": [f"{record.name}:default"] if record.name is not None else []}
+    return {"snapshotID": f"{record.name or record.id}:default", "names": [record.name] if record.name is not None else []}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pydantic import ValidationError
 from starlette.responses import Response
 
 from corral.control.quota import Use
 from corral.control.roles import Permission
 from corral.control.volumes import VolumeRecord
-from corral.errors import NotFound
+from corral.errors import Conflict, NotFound
 from corral.facades.e2b.body import Body
 from corral.facades.e2b.refusal import Refused
 from corral.facades.e2b.rest.call import Call, told
@@ -22,9 +23,16 @@ class NewVolume(Body):
 
 async def create(call: Call) -> Response:
     call.actor.require(Permission.USE)
-    wanted = VolumeCreate.model_validate({"name": (await call.body(NewVolume)).name})
+    name = (await call.body(NewVolume)).name
+    try:
+        wanted = VolumeCreate.model_validate({"name": name})
+    except ValidationError:
+        raise Refused(400, f"Invalid volume name: {name[:80]!r}; use letters, digits, _ and -, at most 63") from None
     call.services.sandboxes.quotas.check(call.actor.project, Use(disk=call.services.volumes.size(call.actor.project, wanted)))
-    return told(_opened(call, await call.services.volumes.create(call.actor, wanted)), 201)
+    try:
+        return told(_opened(call, await call.services.volumes.create(call.actor, wanted)), 201)
+    except Conflict:
+        raise Refused(400, f"Volume with name '{name}' already exists") from None
 
 
 async def listing(call: Call) -> Response:
