@@ -298,7 +298,12 @@ class Application:
                 error = Unavailable("the server is still starting", hint="try again in a moment; /readyz tells when it is done")
                 await errors.answer(error)(scope, receive, send)
                 return
-        await self._door(scope)(scope, receive, send)
+        try:
+            await self._door(scope)(scope, receive, send)
+        except Exception:
+            # What no endpoint has made an answer of: the client is told no more than that it failed.
+            log.exception("request_failed", path=scope.get("path"))
+            raise
 
     def _door(self, scope: Scope) -> ASGIApp:
         """Who answers it: a facade when it came in by its door."""

@@ -12,28 +12,12 @@ import pytest
 
 from corral import Client, Sandbox, Secret
 from corral.places import Places
+from harness.fetch import fetch
 from harness.internet import Internet
 from harness.server import Server
 
 VALUE = "sk-live-J4x9Qm2ZrT7vLw0e"
 BROKERED: dict[str, Any] = {"rules": [{"to": ["api.example.com"], "inject": {"Authorization": "Bearer {{TOKEN}}"}}, {"to": ["www.example.com"]}]}
-FETCH = """
-import json, sys, urllib.request, urllib.error
-try:
-    with urllib.request.urlopen(urllib.request.Request(sys.argv[1], headers={"Authorization": "Bearer placeholder"}), timeout=30) as answer:
-        print(json.dumps([answer.status, answer.read().decode(), str(answer.headers)]))
-except urllib.error.HTTPError as error:
-    print(json.dumps([error.code, error.read().decode(), ""]))
-except OSError as error:
-    print(json.dumps([0, str(error), ""]))
-"""
-
-
-def fetch(sandbox: Sandbox, url: str) -> tuple[int, str, str]:
-    done = sandbox.run(["python3", "-c", FETCH, url], timeout=60)
-    assert done.exit_code == 0, done.stderr
-    status, body, headers = json.loads(done.stdout)
-    return status, body, headers
 
 
 def holds(path: Path, value: bytes) -> bool:

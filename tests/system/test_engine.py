@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from corral.errors import InvalidState
+from corral.node import loop
+from corral.node.disks import PoolDisks
 from corral.places import Places
 from corral.schema.sandbox import Reason
-from harness import leaks
+from harness import homes, leaks
 from harness.engine import PATIENCE, EngineHome, engine_home
 
 pytestmark = pytest.mark.anyio
@@ -41,6 +43,21 @@ async def test_files_survive_the_sandbox_and_are_there_when_it_starts_again(home
     again = await home.claim(box.box.spec)
     assert await again.run("cat /kept; ls -d /d; ls /bin/yes") == (1, "kept\n/d\n")
     await home.remove(again)
+
+
+async def test_a_sentry_keeps_no_disk_that_was_mounted_when_it_was_started(shared: Places) -> None:
+    """Of another home, or of a sandbox of its own that is deleted later."""
+    with homes.without_engine("disks") as others:
+        disks = PoolDisks(others, default_mib=64, stock=2, pool_bytes=2 << 30)
+        await disks.open()
+        async with engine_home(shared) as home:
+            box = await home.claim()
+            await disks.shutdown()
+            async with asyncio.timeout(PATIENCE):
+                while loop.behind_device(others.pool_image):
+                    await asyncio.sleep(0.05)
+            assert await box.run("echo on") == (0, "on\n")
+            await home.remove(box)
 
 
 async def test_two_sandboxes_of_one_image_do_not_see_each_other(home: EngineHome) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from corral.errors import SetupError
-from corral.node import record
+from corral.node import record, runsc, sentry, urpc
 from corral.node.interface import Ended
+from corral.node.members import runsc_root
 from corral.node.node import Node, NodeSettings
 from corral.places import Places
 from corral.schema.sandbox import Reason
@@ -96,7 +97,7 @@ async def test_one_whose_end_was_asked_for_when_the_server_was_killed_says_so(sh
     with home_directory(shared) as places:
         ended_half, alive = killed_server(places, 2)
         for id in (ended_half, alive):
-            record.end(places.boxes, id)
+            record.end(places.boxes, id, Reason.REQUESTED, None)
         os.kill(json.loads((places.boxes / f"{ended_half}.json").read_text())["identity"]["pid"], signal.SIGKILL)
         home = EngineHome(places)
         (adopted,) = await home.open()
@@ -107,6 +108,24 @@ async def test_one_whose_end_was_asked_for_when_the_server_was_killed_says_so(sh
         os.kill(adopted.pid, signal.SIGKILL)
         assert (await home.next_end()).reason is Reason.KILLED
         await home.shutdown()
+        await nothing_left(places)
+
+
+async def test_one_that_was_taken_apart_when_the_server_was_killed_is_told_with_its_reason(shared: Places) -> None:
+    with home_directory(shared) as places:
+        ids = killed_server(places, 1)
+        home = EngineHome(places)
+        (box,) = await home.open()
+        os.kill(box.pid, signal.SIGKILL)
+        assert (await home.next_end()).reason is Reason.KILLED
+        # Nothing of it is left to look at, and that its row was stored is not certain.
+        assert list(record.read_all(places.boxes)) == []
+        await home.close()
+        again = EngineHome(places)
+        assert await again.open() == []
+        told = await again.next_end()
+        assert ([told.id], told.reason) == (ids, Reason.KILLED)
+        await again.shutdown()
         await nothing_left(places)
 
 
@@ -122,6 +141,29 @@ async def test_what_a_killed_server_left_of_sandboxes_that_nobody_knows_is_remov
         assert await node.open(ended, known=[kept]) == [kept]
         assert set(leaks.of_sandboxes(places)) == {kept}, f"{alive} and {dead} ought to be gone"
         await node.remove(kept)
+        await node.shutdown()
+        await nothing_left(places)
+
+
+async def test_one_that_stands_still_and_cannot_be_roused_is_ended_and_harms_no_other(shared: Places) -> None:
+    with home_directory(shared) as places:
+        lost, alive = killed_server(places, 2)
+        found = next(one for one in record.read_all(places.boxes) if one.spec.id == lost)
+        record.stand_still(places.boxes, lost)
+        connection = await urpc.Connection.open(sentry.control_socket(runsc_root(places), found.member)[1], timeout=10)
+        await urpc.Sentry(connection, found.member).pause()
+        connection.close()
+        for file in runsc.state_files(runsc_root(places), found.member):
+            file.unlink(missing_ok=True)
+        chosen = os.environ.get("CORRAL_TEST_RUNSC")
+        node = Node(places, settings=NodeSettings(runsc=Path(chosen) if chosen else None, pool=1))
+        told: list[Ended] = []
+
+        async def ended(one: Ended) -> None:
+            told.append(one)
+
+        assert await node.open(ended) == [alive]
+        assert [(one.id, one.reason) for one in told] == [(lost, Reason.ENGINE_ERROR)]
         await node.shutdown()
         await nothing_left(places)
 

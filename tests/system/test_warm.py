@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from corral import Sandbox, Snapshot, Volume
-from corral.errors import InvalidArgument, InvalidState, NotFound, Unsupported
+from corral.errors import InvalidArgument, InvalidState, NotFound, SetupError, Unsupported
+from corral.node.memory import Memories
 from corral.places import Places
 from harness.server import Server
 from harness.site import Site
+
+SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 def test_sandboxes_of_a_snapshot_with_memory_go_on_from_it(server: Server) -> None:
@@ -91,6 +95,48 @@ def test_a_memory_that_cannot_be_used_is_told_and_the_sandbox_starts_cold(server
         told = next(iter(kid.events(kind="sandbox.started_cold")))
         assert "a-feature-of-another-processor" in told.data["why"]
     snapshot.delete()
+
+
+def test_a_memory_of_an_earlier_corral_goes_on_where_it_can_and_is_told_of_where_it_cannot(server: Server) -> None:
+    """The document is as Corral wrote the first ones, before it told of volumes; what the sentry wrote is of the runsc in use, which alone can read it."""
+    with Sandbox.create("tiny") as box:
+        ticking = box.exec("sh", "-c", "read line; echo $line")
+        snapshot = box.snapshot(memory=True)
+    document = Places(server.home).memory / snapshot.id / "memory.json"
+    written, sample = json.loads(document.read_bytes()), json.loads((SAMPLES / "memory-1.json").read_bytes())
+    fitting = sample["needs"]
+    needed = written["needs"]
+
+    def start_with(**needs: object) -> Sandbox:
+        server.kill()
+        document.write_text(json.dumps({**sample, "id": snapshot.id, "size": written["size"], "needs": {**fitting, **needs}}))
+        server.start()
+        return Sandbox.create(snapshot)
+
+    with start_with(**needed) as kid:
+        assert "restore" in kid.timing
+        copy = kid.process(ticking.id)
+        copy.stdin.write("on\n")
+        assert copy.stdout.read() == "on\n"
+    for needs, why in (
+        ({**needed, "cpu": fitting["cpu"]}, "a-feature-of-another-processor"),
+        ({**needed, "runsc": fitting["runsc"]}, fitting["runsc"]),
+        ({**needed, "agent": fitting["agent"]}, "guest agent"),
+    ):
+        with start_with(**needs) as kid:
+            assert "restore" not in kid.timing
+            assert why in next(iter(kid.events(kind="sandbox.started_cold"))).data["why"]
+            assert [process for process in kid.processes() if process.running] == []
+    snapshot.delete()
+
+
+def test_a_memory_of_a_later_corral_is_refused(tmp_path: Path) -> None:
+    place = Places(tmp_path).memory / "sn-samplesample2345"
+    place.mkdir(parents=True)
+    (place / "memory.json").write_text(json.dumps({**json.loads((SAMPLES / "memory-1.json").read_bytes()), "version": 2}))
+    with pytest.raises(SetupError, match="format 2"):
+        Memories(Places(tmp_path)).open(None)
+    assert (place / "memory.json").exists()
 
 
 def test_what_has_no_memory_to_keep_is_refused(server: Server) -> None:

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
+from structlog.testing import capture_logs
 
 from corral.api import errors
 from corral.api.ranges import Range, parse_range
-from corral.errors import InvalidArgument
+from corral.errors import CorralError, InternalError, InvalidArgument, NotFound, Unavailable
 from corral.schema.account import KeyCreate
 from corral.schema.process import ProcessStart
 from corral.schema.sandbox import SandboxCreate
@@ -22,6 +23,17 @@ def refusal(model: type[BaseModel], body: str) -> InvalidArgument:
     with pytest.raises(ValidationError) as refused:
         model.model_validate_json(body)
     return errors.invalid(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "logged"), [(InternalError("it broke"), True), (KeyError("x"), True), (NotFound("no"), False), (Unavailable("later"), False)]
+)
+def test_whenever_the_server_says_that_it_failed_its_log_says_where(error: Exception, *, logged: bool) -> None:
+    with capture_logs() as lines:
+        told = errors.translate(error)
+    assert isinstance(told, CorralError)
+    assert (told.status == 500) is logged
+    assert [line["exc_info"] for line in lines] == ([error] if logged else [])
 
 
 @pytest.mark.parametrize(

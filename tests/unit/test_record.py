@@ -12,6 +12,7 @@ from corral.node.interface import BoxSpec, ImageSpec
 from corral.node.record import Record
 from corral.node.sentry import Identity
 from corral.schema.egress import EgressPolicy
+from corral.schema.sandbox import Reason
 
 IMAGE = ImageSpec("im-x", "base", (Path("/layers/a"), Path("/layers/b")), env={"PATH": "/bin"}, user="user", workdir="/home/user", command=("/bin/sh", "-i"))
 SPEC = BoxSpec("sb-aaaaaaaaaaaaaaaa", IMAGE, 1.5, 512, 4096, 100, {"A": "1"}, None, None, "box", sudo=False)
@@ -24,6 +25,17 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     record.remove(tmp_path, SPEC.id)
     record.remove(tmp_path, SPEC.id)
     assert list(record.read_all(tmp_path)) == []
+
+
+def test_why_one_ended_is_known_until_it_runs_again(tmp_path: Path) -> None:
+    record.write(tmp_path, RECORD)
+    record.end(tmp_path, SPEC.id, Reason.OOM, "too much")
+    record.remove(tmp_path, SPEC.id)
+    assert record.ended(tmp_path) == [SPEC.id]
+    assert record.why_ended(tmp_path, SPEC.id) == (Reason.OOM, "too much")
+    record.keep_on(tmp_path, SPEC.id)
+    assert record.why_ended(tmp_path, SPEC.id) is None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_values_of_secrets_are_not_written(tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ def translate(error: Exception) -> CorralError:
     """Any exception of an endpoint in Corral's words."""
     match error:
         case CorralError():
+            if error.status == 500:
+                log.error("request_failed", exc_info=error)
             return error
         case ValidationError():
             return invalid(error)

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from corral.api import errors
-from corral.errors import CorralError, InvalidArgument
+from corral.errors import InvalidArgument
 
 T = TypeVar("T")
 
@@ -144,8 +144,6 @@ class EventStream(ByteStream):
                 async for piece in pieces:
                     sent = loop.time()
                     await _say(send, piece)
-        except CorralError as error:
-            await _say(send, event(errors.body(error), name="error"))
         except Exception as error:
             await _say(send, event(errors.body(errors.translate(error)), name="error"))
         finally:

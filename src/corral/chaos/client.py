@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from random import Random
 
 from corral.aio import Client
-from corral.chaos import deeds, keeping, sharing
+from corral.chaos import deeds, keeping, sharing, sleeping
 from corral.chaos.deeds import Context
 from corral.chaos.judge import Judge
 from corral.chaos.kept import Store
@@ -21,6 +21,8 @@ Deed = Callable[[Context, Known], Awaitable[None]]
 
 BOXES = 3
 """Sandboxes that one client has at the same time."""
+FORKED = 0.4
+"""Share of further sandboxes that are forks of the one at hand."""
 FAIR = (Unavailable, SandboxEnded, InvalidState)
 """What a client may rightly see under fire."""
 RUNNING: tuple[tuple[int, Deed], ...] = (
@@ -40,6 +42,7 @@ RUNNING: tuple[tuple[int, Deed], ...] = (
     (8, sharing.get_shared),
     (5, deeds.stop),
     (5, deeds.delete),
+    (6, sleeping.pause),
 )
 STOPPED: tuple[tuple[int, Deed], ...] = (
     (10, deeds.start),
@@ -85,7 +88,9 @@ class Worker:
         known = self._all[rng.choice(self._mine)] if self._mine else None
         context = Context(rng, step, self._client, self._tally, self._read_on, self.store)
         if known is None or (len(self._mine) < BOXES and rng.random() < 0.25):
-            await self._guarded("create", step, self._create(context), None)
+            runs = known is not None and not (known.stopped or known.doomed or known.unsure)
+            source = known if runs and rng.random() < FORKED else None
+            await self._guarded("create" if source is None else "live_fork", step, self._create(context, source), source)
             return
         if known.doomed:
             deed: Deed = deeds.delete
@@ -98,9 +103,9 @@ class Worker:
         if known.doomed and known.sandbox.state == "terminated":
             await self._patience.wait(self._judge.settle(known, step), f"{step}: looking at a deleted sandbox")
 
-    async def _create(self, context: Context) -> None:
+    async def _create(self, context: Context, source: Known | None) -> None:
         self.unanswered.add(context.step)
-        known = await deeds.create(context)
+        known = await (deeds.create(context) if source is None else sleeping.fork(context, source))
         self.unanswered.discard(context.step)
         self._all[known.id] = known
         self._mine.append(known.id)
@@ -113,7 +118,8 @@ class Worker:
 
         began = asyncio.get_running_loop().time()
         try:
-            await self._patience.wait(do(), f"{step}: {name}")
+            with self._judge.gremlin.underway.doing(name, known):
+                await self._patience.wait(do(), f"{step}: {name}")
         except FAIR as error:
             self._tally.refused[f"{name}: {type(error).__name__}"] += 1
         except Hang as error:

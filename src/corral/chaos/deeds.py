@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from corral.aio import Client, Sandbox
@@ -51,8 +51,13 @@ async def create(context: Context) -> Known:
         volumes={"/data": store.volume} if shares else {},
         wait=30,
     )
-    home, files = (HOMES[image], dict[str, set[str]]()) if kept is None else (kept.source.home, copy(kept.files))
-    return Known(sandbox, context.step, home, files=files, has_volume=shares)
+    if kept is None:
+        return Known(sandbox, context.step, HOMES[image], has_volume=shares)
+    # A memory that could not be brought back leaves a sandbox that starts cold.
+    printed = kept.printed if "restore" in sandbox.timing else []
+    return Known(
+        sandbox, context.step, kept.source.home, files=copy(kept.files), has_volume=shares, printed=[replace(one, most=dict(one.most)) for one in printed]
+    )
 
 
 async def _make_volume(context: Context) -> None:

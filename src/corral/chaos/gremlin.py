@@ -15,6 +15,7 @@ from corral.chaos import leaks
 from corral.chaos.gate import Gate
 from corral.chaos.known import Blow, Known
 from corral.chaos.tally import Tally
+from corral.chaos.underway import Underway
 from corral.chaos.victim import Victim
 from corral.errors import CorralError, SandboxEnded
 from corral.node import record
@@ -24,6 +25,8 @@ from corral.node.sentry import started_at
 HOLDER_APART = 60.0
 """Seconds between two ends of the holder: it is the one thing that is allowed to be slow to come back."""
 
+AMBUSH = 10.0
+"""Seconds for which it lies in wait for a deed it can strike in the middle of."""
 AGENT_SECONDS = 20.0
 """How long the command that kills an agent may take to get there."""
 
@@ -42,6 +45,7 @@ class Gremlin:
         self.holder_kills: list[float] = []
         self.member_kills: list[float] = []
         """When on the event loop's clock: a create or start that was waiting for that member fails."""
+        self.underway = Underway()
 
     async def rage(self) -> None:
         """Until cancelled. What has been begun is then finished: a killed server is up again."""
@@ -56,6 +60,7 @@ class Gremlin:
             (6, "connections cut", self._cut),
             (6, "connections cut in mid-stream", self._cut_midway),
             (1, "holder killed", self._kill_holder),
+            (16, "struck from ambush", self._ambush),
         ]
         while True:
             await asyncio.sleep(self._rng.expovariate(1 / self._interval))
@@ -99,8 +104,9 @@ class Gremlin:
             for known in self._known.values():
                 self._note(known, Blow.ORPHANED)
 
-    async def _strike(self, blow: Blow) -> bool:
-        if (found := self._pick()) is None:
+    async def _strike(self, blow: Blow, prey: Known | None = None) -> bool:
+        """At any sandbox, or this one."""
+        if (found := self._pick(prey)) is None:
             return False
         known, box = found
         identity = box.identity
@@ -137,6 +143,24 @@ class Gremlin:
                     hit |= _kill(pid, started_at(pid), lambda: self.member_kills.append(asyncio.get_running_loop().time()))
         return hit
 
+    async def _ambush(self) -> bool:
+        """In the middle of a deed of which only the whole or nothing may be seen: the server, or what runs the sandbox."""
+        if (prey := await self.underway.next(AMBUSH)) is None:
+            return False
+        # Most of them take no longer on a machine that has much to do.
+        await asyncio.sleep(self._rng.uniform(0, 0.4))
+        name, known = prey
+        if not self.underway.lasts(prey):
+            return False
+        if self._rng.random() < 0.6:
+            await self._fell_server(signal.SIGKILL)
+            self._tally.suffered[f"server killed in the middle of {name}"] += 1
+            await self._victim.start()
+            return True
+        if hit := await self._strike(self._rng.choice((Blow.SENTRY, Blow.GOFER)), known):
+            self._tally.suffered[f"sandbox killed in the middle of {name}"] += 1
+        return hit
+
     async def _kill_holder(self) -> bool:
         now = asyncio.get_running_loop().time()
         if self.holder_kills and now - self.holder_kills[-1] < HOLDER_APART:
@@ -161,9 +185,9 @@ class Gremlin:
         self._gate.every = None
         return self._gate.cuts > before
 
-    def _pick(self) -> tuple[Known, Record] | None:
-        """A running sandbox that a client knows of."""
-        found = [(self._known[box.spec.id], box) for box in self._records() if box.spec.id in self._known]
+    def _pick(self, prey: Known | None = None) -> tuple[Known, Record] | None:
+        """A running sandbox that a client knows of, or this one if it runs."""
+        found = [(self._known[box.spec.id], box) for box in self._records() if box.spec.id in (self._known if prey is None else {prey.id} & self._known.keys())]
         return self._rng.choice(found) if found else None
 
     def _records(self) -> list[Record]:

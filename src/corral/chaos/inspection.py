@@ -128,4 +128,8 @@ class Inspection:
         recorded = {path.stem for path in self._places.boxes.glob("sb-*.json")}
         left += [f"{id} is recorded as running and is not" for id in sorted(recorded - running)]
         left += [f"{id} runs without a record" for id in sorted(running - recorded)]
+        paused = {id for id, state in states.items() if state is State.PAUSED}
+        memories = {path.name for path in self._places.memory.iterdir() if path.name.startswith(("sb-", ".new-sb-"))}
+        left += [f"the memory {name} is of no paused sandbox" for name in sorted(memories - paused)]
+        left += [f"{id} is paused and has no memory" for id in sorted(paused - memories)]
         return left + await asyncio.to_thread(leaks.of_members, self._places)

@@ -55,6 +55,9 @@ class Judge:
                 return True
             case State.CREATING:
                 return False
+            case State.PAUSED if known.pause_asked:
+                # What is asked of it resumes it.
+                return await self._answers(known, sandbox, step, since)
             case State.FAILED | State.PAUSED:
                 self._tally.violation("untrue state", step, f"{sandbox.state} ({sandbox.reason}, {sandbox.info.detail}); {known.why_gone()}")
                 self._forget(known)

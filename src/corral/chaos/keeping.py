@@ -8,17 +8,22 @@ from corral.aio import Snapshot
 from corral.chaos.deeds import Context
 from corral.chaos.kept import Kept, copy, either
 from corral.chaos.known import Known
+from corral.chaos.sleeping import branched
 from corral.errors import Conflict, NotFound
 
 
 async def snapshot(context: Context, known: Known) -> None:
-    """Keep its disk. What is in it is looked at by those who start from it."""
+    """Keep its disk, and sometimes its memory. What is in it is looked at by those who start from it."""
     name = f"s-{context.step}"
     context.store.doubtful.add(name)
     files = copy(known.files)
-    made = await known.sandbox.snapshot(name)
+    memory = not (known.stopped or known.has_volume) and context.rng.random() < 0.4
+    printed = branched(known.printed, known.life) if memory else []
+    made = await known.sandbox.snapshot(name, memory=memory)
     context.store.doubtful.discard(name)
-    context.store.snapshots[made.id] = Kept(made.id, known, files)
+    context.store.snapshots[made.id] = Kept(made.id, known, files, printed)
+    if memory:
+        context.tally.did["snapshot with memory"] += 1
 
 
 async def drop_snapshot(context: Context, known: Known) -> None:  # noqa: ARG001 - one signature for all deeds

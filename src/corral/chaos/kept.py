@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from corral.chaos.known import Known
+from corral.chaos.known import Known, Printed
 
 Digests = dict[str, set[str]]
 """By path: what the file there may be; `none` for one that may be missing."""
@@ -13,11 +13,12 @@ Digests = dict[str, set[str]]
 
 @dataclass(frozen=True)
 class Kept:
-    """A snapshot that was answered. `files` is what its sandbox had at that moment; what that got later is not in it."""
+    """A snapshot that was answered. `files` is what its sandbox had at that moment, and `printed`, if its memory was kept, what ran in it; what that got later is not in it."""
 
     id: str
     source: Known
     files: Digests
+    printed: list[Printed] = field(default_factory=list[Printed])
 
 
 @dataclass

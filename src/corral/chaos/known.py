@@ -57,6 +57,8 @@ class Known:
     """What was done to it since it was last seen alive, and when."""
     stop_asked: float | None = None
     """When it was last asked to stop; None once that can't matter any more."""
+    pause_asked: bool = False
+    """It may be paused: by an answered call, or by one whose answer did not come. Its next use resumes it."""
     doomed: bool = False
     """Asked to be deleted."""
     files: dict[str, set[str]] = field(default_factory=dict[str, set[str]])

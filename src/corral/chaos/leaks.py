@@ -37,8 +37,8 @@ def of_home(places: Places) -> list[str]:
     ]
 
 
-def of_ended_home(places: Places, *, patience: float = 90.0) -> list[str]:
-    """`of_home`, once `patience` seconds have been given: a runsc that another installation is starting has a copy of all mounts, and with them the pool's loop device, until it has left the host's root. What stays counts."""
+def of_ended_home(places: Places, *, patience: float = 30.0) -> list[str]:
+    """`of_home`, once `patience` seconds have been given: the kernel clears the last of it in the background. What stays counts."""
     deadline = time.monotonic() + patience
     while (left := of_home(places)) and time.monotonic() < deadline:
         time.sleep(0.2)

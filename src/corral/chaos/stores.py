@@ -91,7 +91,8 @@ class Stores:
         self._tally.violation("left behind", name, f"files of snapshots: {sorted(left)}")
 
     async def _ownerless(self) -> set[str]:
-        there = {one.id async for one in Snapshot.list(client=self._client)}
+        listed = [one async for one in Snapshot.list(client=self._client)]
+        there, warm = {one.id for one in listed}, {one.id for one in listed if one.memory is not None}
         async for sandbox in self._client.sandboxes.list():
             try:
                 there |= {one.id for one in await sandbox.checkpoints()}
@@ -99,7 +100,8 @@ class Stores:
                 pass
         expected = {f"{id}.{end}" for id in there for end in ("img", "json")}
         found = {path.name for path in self._places.snapshots.iterdir() if path.name != ".mounted"}
-        return found ^ expected
+        memories = {path.name for path in self._places.memory.iterdir() if path.name.startswith(("sn-", ".new-sn-"))}
+        return (found ^ expected) | {f"memory of {id}" for id in memories ^ warm}
 
 
 async def check_kept(tally: Tally, step: str, kept: Kept, child: Sandbox, paths: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -91,10 +92,16 @@ def down(
 
     settings = Settings.load({"home": home}, environ=os.environ)
     running = pidfile.occupant(settings.places)
+    descriptor = -1
     if running is not None:
-        descriptor = os.pidfd_open(running.pid)
         try:
-            signal.pidfd_send_signal(descriptor, signal.SIGTERM if keep else signal.SIGQUIT)
+            descriptor = os.pidfd_open(running.pid)
+        except ProcessLookupError:  # it has just ended by itself
+            running = None
+    if running is not None:
+        try:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, signal.SIGTERM if keep else signal.SIGQUIT)
             if not select.select([descriptor], [], [], LEAVE_SECONDS)[0]:
                 raise Unavailable(
                     f"the server (pid {running.pid}) has not ended within {LEAVE_SECONDS:g} s",
@@ -114,7 +121,10 @@ def _sweep(settings: Settings) -> None:
     """Without a server, sandboxes may still live with the holder: adopt them, and end them as a server would."""
     import asyncio
 
+    import structlog
+
     from corral import logs, pidfile
+    from corral.errors import CorralError, InternalError
     from corral.server import build_app
 
     async def adopt_and_end() -> None:
@@ -124,7 +134,15 @@ def _sweep(settings: Settings) -> None:
 
     logs.configure("warning", settings.log_format)
     with pidfile.occupy(settings.places):
-        asyncio.run(adopt_and_end())
+        try:
+            asyncio.run(adopt_and_end())
+        except CorralError:
+            raise
+        except OSError as error:
+            structlog.get_logger(__name__).exception("down_failed", home=str(settings.home))
+            raise InternalError(
+                f"not everything of {settings.home} could be ended: {error}", hint="what failed is told above; run it again, and please report it"
+            ) from error
 
 
 def _detached(settings: Settings, *, json: bool) -> None:

@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import structlog
+
 from corral.control import lifecycle
 from corral.control.admission import Gate
 from corral.control.idempotency import Claim
@@ -25,6 +27,8 @@ from corral.schema.sandbox import State
 
 if TYPE_CHECKING:
     from corral.control.sandboxes import Sandboxes
+
+log = structlog.get_logger(__name__)
 
 
 class Forks:
@@ -135,6 +139,7 @@ class Forks:
         try:
             await self._ledger.enter(child, claim)
         except Exception as error:
+            log.exception("fork_not_written", sandbox=child.record.id)
             await self._node.remove(child.record.id)
             self._ledger.registry.drop(child.record.id)
             return InternalError(f"the fork could not be written down: {error}", hint="look at the server's log")

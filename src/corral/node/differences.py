@@ -43,8 +43,14 @@ class Differences:
         self._turns = Turns()
         self._reading = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="compare")
 
-    def sweep(self) -> None:
+    def open(self) -> None:
         """Take down what a killed server left. Blocks."""
+        self.sweep()
+        self._views.mkdir(mode=0o700, parents=True)
+        mounts.lead(self._views)
+
+    def sweep(self) -> None:
+        """Take everything down. Blocks."""
         if self._views.is_dir():
             mounts.sweep(self._views)
             for directory in sorted(self._views.rglob("*"), reverse=True):

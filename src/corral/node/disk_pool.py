@@ -22,7 +22,7 @@ import structlog
 
 from corral import spawn
 from corral.errors import PlatformError, SetupError, Unavailable
-from corral.node import ext4, loop, syscalls
+from corral.node import ext4, loop, mounts, syscalls
 from corral.node.syscalls import MountFlag
 from corral.places import Places
 
@@ -89,12 +89,15 @@ class DiskPool:
 
         The kernel ends the disks of sandboxes killed just now in the background, and holds the pool until then. What still holds it after 10 s keeps it, unseen.
         """
-        if self.kind is not PoolKind.XFS_FILE or not self._places.pool.is_mount():
+        if self.kind is not PoolKind.XFS_FILE:
             return
-        if not _within(_PATIENCE, self._unmount):
+        if self._places.pool.is_mount() and not _within(_PATIENCE, self._unmount):
             log.warning("something still uses the disk pool; it is unmounted when that ends", pool=str(self._places.pool))
-            syscalls.umount(self._places.pool, lazy=True)
-        elif not _within(_PATIENCE, lambda: not loop.behind_device(self._places.pool_image)):
+            mounts.sweep(self._places.pool)
+            return
+        # What it was mounted on.
+        mounts.sweep(self._places.pool)
+        if not _within(_PATIENCE, lambda: not loop.behind_device(self._places.pool_image)):
             log.warning("the disk pool's loop device is still there", file=str(self._places.pool_image))
 
     def _unmount(self) -> bool:
@@ -173,6 +176,7 @@ class DiskPool:
     def _mount(self) -> None:
         if self._places.pool.is_mount():
             return
+        mounts.lead(self._places.pool)
         with loop.attached(self._places.pool_image) as device:
             # discard: what is deleted in the pool goes back to the disk under it.
             flags = MountFlag.NOATIME | MountFlag.NODEV | MountFlag.NOSUID
@@ -183,6 +187,8 @@ class DiskPool:
                     f"the disk pool {self._places.pool_image} can't be mounted: {error.strerror}",
                     hint=f"see `dmesg`; `xfs_repair {self._places.pool_image}` mends what a power loss broke",
                 ) from error
+        # For what is mounted in it (see `mounts.lead`).
+        syscalls.make_shared(self._places.pool)
 
 
 def shares_blocks(directory: Path) -> bool:

@@ -197,6 +197,7 @@ class PoolDisks:
     def _open(self, known: Collection[str] | None) -> None:
         self.pool.open()
         self._mounts.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mounts.lead(self._mounts)
         mounted = {mount.target for mount in mounts.below(self._mounts)}
         images = {path.stem for path in self._images.glob("*.img")}
         places = {path.name for path in self._mounts.iterdir()}

@@ -48,6 +48,8 @@ PREPARED = 8
 """Members without anything in them that wait for memories; half of the pool at most."""
 TIGHTEN_AGAIN = 1.0
 """Seconds between two attempts to give a group its limits back."""
+ASKED = (Reason.REQUESTED, "the server was killed while it was ending it")
+"""What is told of a box that somebody asked to end."""
 
 log = structlog.get_logger(__name__)
 
@@ -173,6 +175,8 @@ class RunscEngine:
         if not self._open.groups.remove():
             raise InternalError(f"the control groups {self._places.tag} are still in use", hint="look into their cgroup.procs")
         self._open.members.remove_root()
+        for id in self.ended():
+            self.forget(id)
         for directory in (self._places.members, self._places.boxes):
             directory.rmdir()
         with contextlib.suppress(OSError):
@@ -244,14 +248,18 @@ class RunscEngine:
                     if member.slot is not None:
                         self.network.readmit(member.slot, found.spec.id, found.spec.egress, found.generation)
                     self._enter(RunscBox(found.spec, member, disk_used=self._disks.used))
+        for id in record.ended(self._places.boxes):
+            # The row may not say so yet.
+            if (why := record.why_ended(self._places.boxes, id)) is not None:
+                await self._tell(Ended(id, *why, disk_kept=True))
 
     async def _bury(self, members: Members, found: Record, *, lost: str | None = None) -> None:
         """A box that ended while no server was there or, with `lost`, can't be reached any more."""
         places = members.places(found.member)
         if lost is not None:
             reason, detail = Reason.ENGINE_ERROR, lost
-        elif record.is_ending(self._places.boxes, found.spec.id):
-            reason, detail = Reason.REQUESTED, "the server was killed while it was ending it"
+        elif (why := record.why_ended(self._places.boxes, found.spec.id)) is not None:
+            reason, detail = why
         else:
             pids = [pid for pid in (found.identity.pid, found.identity.gofer) if pid]
             await self._holder.watch(pids)
@@ -259,10 +267,11 @@ class RunscEngine:
             await death.ends(exits)
             seen = death.evidence(exits, members.group(found.member), places)
             reason, detail = death.explain(replace(seen, holder_lost=self._holder_anew))
+        # It is told with the others that have ended.
+        record.end(self._places.boxes, found.spec.id, reason, detail)
         await members.kill_stranger(found.member)
         await self._holder.forget([found.identity.pid, found.identity.gofer])
         await self._clear_away(members, found.member, found.spec.id)
-        await self._tell(Ended(found.spec.id, reason, detail, disk_kept=True))
 
     async def _sweep(self, members: Members) -> None:
         """Remove what belongs to nobody: members without a record, made or half made by an earlier server."""
@@ -305,6 +314,7 @@ class RunscEngine:
                 # Awake before all else: it comes to itself on another processor meanwhile, and looks at nothing before it is told to.
                 member.sentry.wake()
                 await self._admit(member, spec, secrets)
+                record.keep_on(self._places.boxes, spec.id)
                 ready = time.perf_counter()
                 writable = await self._attach(spec)
                 self._rootfs.mount_root(member.places.root, spec.image.layers, writable)
@@ -444,17 +454,29 @@ class RunscEngine:
 
     # Ending
 
-    async def kill(self, id: str, *, keep_disk: bool = True) -> None:
-        """End a box. One that is not there, or ends already, is no error. Without `keep_disk` its disk is deleted, and nothing written out before."""
+    async def kill(self, id: str, *, keep_disk: bool = True, why: tuple[Reason, str | None] = ASKED) -> None:
+        """End a box. One that is not there, or ends already, is no error. Without `keep_disk` its disk is deleted, and nothing written out before.
+
+        `why`: what the next server tells of it if this one is killed meanwhile.
+        """
         box = self._boxes.get(id)
         if box is not None:
             if box.ending is None or (box.ending.done() and self._boxes.get(id) is box):
                 # The second time, a first attempt has failed.
-                record.end(self._places.boxes, id)
+                record.end(self._places.boxes, id, *why)
                 box.ending = self._run(self._take_apart(box, keep_disk=keep_disk))
             await asyncio.shield(box.ending)
         if not keep_disk:
             await self._disks.remove(id)
+            self.forget(id)
+
+    def forget(self, id: str) -> None:
+        """Nobody will ask why it has ended."""
+        record.keep_on(self._places.boxes, id)
+
+    def ended(self) -> list[str]:
+        """Those of which it is known why they have ended, for whoever asks later."""
+        return record.ended(self._places.boxes)
 
     def _ended_by_itself(self, box: RunscBox) -> None:
         if box.ending is None and self._boxes.get(box.id) is box:
@@ -466,6 +488,7 @@ class RunscEngine:
         evidence = death.evidence(exits, box.group, box.member.places)
         reason, detail = death.explain(evidence)
         log.warning("sandbox ended by itself", sandbox=box.id, reason=reason.value, detail=detail, status=evidence.status)
+        record.end(self._places.boxes, box.id, reason, detail)
         await self._take_apart(box, keep_disk=True)
         await self._tell(Ended(box.id, reason, detail, disk_kept=True))
 

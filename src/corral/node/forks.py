@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from corral.errors import CorralError, InternalError
+from corral.errors import CorralError, InternalError, SandboxEnded, Unavailable
 from corral.node.box import RunscBox
 from corral.node.cgroup import MIB
 from corral.node.disks import PoolDisks
@@ -28,6 +28,7 @@ from corral.node.moment import Moment, Moments
 from corral.node.place import InMemory, OnDisk
 from corral.node.pool import available
 from corral.node.running import Running
+from corral.node.urpc import SentryGone
 from corral.node.volumes import Volumes
 from corral.places import Places
 
@@ -70,6 +71,8 @@ class Forks:
                     return await self._make(moment, child, enter)
                 except BaseException as error:
                     await asyncio.shield(leave(child.spec.id))
+                    if isinstance(error, SentryGone | SandboxEnded):
+                        return Unavailable(f"the fork {child.spec.id} was ended from outside while it was being made", hint="fork again")
                     if isinstance(error, CorralError):
                         return error
                     if isinstance(error, Exception):

@@ -22,6 +22,7 @@ import structlog
 
 from corral.errors import CorralError, InternalError, PlatformError
 from corral.node import hello, mounts, runsc, sentry, urpc
+from corral.node.apart import Apart
 from corral.node.cgroup import Group, Groups, Limits
 from corral.node.holder_client import HolderClient, HolderLost, Spawn
 from corral.node.limits import usual
@@ -104,6 +105,7 @@ class Members:
         self._network = network
         self._dialect = urpc.Dialect.SET_NETWORK_ARGS
         self.programs = Programs(places, runsc, agent)
+        self._apart = Apart(places.run / "programs")
 
     @property
     def runsc_root(self) -> Path:
@@ -180,6 +182,7 @@ class Members:
         return member
 
     async def _create(self, program: Runsc, id: str, places: MemberPlaces, group: Group, fds: tuple[int, int, int]) -> None:
+        program = await asyncio.to_thread(self._apart.of, program)
         argv = program.create(root=self.runsc_root, bundle=places.directory, id=id, platform=self._platform)
         spawn = Spawn(
             argv,
@@ -211,8 +214,12 @@ class Members:
             connection.close()
 
     def talk(self, member: Member) -> AbstractAsyncContextManager[urpc.Sentry]:
-        """A connection to the member's sentry."""
-        return self._talk(member.id, sentry.control_socket(self.runsc_root, member.id)[1])
+        """A connection to the member's sentry. Raises `SentryGone`."""
+        try:
+            _, address = sentry.control_socket(self.runsc_root, member.id)
+        except FileNotFoundError:
+            raise urpc.SentryGone(f"the sentry of {member.id} has ended, and its files are gone") from None
+        return self._talk(member.id, address)
 
     async def adopt(self, id: str, identity: Identity, slot: int | None, needs: Needs | None) -> Member:
         """A member of an earlier server, with the number of its slot. Raises `ProcessLookupError` when its sentry is gone, `HolderError` when its sockets are."""
@@ -267,6 +274,7 @@ class Members:
 
     def remove_root(self) -> None:
         """Remove runsc's directory, when no member is left, with what newer versions keep in it for all sandboxes (a network namespace, mounted on a file)."""
+        self._apart.remove()
         if not self.runsc_root.is_dir():
             return
         mounts.sweep(self.runsc_root)

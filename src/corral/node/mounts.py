@@ -43,6 +43,20 @@ def below(directory: Path) -> list[Mount]:
     return sorted(within, key=lambda mount: len(mount.target.parts), reverse=True)
 
 
+def lead(directory: Path) -> None:
+    """Have what is unmounted directly below a directory, from now on, leave every other mount namespace too. `sweep` undoes that.
+
+    A runsc that is being started has a copy of all mounts of this machine until it has found its own root, which takes seconds when there is much to do. Where mounts
+    are not shared (as everywhere without systemd) such a copy would keep a disk, and the loop device under it, long after it was unmounted here. What decides is
+    the mount that something is mounted on: so the directory becomes one of its own, and a shared one.
+    """
+    if not below(directory):  # there is one already, or an earlier version's server has mounted here
+        syscalls.bind(directory, directory)
+        # Of a group of its own: else what is mounted in it would be mounted in the directory beneath too.
+        syscalls.make_private(directory)
+        syscalls.make_shared(directory)
+
+
 def sweep(directory: Path) -> int:
     """Unmount everything at or below a directory, lazily where it is in use; returns how many mounts there were."""
     found = below(directory)

@@ -141,7 +141,7 @@ class Node:
         if on_event is not None:
             self._hooks = Hooks(on_event=on_event, on_garbage=self._garbage, on_silence=self._silent)
         await self._disks.open(known)
-        await asyncio.to_thread(self._differences.sweep)
+        await asyncio.to_thread(self._differences.open)
         await self.snapshots.open()
         await self.volumes.open()
         await self._pauses.open(None if known is None else {*known, *self.snapshots.warm()})
@@ -184,6 +184,9 @@ class Node:
         for id in alive:
             log.warning("removing a sandbox that nobody knows", sandbox=id)
             await self.remove(id)
+        for id in self._engine.ended():
+            if id not in known:
+                self._engine.forget(id)
         if self._places.spool.is_dir():
             for directory in self._places.spool.iterdir():
                 if directory.name not in known:
@@ -205,14 +208,15 @@ class Node:
             detail = "the server ended while it was being created"
         except CorralError as error:
             detail = error.message
+        why = (Reason.ENGINE_ERROR, f"it could not be adopted: {detail}")
         self._leave(box.id)
-        await self._engine.kill(box.id)
+        await self._engine.kill(box.id, why=why)
         await self.volumes.release(box.id)
         if box.id in self._pauses:
             # Its resume was cut off: that is undone (`Pauses.settle`), and it is paused as it was.
             return None
         log.warning("a sandbox could not be adopted", sandbox=box.id, detail=detail)
-        await self._tell(Ended(box.id, Reason.ENGINE_ERROR, f"it could not be adopted: {detail}", disk_kept=True))
+        await self._tell(Ended(box.id, *why, disk_kept=True))
         return None
 
     async def _rouse(self, running: Running) -> None:
@@ -382,6 +386,7 @@ class Node:
         if (book := self._books.pop(id, None)) is not None:
             book.close()
         self._outward.forget(id)
+        self._engine.forget(id)
         await self._disks.remove(id)
         await asyncio.to_thread(shutil.rmtree, self._places.spool / id, ignore_errors=True)
 
@@ -419,7 +424,7 @@ class Node:
 
     def _end(self, ended: Ended) -> None:
         async def end() -> None:
-            await self._engine.kill(ended.id)
+            await self._engine.kill(ended.id, why=(ended.reason, ended.detail))
             await self._died(ended)
 
         task = asyncio.get_running_loop().create_task(end())

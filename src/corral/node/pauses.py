@@ -17,14 +17,14 @@ from typing import NoReturn
 
 import structlog
 
-from corral.errors import CorralError, InvalidState, Unsupported
+from corral.errors import CorralError, InvalidState, SandboxEnded, Unavailable, Unsupported
 from corral.node.box import RunscBox
 from corral.node.disks import PoolDisks
 from corral.node.engine import RunscEngine
 from corral.node.interface import BoxSpec, Timing
 from corral.node.memory import Memories, Needs, Returning, Saved
 from corral.node.running import Running
-from corral.node.urpc import UrpcError
+from corral.node.urpc import SentryGone, UrpcError
 from corral.node.volumes import Volumes
 from corral.places import Places
 from corral.wire import messages
@@ -113,7 +113,9 @@ class Pauses:
         await running.guest.quiesce(on=True)
 
     async def explained(self, running: Running, error: BaseException) -> NoReturn:
-        """A sandbox could not be saved, and goes on: say why, as far as it can be told."""
+        """A sandbox could not be saved, and goes on, unless it has ended: say why, as far as it can be told."""
+        if isinstance(error, SentryGone):
+            raise SandboxEnded(f"sandbox {running.spec.id} ended while it was being saved", hint="look at its reason") from error
         try:
             await running.guest.quiesce(on=False)
             obstacles = await running.guest.obstacles(files=True) if isinstance(error, UrpcError) else []
@@ -137,9 +139,11 @@ class Pauses:
             box, timing = await self._engine.restore(spec, secrets, returning)
             restored = time.perf_counter()
             await enter(box)
-        except BaseException:
+        except BaseException as error:
             leave()
             await asyncio.shield(self._undo(id))
+            if isinstance(error, SentryGone | SandboxEnded):
+                raise Unavailable(f"sandbox {id} was ended from outside while it was being resumed, and is paused as before", hint="resume it again") from error
             raise
         await self.drop(id)
         ended = time.perf_counter()

@@ -17,11 +17,8 @@ from pathlib import Path
 from corral.errors import Unsupported
 from corral.node import memory, runsc
 from corral.node.memory import Needs
-from corral.node.runsc import Runsc
+from corral.node.runsc import BESIDE, Runsc
 from corral.places import Places
-
-BESIDE = "gvisor-bin"
-"""A folder of programs that newer runscs need beside them."""
 
 
 class Programs:

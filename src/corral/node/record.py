@@ -1,4 +1,9 @@
-"""What a new server must know to adopt a running sandbox: one JSON document for each, on the tmpfs of /run, gone with the machine."""
+"""What a new server must know of the sandboxes of the one before, on the tmpfs of /run, gone with the machine.
+
+sb-….json     how to adopt one that runs
+sb-….ended    why it has ended, or is being ended: written before anything of it is taken apart, and kept until it runs again or is no more, since the row that says so is stored later
+sb-….still    its guest is about to be stopped for a moment
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,7 @@ from corral.node.interface import BoxSpec, ImageSpec, VolumeUse
 from corral.node.memory import Needs
 from corral.node.sentry import Identity
 from corral.schema.egress import EgressPolicy
+from corral.schema.sandbox import Reason
 
 VERSION = 1
 
@@ -53,23 +59,35 @@ def change(directory: Path, spec: BoxSpec) -> None:
 
 
 def remove(directory: Path, id: str) -> None:
+    """It does not run any more. Why stays."""
     (directory / f"{id}.json").unlink(missing_ok=True)
-    keep_on(directory, id)
     go_on(directory, id)
 
 
-def end(directory: Path, id: str) -> None:
-    """Write down that it is being ended because somebody asked: a server that is killed over it can't tell the next in another way."""
-    _ending(directory, id).touch()
+def end(directory: Path, id: str, reason: Reason, detail: str | None) -> None:
+    """Write down why it ends: a server that is killed over it can't tell the next in another way."""
+    fresh = directory / f".{id}.ended"
+    fresh.write_text(json.dumps({"reason": reason, "detail": detail}))
+    fresh.rename(_ended(directory, id))
 
 
 def keep_on(directory: Path, id: str) -> None:
-    """It is not being ended, or it has ended."""
-    _ending(directory, id).unlink(missing_ok=True)
+    """It runs, or is no more: nobody will ask why it has ended."""
+    _ended(directory, id).unlink(missing_ok=True)
 
 
-def is_ending(directory: Path, id: str) -> bool:
-    return _ending(directory, id).exists()
+def why_ended(directory: Path, id: str) -> tuple[Reason, str | None] | None:
+    """As `end` has it; None: nobody has ended it, or seen its end."""
+    try:
+        document = json.loads(_ended(directory, id).read_bytes())
+    except FileNotFoundError:
+        return None
+    return Reason(document["reason"]), document["detail"]
+
+
+def ended(directory: Path) -> list[str]:
+    """Those of which it is known why they have ended."""
+    return sorted(path.stem for path in directory.glob("sb-*.ended"))
 
 
 def stand_still(directory: Path, id: str) -> None:
@@ -87,8 +105,8 @@ def stands_still(directory: Path, id: str) -> bool:
     return (directory / f"{id}.still").exists()
 
 
-def _ending(directory: Path, id: str) -> Path:
-    return directory / f"{id}.ending"
+def _ended(directory: Path, id: str) -> Path:
+    return directory / f"{id}.ended"
 
 
 def read_all(directory: Path) -> Iterator[Record]:

@@ -154,5 +154,6 @@ def _directory(layer: Path) -> Path:
             raise PlatformError(f"the image's layer {layer} is missing", hint="`corral setup` builds missing images again")
         if not target.is_mount():
             target.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mounts.lead(target.parent)
             ext4.mount(layer, target, read_only=True)
     return target / ext4.UPPER

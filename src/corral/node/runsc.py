@@ -17,6 +17,8 @@ from corral.errors import SetupError
 from corral.places import Places
 
 OLDEST = 20240729
+BESIDE = "gvisor-bin"
+"""A folder of programs that newer ones need beside them, the sentry's own among them."""
 CHOSEN = "chosen"
 """A link in the engines folder to the runsc that set-up chose."""
 _VERSION = re.compile(r"^runsc version (\S*?(\d{8})\S*)", re.MULTILINE)

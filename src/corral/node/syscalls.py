@@ -42,6 +42,7 @@ class MountFlag(IntFlag):
     BIND = 4096
     RECURSIVE = 16384
     SILENT = 1 << 15
+    PRIVATE = 1 << 18
     SHARED = 1 << 20
 
 
@@ -107,6 +108,11 @@ def bind(source: StrPath, target: StrPath, *, recursive: bool = False, read_only
         move_mount(tree, target)
     finally:
         os.close(tree)
+
+
+def make_private(target: StrPath) -> None:
+    """Have nothing to do with other mounts of the same: a bind of a shared mount begins as one of its group."""
+    mount("", target, "", flags=MountFlag.PRIVATE)
 
 
 def make_shared(target: StrPath) -> None:

@@ -38,6 +38,12 @@ class UrpcError(PlatformError):
     code = "urpc"
 
 
+class SentryGone(UrpcError):
+    """There is nobody at the other end, or there was until now: the sentry has ended."""
+
+    code = "sentry_gone"
+
+
 class UnknownMethod(UrpcError):
     """The sentry has no such method: another version of runsc."""
 
@@ -139,7 +145,7 @@ class Connection:
                 await asyncio.get_running_loop().sock_connect(connection, address)
         except OSError as error:
             connection.close()
-            raise UrpcError(f"the sentry's control socket {path} can't be reached: {error}") from error
+            raise SentryGone(f"the sentry's control socket {path} can't be reached: {error}") from error
         except BaseException:
             connection.close()
             raise
@@ -160,7 +166,7 @@ class Connection:
                 raise UrpcError(f"{method} was not answered within {timeout:g} s") from None
             except OSError as error:
                 self.close()
-                raise UrpcError(f"{method}: {error}") from error
+                raise SentryGone(f"{method}: {error}") from error
             except BaseException:
                 self.close()
                 raise

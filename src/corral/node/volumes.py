@@ -146,6 +146,7 @@ class Volumes:
 
     def _open(self) -> None:
         self._mounts.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mounts.lead(self._mounts)
         for half_made in self._images.glob(".new-*"):
             log.info("removing a volume that is half made", file=half_made.name)
             half_made.unlink()
