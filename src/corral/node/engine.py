@@ -175,8 +175,9 @@ class RunscEngine:
         if not self._open.groups.remove():
             raise InternalError(f"the control groups {self._places.tag} are still in use", hint="look into their cgroup.procs")
         self._open.members.remove_root()
-        for id in self.ended():
-            self.forget(id)
+        # Why sandboxes have ended, and what a killed server was just writing.
+        for file in (*self._places.boxes.glob("*.ended"), *self._places.boxes.glob(".*")):
+            file.unlink(missing_ok=True)
         for directory in (self._places.members, self._places.boxes):
             directory.rmdir()
         with contextlib.suppress(OSError):
