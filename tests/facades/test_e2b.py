@@ -212,6 +212,23 @@ def test_metadata_stays_with_a_file_and_goes_into_snapshots(box: Sandbox, client
     assert not client.Sandbox.delete_snapshot(snapshot.snapshot_id)
 
 
+def test_a_snapshot_takes_a_name_from_another_and_leaves_what_stands_on_that(box: Sandbox, client: E2B) -> None:
+    first = box.create_snapshot(name="again")
+    child = client.Sandbox.create(first.snapshot_id)
+    try:
+        above = child.create_snapshot(name="above")
+    finally:
+        child.kill()
+    box.files.write("/home/user/later", "later")
+    box.create_snapshot(name="again")
+    for name, there in (("again", True), (above.snapshot_id, False)):
+        made = client.Sandbox.create(name)
+        try:
+            assert made.files.exists("/home/user/later") is there
+        finally:
+            made.kill()
+
+
 def test_a_paused_sandbox_goes_on_where_it_was(client: E2B, server: Server) -> None:
     box = client.Sandbox.create("base", timeout=300, lifecycle={"on_timeout": "pause", "auto_resume": True})
     counting = box.commands.run("n=0; while true; do echo $((n+=1)) > next; mv next count; sleep 0.1; done", background=True)

@@ -14,6 +14,7 @@ import pytest
 from corral.errors import InvalidState
 from corral.node import loop
 from corral.node.disks import PoolDisks
+from corral.node.limits import limits
 from corral.places import Places
 from corral.schema.sandbox import Reason
 from harness import homes, leaks
@@ -186,6 +187,18 @@ async def test_members_that_wait_use_no_processor(home: EngineHome) -> None:
     before = sum(member.group.cpu_seconds() for member in waiting)
     await asyncio.sleep(2)
     assert sum(member.group.cpu_seconds() for member in waiting) - before < 0.02
+
+
+async def test_a_waiting_member_becomes_a_sandbox_of_any_size(home: EngineHome) -> None:
+    parts = home.engine._open
+    for cpu, memory in ((0.5, 128), (4.0, 1024), (0.25, 64), (1.0, 512)):
+        await parts.pool.filled()
+        waiting = parts.pool.waiting()
+        box = await home.claim(home.spec(cpu=cpu, memory=memory))
+        assert box.box.member in waiting
+        assert await box.run("echo alive") == (0, "alive\n")
+        box.box.member.group.limit(limits(home.spec(cpu=cpu / 2, memory=memory)))
+        await home.remove(box)
 
 
 async def test_a_sandbox_is_confined_on_the_host(home: EngineHome) -> None:

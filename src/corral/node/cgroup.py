@@ -158,12 +158,23 @@ class Group:
             _write(self._v2 / "cpu.weight", weight)
 
     def _limit_cpu(self, quota: int) -> None:
+        """So many microseconds in each `PERIOD`; below 0: without a limit.
+
+        What was not used may be used up to one period later, so that a sandbox that was idle gets its first commands done at the speed of the machine. On average its share holds. Starting a
+        program in gVisor keeps two processors busy: against a quota of one core the kernel stops it half of the time (measured: 12 of 15 periods).
+        """
         if directory := self._v1.get("cpu"):
-            _write(directory / "cpu.cfs_quota_us", quota)
-            _allow_burst(directory / "cpu.cfs_burst_us", quota)
+            share, burst, value = directory / "cpu.cfs_quota_us", directory / "cpu.cfs_burst_us", str(quota)
         elif self._v2:
-            _write(self._v2 / "cpu.max", f"{'max' if quota < 0 else quota} {PERIOD}")
-            _allow_burst(self._v2 / "cpu.max.burst", quota)
+            share, burst, value = self._v2 / "cpu.max", self._v2 / "cpu.max.burst", f"{'max' if quota < 0 else quota} {PERIOD}"
+        else:
+            return
+        bursts = burst.exists()  # since Linux 5.14
+        if bursts:
+            _write(burst, 0)  # it may never be above the share, whichever that was
+        _write(share, value)
+        if bursts and quota > 0:
+            _write(burst, quota)
 
     def _limit_memory(self, memory: int) -> None:
         if directory := self._v1.get("memory"):
@@ -290,16 +301,6 @@ def _read(path: Path) -> bytes:
         return os.read(fd, 4096)
     finally:
         os.close(fd)
-
-
-def _allow_burst(path: Path, quota: int) -> None:
-    """Let a share that was not used be used up to one period later, so that a sandbox that was idle gets its first commands done at the speed of the machine.
-
-    On average its share holds. Starting a program in gVisor keeps two processors busy: against a quota of one core the kernel stops it half of the time (measured: 12 of 15 periods).
-    """
-    if quota < 0 or not path.exists():  # before Linux 5.14
-        return
-    _write(path, quota)
 
 
 def _fields(path: Path) -> dict[str, int]:

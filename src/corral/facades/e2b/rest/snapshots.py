@@ -29,7 +29,7 @@ class NewSnapshot(Body):
 
 
 async def create(call: Call) -> Response:
-    """The sandbox goes on. What had the name has it no longer."""
+    """The sandbox goes on. A snapshot that had the name is gone; what was made of it stays."""
     call.actor.require(Permission.USE)
     wanted = await call.body(NewSnapshot)
     name = None if wanted.name is None else _name(call, wanted.name)
@@ -38,7 +38,7 @@ async def create(call: Call) -> Response:
         raise missing(record.id)
     if name is not None:
         with suppress(NotFound):
-            await call.services.snapshots.delete(call.actor, name, cascade=True)
+            await call.services.snapshots.withdraw(call.services.snapshots.get(call.actor.project, name))
     return told(_shown(await living(record.id, _made(call, record, name, memory=wanted.memory))), 201)
 
 
