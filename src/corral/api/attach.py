@@ -11,6 +11,7 @@ import asyncio
 import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from enum import IntEnum
 from typing import Any, TypeVar, assert_never
 
@@ -130,7 +131,8 @@ class _Attached:
         if services.streams.leaving:
             code, reason = GOING_AWAY, "the server is leaving; come back at your offsets"
         if self._socket.client_state is WebSocketState.CONNECTED and self._socket.application_state is WebSocketState.CONNECTED:
-            await self._socket.close(code, _short(reason))
+            with suppress(WebSocketDisconnect):  # it was cut while something was said
+                await self._socket.close(code, _short(reason))
 
     async def _give(self, start: From) -> None:
         async with finishing(self._book.raw_output(self._process, start.stdout, start.stderr)) as items:

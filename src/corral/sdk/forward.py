@@ -129,10 +129,12 @@ class Connected:
         finally:
             for way in ways:
                 way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
-            with suppress(OSError):
-                self._writer.write(self._line.close())
-            self.close()
+            try:
+                await asyncio.gather(*ways, return_exceptions=True)
+            finally:  # also when it is cancelled just here
+                with suppress(OSError):
+                    self._writer.write(self._line.close())
+                self.close()
 
     async def _up(self, source: Source) -> None:
         while data := await source.read(PIECE):
@@ -195,6 +197,7 @@ class Forward:
             task = asyncio.create_task(self._carry(reader, writer))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
+            task.add_done_callback(lambda _: writer.close())  # also when its turn never came
 
         server = await asyncio.start_server(accept, sock=listener, limit=PIECE)
         ready.set()
