@@ -40,6 +40,7 @@ type channelState struct {
 	ID       string            `json:"id,omitempty"`
 	PID      int               `json:"pid,omitempty"`
 	Received map[string]uint64 `json:"received"`
+	Taken    uint64            `json:"taken,omitempty"` // of stream 0, handed on or not
 	Ended    json.RawMessage   `json:"ended"`
 }
 
@@ -163,7 +164,7 @@ func listChannels(l *link, args *channelsArgs) (any, error) {
 func (c *channel) state() channelState {
 	s := channelState{Channel: c.id, Kind: c.kind, Received: map[string]uint64{}}
 	if c.in != nil {
-		s.Received["0"] = c.in.keptOffset()
+		s.Received["0"], s.Taken = c.in.offsets()
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -120,11 +120,11 @@ func (i *inlet) end() {
 	i.acknowledge()
 }
 
-// keptOffset is what a new node is told as received: the window counts from there. What waits here beyond it is sent again and skipped.
-func (i *inlet) keptOffset() uint64 {
+// offsets are what a new node is told: up to where the bytes have been handed on, from which the window counts, and up to where they are here and need not come again.
+func (i *inlet) offsets() (kept, taken uint64) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return i.used
+	return i.used, i.received
 }
 
 // close wakes the reader for good.

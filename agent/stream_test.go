@@ -114,7 +114,7 @@ func TestStreamSurvivesReplacedNodes(t *testing.T) {
 			case <-time.After(time.Millisecond): // a new node says hello
 				w.mu.Lock()
 				w.down = false
-				w.acked = w.in.keptOffset()
+				w.acked, _ = w.in.offsets()
 				w.out.rewind(w.acked, true)
 				w.mu.Unlock()
 				w.out.flush()

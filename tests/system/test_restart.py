@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 from corral import Sandbox
 from corral.places import Places
 from harness import leaks
+from harness.api import Api
 from harness.server import Server
 
 COUNT = "i=0; while [ $i -lt {n} ]; do echo line $i; i=$((i+1)); done"
@@ -21,6 +23,24 @@ COUNT = "i=0; while [ $i -lt {n} ]; do echo line $i; i=$((i+1)); done"
 
 def expected(n: int) -> str:
     return "".join(f"line {i}\n" for i in range(n))
+
+
+def test_input_that_nobody_has_read_yet_outlives_a_killed_server(server: Server) -> None:
+    with Sandbox.create("tiny") as box:
+        process = box.exec("sh", "-c", "mkfifo /tmp/go && echo ready && cat /tmp/go && md5sum")
+        assert process.stdout.readline() == "ready\n"
+        stdin = f"/v1/sandboxes/{box.id}/processes/{process.id}/stdin"
+        # More than a pipe holds, so that some of it waits with the guest agent.
+        begun = bytes(range(250)) * 800
+        api = Api(server)
+        assert api.ok("POST", stdin, content=begun)["offset"] == len(begun)
+        server.kill()
+        server.start()
+        assert api.ok("POST", f"{stdin}?eof=true", content=b"and its end")["offset"] == len(begun) + 11
+        api.close()
+        box.run("echo go > /tmp/go").check()
+        assert process.stdout.read().split()[:2] == ["go", hashlib.md5(begun + b"and its end").hexdigest()]
+        assert process.wait(timeout=60) == 0
 
 
 def test_ten_sandboxes_outlive_a_killed_server_and_every_byte_arrives(server: Server) -> None:

@@ -138,6 +138,27 @@ def test_many_small_writes_are_resent_whole(writes: list[bytes], received: int) 
     assert again == whole[received:]
 
 
+def test_a_sender_begins_behind_what_an_earlier_one_sent() -> None:
+    sender = Sender(100, offset=30, taken=80)
+    assert (sender.acked, sender.sent, sender.end, sender.room) == (30, 80, 80, 50)
+    sender.append(b"abcdefgh")
+    segment = sender.peek(100)
+    assert segment is not None
+    assert (segment.offset, segment.size) == (80, 8)
+    sender.commit(segment)
+    assert sender.ack(60, 100) == 30
+    sender.resume(70)
+    again = sender.peek(100)
+    assert again is not None
+    assert (again.offset, b"".join(again.buffers)) == (80, b"abcdefgh")
+    sender.commit(again)
+    assert sender.ack(83, 100) == 13
+    sender.resume(83)
+    rest = sender.peek(100)
+    assert rest is not None
+    assert (rest.offset, b"".join(rest.buffers)) == (83, b"defgh")
+
+
 def test_a_sender_refuses_acks_of_what_it_never_sent() -> None:
     sender = Sender(4096)
     sender.append(b"abc")

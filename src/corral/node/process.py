@@ -110,15 +110,15 @@ class Process:
 
     # ── channel ──
 
-    def connect(self, link: Link, *, stdin: int = 0) -> None:
-        """Open the channel's node side; `stdin` is the offset the agent has. What an earlier link of this server's did not bring there is sent again."""
+    def connect(self, link: Link, *, stdin: int = 0, taken: int = 0) -> None:
+        """Open the channel's node side; `stdin` is the offset the agent has handed on, `taken` how much it has. What an earlier link of this server's did not bring there is sent again."""
         streams = (1,) if self.asked.pty else (1, 2)
         receivers = {stream: Receiver(offset=self.spool(stream).end) for stream in streams}
         if self._stdin is not None:
             self._stdin.resume(stdin)
         elif self.asked.stdin:
-            self._stdin = Sender(offset=stdin)
-        if self._stdin is not None and self.stdin_ended == stdin:
+            self._stdin = Sender(offset=stdin, taken=taken)
+        if self._stdin is not None and self.stdin_ended == max(stdin, taken):
             self._stdin.finish()
         self._channel = Channel(link, self.asked.channel, self, receivers=receivers, sender=self._stdin)
         link.ready(self._channel)

@@ -169,7 +169,7 @@ class ProcessBook:
 
     def _resume(self, process: Process, link: Link, held: Held) -> None:
         process.pid = held.pid or process.pid
-        process.connect(link, stdin=held.received.get("0", 0))
+        process.connect(link, stdin=held.received.get("0", 0), taken=held.taken)
         try:
             if held.ended is not None:
                 process.on_event(held.ended)

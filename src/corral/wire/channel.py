@@ -26,12 +26,16 @@ class Segment(NamedTuple):
 
 
 class Sender:
-    """The sending end of one stream. `acked` ≤ `sent` ≤ `end` are offsets: kept by the peer, under way, given to us."""
+    """The sending end of one stream. `acked` ≤ `sent` ≤ `end` are offsets: kept by the peer, under way, given to us.
 
-    __slots__ = ("_fin", "_fin_acked", "_fin_sent", "_furthest", "_limit", "_queue", "_unacked", "_window", "acked", "end", "sent")
+    One that goes on for an earlier sender begins at the `offset` the peer has kept, and behind what it has `taken` from that one: it still has those bytes, which are not here.
+    """
 
-    def __init__(self, window: int = DEFAULT_WINDOW, *, offset: int = 0) -> None:
-        self.acked = self.sent = self.end = self._furthest = offset
+    __slots__ = ("_fin", "_fin_acked", "_fin_sent", "_furthest", "_limit", "_queue", "_taken", "_unacked", "_window", "acked", "end", "sent")
+
+    def __init__(self, window: int = DEFAULT_WINDOW, *, offset: int = 0, taken: int = 0) -> None:
+        self.acked = offset
+        self._taken = self.sent = self.end = self._furthest = max(offset, taken)
         self._window = window
         self._limit = offset + window
         self._unacked: deque[bytearray | memoryview] = deque()
@@ -136,13 +140,14 @@ class Sender:
         self._release(received)
         self._queue.extendleft(memoryview(bytes(chunk) if isinstance(chunk, bytearray) else chunk) for chunk in reversed(self._unacked))
         self._unacked.clear()
-        self.sent = received
+        self.sent = max(received, self._taken)
         self._limit = received + self._window
         # What the peer received does not tell whether it saw the end, so the end is always sent again.
         self._fin_sent = self._fin_acked = False
 
     def _release(self, offset: int) -> int:
-        freed = left = max(0, offset - self.acked)
+        freed = max(0, offset - self.acked)
+        left = freed - min(freed, max(0, self._taken - self.acked))
         while left:
             chunk = self._unacked[0]
             if len(chunk) > left:

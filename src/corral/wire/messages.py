@@ -160,6 +160,8 @@ class Held(msgspec.Struct, frozen=True):
     channel: Channel
     kind: Annotated[str, Meta(max_length=32)]
     received: Annotated[dict[Literal["0", "1", "2"], Offset], Meta(max_length=3)] = {}
+    taken: Offset = 0
+    """Of stream 0: what it has taken from an earlier node, handed on or not. 0: it does not say (an earlier agent)."""
     id: Annotated[str, Meta(max_length=64)] | None = None
     pid: Pid | None = None
     ended: Exit | Closed | None = None
