@@ -16,6 +16,7 @@ from corral.errors import ImageNotFound
 from corral.ids import new_id
 from corral.images import Catalog, StoredImage
 from corral.places import Places
+from harness import fetched
 from harness.server import Server
 
 pytestmark = pytest.mark.slow
@@ -24,6 +25,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def node(server: Server, shared: Places) -> str:
     """Of a machine that has made it."""
+    if all(stored.spec.name != "node" for stored in Catalog(shared).list()):
+        fetched.need_index()
     images.ensure(shared, ["node"], on_line=print)
     images.share(Places(server.home), shared, ["node"])
     return "node"
@@ -31,6 +34,7 @@ def node(server: Server, shared: Places) -> str:
 
 @pytest.mark.timeout(600)
 def test_python_is_made_when_it_is_first_asked_for(server: Server) -> None:
+    fetched.need_index()
     with Client() as client:
         assert (client.templates.get("python").tags, [one.name for one in client.templates.list() if one.name == "python"]) == ({}, ["python"])
         with client.sandboxes.create("python", memory=512) as box:

@@ -16,6 +16,15 @@ SECONDS = 300
 """That fetching may take."""
 
 
+def need_index() -> None:
+    """Skip where no index of Python packages is to be reached: without a network what was not kept can't be made."""
+    with tempfile.TemporaryDirectory() as place:
+        words = ["-m", "pip", "download", "-q", "--no-deps", "--no-cache-dir", "--retries=0", "-d", place, "typing-extensions"]
+        asked = subprocess.run([sys.executable, *words], capture_output=True, timeout=SECONDS, check=False)
+    if asked.returncode:
+        pytest.skip("no index of Python packages is to be reached")
+
+
 def fetched(shared: Places, name: str, *command: str) -> Path:
     """A directory that `command` has filled; `{to}` in it is the directory."""
     kept = shared.home / "cache" / f"fetched-{name}"

@@ -31,6 +31,8 @@ from corral.wire import messages
 
 TOLD = 5
 """Obstacles that an error names."""
+_UNSAVEABLE = "encoding error"
+"""How gVisor begins what it says of a thing in its memory that can't be written down."""
 
 log = structlog.get_logger(__name__)
 
@@ -121,6 +123,11 @@ class Pauses:
             obstacles = await running.guest.obstacles(files=True) if isinstance(error, UrpcError) else []
         except CorralError:
             raise error from None  # it has ended meanwhile
+        if not obstacles and isinstance(error, UrpcError) and _UNSAVEABLE in error.message:
+            raise Unsupported(
+                f"this engine can't save the memory of sandbox {running.spec.id} as it is now: {error.message}",
+                hint="what it names is in its memory though it was deleted; stop the processes that had it open, or keep the files without the memory",
+            ) from error
         if not obstacles:
             raise error
         raise obstructed(obstacles) from error
