@@ -1,4 +1,4 @@
-"""What people do with previews, done with the programs they do it with: a browser before a development server, a database's own client before a database."""
+"""What people do with previews, done with the programs they do it with: a browser before a development server and a notebook, a database's own client before a database."""
 
 from __future__ import annotations
 
@@ -94,6 +94,31 @@ def test_a_page_of_vite_goes_on_while_its_sandbox_is_frozen_paused_and_resumed(c
         box.files.write("/app/main.js", MAIN % "four")
         shows("four")
         page.close()
+
+
+def test_a_notebook_of_jupyterlab_is_used_in_the_browser(client: Client, browser: Any, shared: Places, tmp_path: Path) -> None:
+    wheels = fetched.wheels(shared, "jupyterlab")
+    with client.sandboxes.create("base", cpu=2, memory=2048, disk=4096) as box:
+        put(box, wheels, "/wheels", tmp_path)
+        box.run("pip install -q --no-index --find-links /wheels jupyterlab", user="root", timeout=400).check()
+        command = "exec jupyter lab --ip 127.0.0.1 --port 8888 --no-browser --allow-root --IdentityProvider.token= --ServerApp.allow_remote_access=True"
+        box.services.set("lab", command, cwd="/root", env={"HOME": "/root"}, user="root", ready={"port": 8888, "timeout": 120})
+        ready(box, "lab")
+        context = browser.new_context(viewport={"width": 1280, "height": 900})
+        page = context.new_page()
+        page.goto(box.preview(8888).signed())
+        page.locator('.jp-LauncherCard[data-category="Notebook"]').first.click(timeout=120_000)
+        cell = page.locator(".jp-Notebook .jp-Cell .cm-content").first
+        cell.click(timeout=60_000)
+        page.keyboard.type("print(6 * 7)")
+        page.keyboard.press("Shift+Enter")
+        page.locator(".jp-OutputArea-output", has_text="42").first.wait_for(timeout=120_000)
+        box.pause()
+        box.resume()
+        page.keyboard.type("print(6 * 9)")
+        page.keyboard.press("Shift+Enter")
+        page.locator(".jp-OutputArea-output", has_text="54").first.wait_for(timeout=120_000)
+        context.close()
 
 
 def test_a_databases_own_client_comes_through_a_tunnel(client: Client, shared: Places, tmp_path: Path) -> None:
