@@ -227,6 +227,7 @@ def test_a_snapshot_takes_a_name_from_another_and_leaves_what_stands_on_that(box
             assert made.files.exists("/home/user/later") is there
         finally:
             made.kill()
+        assert client.Sandbox.delete_snapshot(name)
 
 
 def test_a_paused_sandbox_goes_on_where_it_was(client: E2B, server: Server) -> None:
