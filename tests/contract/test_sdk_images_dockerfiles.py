@@ -14,6 +14,7 @@ import pytest
 
 from corral import Client, Image
 from corral.images import Catalog
+from corral.node import programs
 from corral.places import Places
 from corral.schema.image import BuildLog
 from harness import homes, leaks, oci
@@ -68,7 +69,7 @@ def shop(shared: Places, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
             offers.add("uv")
         mirror = f'[[registry]]\nlocation = "{{}}"\n[[registry.mirror]]\nlocation = "{registry.address}"\ninsecure = true\n'
         (room / "registries.conf").write_text('unqualified-search-registries = ["docker.io"]\n' + mirror.format("docker.io") + mirror.format("ghcr.io"))
-        home.engines.symlink_to(shared.engines)
+        programs.share(home, shared)
         server = Server(home.home, extra={"CORRAL_REGISTRY_MIRRORS": f"docker.io=http://{registry.address},ghcr.io=http://{registry.address}"})
         server.start()
         with Client(server.url, server.key) as client:

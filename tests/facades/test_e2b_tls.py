@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from corral import images
+from corral.node import programs
 from corral.places import Places
 from harness import homes, leaks
 from harness.server import Server, free_port
@@ -26,7 +27,7 @@ def secure(shared: Places) -> Iterator[tuple[Server, int]]:
     if chosen := os.environ.get("CORRAL_TEST_RUNSC"):
         os.environ["PATH"] = f"{Path(chosen).parent}:{os.environ['PATH']}"
     else:
-        places.engines.symlink_to(shared.engines)
+        programs.share(places, shared)
     port = free_port()
     server = Server(home, extra={"CORRAL_TLS_PORT": str(port), "CORRAL_POOL": "2", "CORRAL_EDGE_PORT": "0"})
     server.start("--tls")

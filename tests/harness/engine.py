@@ -14,7 +14,7 @@ from corral import images
 from corral.agent_binary import agent_binary
 from corral.ids import new_id
 from corral.images import Catalog
-from corral.node import rootfs
+from corral.node import programs, rootfs
 from corral.node.box import RunscBox
 from corral.node.disks import PoolDisks
 from corral.node.engine import EngineSettings, RunscEngine
@@ -121,8 +121,7 @@ def home_directory(shared: Places) -> Iterator[Places]:
     path = homes.make("engine")
     places = Places(path)
     images.share(places, shared, ["tiny"])
-    if shared.engines.is_dir():
-        places.engines.symlink_to(shared.engines)
+    programs.share(places, shared)
     yield places
     shutil.rmtree(path)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from corral.node import mounts
+from corral.node import mounts, programs
 from corral.places import Places
 from harness.server import Server
 
@@ -37,10 +37,9 @@ def sweep_killed(shared: Places) -> None:
     for path in WHERE.glob(f"{NAMES}*-*"):
         run = path.name.removeprefix(NAMES).partition("-")[0]
         if run.isdigit() and not Path("/proc", run).exists():
-            engines = Places(path).engines
-            if not engines.exists():
+            if not Places(path).engines.exists():
                 # The killed run had its runsc from elsewhere; `corral down` wants one to end what it finds.
-                engines.symlink_to(shared.engines)
+                programs.share(Places(path), shared)
             Server(path).down()
             _unmount(Places(path))
             shutil.rmtree(path)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from corral import Sandbox, images
+from corral.node import programs
 from corral.places import Places
 from harness import homes, leaks
 from harness.internet import DNS, HERE, METADATA, OTHER, PRIVATE, WEB, Internet
@@ -44,7 +45,7 @@ def net(shared: Places, internet: Internet) -> Iterator[Server]:
     if chosen := os.environ.get("CORRAL_TEST_RUNSC"):
         os.environ["PATH"] = f"{Path(chosen).parent}:{os.environ['PATH']}"
     else:
-        places.engines.symlink_to(shared.engines)
+        programs.share(places, shared)
     server = Server(home, extra={"CORRAL_RESOLVERS": f"{DNS}:53", "CORRAL_POOL": "2", "CORRAL_FREEZE": "always", "SSL_CERT_FILE": str(internet.authority.file)})
     server.start()
     with pytest.MonkeyPatch.context() as patch:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from corral import Client, Sandbox, Snapshot, images
+from corral.node import programs
 from corral.places import Places
 from harness import homes, leaks
 from harness.server import Server
@@ -22,7 +23,7 @@ def ready(shared: Places) -> Iterator[Server]:
     home = homes.make("code")
     places = Places(home)
     images.share(places, shared, ["tiny", "code-interpreter"])
-    places.engines.symlink_to(shared.engines)
+    programs.share(places, shared)
     server = Server(home, extra={"CORRAL_CODE_TEMPLATES": "1", "CORRAL_POOL": "2"})
     server.start()
     try:
