@@ -8,13 +8,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from corral import Client, images
-from corral.node import programs
+from corral import Client
 from corral.places import Places
 from harness import fetched, homes, leaks
 from harness.server import Server
@@ -27,11 +25,7 @@ def secure(shared: Places) -> Iterator[Server]:
     """With `--tls`."""
     home = homes.make("secure")
     places = Places(home)
-    images.share(places, shared, ["tiny", "base"])
-    if chosen := os.environ.get("CORRAL_TEST_RUNSC"):
-        os.environ["PATH"] = f"{Path(chosen).parent}:{os.environ['PATH']}"
-    else:
-        programs.share(places, shared)
+    homes.furnish(places, shared, ["tiny", "base"])
     server = Server(home, extra={"CORRAL_TLS_PORT": "0", "CORRAL_POOL": "2", "CORRAL_EDGE_PORT": "0"})
     server.start("--tls")
     try:

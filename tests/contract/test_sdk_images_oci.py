@@ -21,6 +21,8 @@ import pytest
 
 from corral import Client, Image, Sandbox
 from corral.errors import Forbidden, ImageNotFound, InvalidArgument, Unauthenticated, Unsupported
+from corral.images import Catalog
+from corral.places import Places
 from harness import oci
 from harness.oci import Awkward, Layout, Registry
 from harness.server import Server
@@ -48,10 +50,8 @@ def layout(server: Server, shared_tiny: Path, tmp_path: Path) -> Layout:
 
 
 @pytest.fixture
-def shared_tiny(shared: object) -> Path:
-    from corral.images import Catalog
-
-    return Catalog(shared).find("tiny").spec.layers[0]  # type: ignore[arg-type]
+def shared_tiny(shared: Places) -> Path:
+    return Catalog(shared).find("tiny").spec.layers[0]
 
 
 @pytest.fixture
@@ -118,8 +118,8 @@ def test_an_image_of_a_registry_runs_and_goes_back_as_an_archive(server: Server,
         client.images.export(f"{name}:1", tmp_path / "same.tar")
     same, box_config, config = (oci.inspected(tmp_path / file) for file in ("same.tar", "box.tar", "built.tar"))
     assert same["config"] == {"User": "root", "Env": ["PATH=/bin", "WHO=me"], "Cmd": ["/bin/sh"], "WorkingDir": "/etc"}
-    assert config["config"]["Labels"] == {"a": "b"}  # type: ignore[index]
-    assert len(box_config["rootfs"]["diff_ids"]) == len(config["rootfs"]["diff_ids"]) == 3  # type: ignore[index]
+    assert config["config"]["Labels"] == {"a": "b"}
+    assert len(box_config["rootfs"]["diff_ids"]) == len(config["rootfs"]["diff_ids"]) == 3
     # What umoci makes of the archives is what it makes of the image, and what the sandbox did.
     wanted = oci.manifest(layout.unpacked(tmp_path / "umoci"))
     assert oci.manifest(oci.unpacked(tmp_path / "same.tar", tmp_path / "same")) == wanted

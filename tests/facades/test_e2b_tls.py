@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from corral import images
-from corral.node import programs
 from corral.places import Places
 from harness import homes, leaks
 from harness.server import Server, free_port
@@ -23,11 +21,7 @@ def secure(shared: Places) -> Iterator[tuple[Server, int]]:
     """A server with `--tls`, and the port of that."""
     home = homes.make("tls")
     places = Places(home)
-    images.share(places, shared, ["tiny", "base"])
-    if chosen := os.environ.get("CORRAL_TEST_RUNSC"):
-        os.environ["PATH"] = f"{Path(chosen).parent}:{os.environ['PATH']}"
-    else:
-        programs.share(places, shared)
+    homes.furnish(places, shared, ["tiny", "base"])
     port = free_port()
     server = Server(home, extra={"CORRAL_TLS_PORT": str(port), "CORRAL_POOL": "2", "CORRAL_EDGE_PORT": "0"})
     server.start("--tls")

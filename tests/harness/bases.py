@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from harness.oci import Layout, Registry, program
@@ -140,10 +140,10 @@ class Bases:
         made.layer(lambda root: shutil.copy(program, root / "uv") and None)
         self._push(made, "astral-sh/uv:latest", "--config.workingdir=/io")
 
-    def _on_debian(self, name: str, change: object) -> Layout:
+    def _on_debian(self, name: str, change: Callable[[Path], None]) -> Layout:
         shutil.copytree(self._debian.path, self._room / name)
         made = Layout(self._room / name, new=False)
-        made.layer(change)  # type: ignore[arg-type]
+        made.layer(change)
         return made
 
     def _push(self, layout: Layout, name: str, *options: str) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from corral import images
 from corral.node import mounts, programs
 from corral.places import Places
 from harness.server import Server
@@ -20,6 +21,15 @@ NAMES = "corral-test-"
 
 def make(kind: str) -> Path:
     return Path(tempfile.mkdtemp(prefix=f"{NAMES}{os.getpid()}-{kind}-", dir=WHERE))
+
+
+def furnish(places: Places, shared: Places, names: Sequence[str]) -> None:
+    """Give a home images of the one that runs share, and the runsc that is to be tested: first on PATH, else the shared home's."""
+    images.share(places, shared, names)
+    if chosen := os.environ.get("CORRAL_TEST_RUNSC"):
+        os.environ["PATH"] = f"{Path(chosen).parent}:{os.environ['PATH']}"
+    else:
+        programs.share(places, shared)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from corral.images.oci.documents import INDEXES, Platform
 from corral.node import rootfs
@@ -102,9 +103,9 @@ def seen(layers: list[Path], room: Path) -> dict[str, object]:
         program("umount", room)
 
 
-def inspected(archive: Path) -> dict[str, object]:
+def inspected(archive: Path) -> dict[str, Any]:
     """What skopeo says of an archive."""
-    found: dict[str, object] = json.loads(program("skopeo", "inspect", "--config", "--raw", f"oci-archive:{archive}"))
+    found: dict[str, Any] = json.loads(program("skopeo", "inspect", "--config", "--raw", f"oci-archive:{archive}"))
     return found
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from corral import Sandbox, images
-from corral.node import programs
+from corral import Sandbox
 from corral.places import Places
 from harness import homes, leaks
 from harness.internet import DNS, HERE, METADATA, OTHER, PRIVATE, WEB, Internet
@@ -41,11 +40,7 @@ def net(shared: Places, internet: Internet) -> Iterator[Server]:
     """A server whose sandboxes' names are resolved by that internet."""
     home = homes.make("net")
     places = Places(home)
-    images.share(places, shared, ["tiny", "base"])
-    if chosen := os.environ.get("CORRAL_TEST_RUNSC"):
-        os.environ["PATH"] = f"{Path(chosen).parent}:{os.environ['PATH']}"
-    else:
-        programs.share(places, shared)
+    homes.furnish(places, shared, ["tiny", "base"])
     server = Server(home, extra={"CORRAL_RESOLVERS": f"{DNS}:53", "CORRAL_POOL": "2", "CORRAL_FREEZE": "always", "SSL_CERT_FILE": str(internet.authority.file)})
     server.start()
     with pytest.MonkeyPatch.context() as patch:
