@@ -282,6 +282,24 @@ def test_a_browser_keeps_a_link_as_a_cookie_of_that_host_only(site: Site) -> Non
     assert "omain" not in words
 
 
+def test_only_the_ports_that_a_sandbox_was_created_with_are_shown(admin: Api) -> None:
+    site = serve(admin, ports=[PORT, 81])
+    try:
+        for port, code in ((PORT, None), (81, "port_closed"), (82, "forbidden")):
+            answer = site.get("/", site.key, host=f"{port}-{site.id}.corral.localhost")
+            assert (answer.code if answer.status >= 400 else None) == code, port
+        assert site.get("/", host=f"82-{site.id}.corral.localhost").status == 401  # who may not see it is not told
+        assert admin.ok("GET", f"/v1/sandboxes/{site.id}")["ports"] == [81, PORT]
+        assert "81, 8000" in admin.refused("invalid_argument", "GET", f"/v1/sandboxes/{site.id}/previews/82")["hint"]
+        admin.refused("invalid_argument", "PUT", f"/v1/sandboxes/{site.id}/previews/82", json={"public": True})
+        tunnel = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: YWJjZGVmZ2hpamtsbW5vcA==\r\nSec-WebSocket-Protocol: corral-tcp"
+        refused = site.get(f"/v1/sandboxes/{site.id}/tunnels/82", site.key, *tunnel.split("\r\n"), host="corral.localhost")
+        assert (refused.status, refused.code) == (403, "forbidden")
+    finally:
+        admin.delete(site.id)
+    admin.refused("invalid_argument", "POST", "/v1/sandboxes", json={"image": "tiny", "ports": [80], "public_ports": [81]})
+
+
 # What everybody else is told
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from corral.control.idempotency import Answer, Claim, Kept
 from corral.control.lifecycle import LIVING
-from corral.control.record import Record, moment
+from corral.control.record import Exposure, Record, moment
 from corral.errors import SetupError
 from corral.ids import new_id
 from corral.schema.egress import EgressPolicy, Rule
@@ -62,6 +62,7 @@ async def test_a_record_comes_back_as_it_was(store: Store) -> None:
         timing={"total": 0.01},
         egress=EgressPolicy.model_validate({"default": "public", "rules": [{"to": ["a.test"], "inject": {"A": "{{B}}"}}], "budget": {"bytes": 7}}),
         secrets=(SecretUse(name="S"), SecretUse(name="T", env="U")),
+        previews=Exposure(public=(8000,), hosts={8000: "a.test"}, generation=2, only=(80, 8000)),
         reason=Reason.OOM,
         detail="…",
     )

@@ -28,6 +28,7 @@ OnRequest = Annotated[
 ]
 Volume = Annotated[list[str] | None, typer.Option("--volume", metavar="NAME:PATH[:ro]", help="A volume, and where it appears; may be given again.")]
 CheckpointEvery = Annotated[int | None, typer.Option(metavar="N", help="A checkpoint after every N commands.")]
+Port = Annotated[list[int] | None, typer.Option("--port", help="A port that previews and tunnels lead to, and to no others; may be given again. Default: any.")]
 PublicPort = Annotated[
     list[str] | None, typer.Option("--public-port", metavar="PORT|all", help="A port that anybody with its URL may see; may be given again.")
 ]

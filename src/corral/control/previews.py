@@ -81,12 +81,14 @@ class Previews:
 
     async def get(self, project: str, sandbox: str, port: int) -> Preview:
         record = (await self._sandboxes.ledger.use(project, sandbox)).record
+        _shown(record.previews, port)
         return self._show(record, port)
 
     async def change(self, actor: Actor, sandbox: str, port: int, wanted: PreviewChange) -> Preview:
         """Make a port public or private, or say what its server is told as Host."""
         living = await self._sandboxes.ledger.use(actor.project, sandbox)
         exposure = living.record.previews
+        _shown(exposure, port)
         if wanted.public is not None:
             if exposure.every and not wanted.public:
                 raise InvalidArgument(
@@ -110,6 +112,7 @@ class Previews:
     async def link(self, actor: Actor, sandbox: str, port: int, wanted: LinkCreate) -> Link:
         """A URL that opens a port, or a path of it, without a key for some time."""
         record = (await self._sandboxes.ledger.use(actor.project, sandbox)).record
+        _shown(record.previews, port)
         expires = int(self._clock() + wanted.expires) + 1
         path, _, query = wanted.path.partition("?")
         if access.beneath(path.encode(), path.encode()) is False:
@@ -160,7 +163,8 @@ class Previews:
 
     def _settings(self, record: Record) -> Settings:
         exposure = record.previews
-        return Settings(self._token(record), frozenset(exposure.public), exposure.hosts, every=exposure.every)
+        only = None if exposure.only is None else frozenset(exposure.only)
+        return Settings(self._token(record), frozenset(exposure.public), exposure.hosts, every=exposure.every, only=only)
 
     # What the process asks
 
@@ -262,6 +266,12 @@ class Previews:
 def _ended(record: Record) -> Refused:
     why = f"{record.reason or record.state}" + (f": {record.detail}" if record.detail else "")
     return Refused(410, "sandbox_ended", f"the sandbox {record.id} has ended ({why})", "create another one", title="This sandbox has ended")
+
+
+def _shown(exposure: Exposure, port: int) -> None:
+    if exposure.only is not None and port not in exposure.only:
+        shown = ", ".join(map(str, exposure.only)) or "none"
+        raise InvalidArgument(f"port: this sandbox was created to show other ports than {port}", hint=f"its ports: {shown}", details={"field": "port"})
 
 
 async def _nobody(_record: Record, _port: int) -> Service | None:

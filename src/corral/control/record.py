@@ -20,13 +20,14 @@ BUILD = "corral.build"
 @dataclass(frozen=True)
 class Exposure:
     """Who may see the ports of a sandbox. `hosts`: what a port's server is told as Host. `generation` of its preview token, which is derived, not kept.
-    `starts`: a request starts it when it is stopped."""
+    `starts`: a request starts it when it is stopped. `only`: no other ports are shown to anybody; None: any may be."""
 
     public: tuple[int, ...] = ()
     every: bool = False
     hosts: Mapping[int, str] = field(default_factory=dict[int, str])
     generation: int = 0
     starts: bool = False
+    only: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ class Record:
             egress=self.egress,
             secrets=list(self.secrets),
             on_request="start" if self.previews.starts else "resume",
+            ports=None if self.previews.only is None else list(self.previews.only),
             public_ports="all" if self.previews.every else list(self.previews.public),
         )
 

@@ -560,5 +560,6 @@ class Sandboxes:
 
 
 def _exposure(wanted: SandboxCreate) -> Exposure:
-    ports = () if wanted.public_ports == "all" else tuple(sorted(set(wanted.public_ports)))
-    return Exposure(ports, every=wanted.public_ports == "all", starts=wanted.on_request == "start")
+    public = () if wanted.public_ports == "all" else tuple(sorted(set(wanted.public_ports)))
+    only = None if wanted.ports is None else tuple(sorted(set(wanted.ports)))
+    return Exposure(public, every=wanted.public_ports == "all", starts=wanted.on_request == "start", only=only)

@@ -42,6 +42,11 @@ class Settings:
     hosts: Mapping[int, str] = field(default_factory=dict[int, str])
     every: bool = False
     """All ports are public."""
+    only: frozenset[int] | None = None
+    """No other ports are shown to anybody; None: any may be."""
+
+    def shows(self, port: int) -> bool:
+        return self.only is None or port in self.only
 
     def host(self, port: int) -> str | None:
         return host_of(self.hosts, port)

@@ -259,7 +259,9 @@ class Boxes:
 
 
 def settings(message: dict[str, Any]) -> Settings:
-    return Settings(message["token"], frozenset(message["public"]), {int(port): host for port, host in message["hosts"].items()}, every=message["every"])
+    hosts = {int(port): host for port, host in message["hosts"].items()}
+    only = None if message["only"] is None else frozenset[int](message["only"])
+    return Settings(message["token"], frozenset(message["public"]), hosts, every=message["every"], only=only)
 
 
 def refusal(told: dict[str, Any]) -> Refusal:

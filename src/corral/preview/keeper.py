@@ -330,6 +330,7 @@ def _settings(settings: Settings) -> dict[str, Any]:
         "token": settings.token,
         "public": sorted(settings.public),
         "every": settings.every,
+        "only": None if settings.only is None else sorted(settings.only),
         "hosts": {str(port): host for port, host in settings.hosts.items()},
     }
 

@@ -30,7 +30,7 @@ from corral.preview.doors import Table, from_message
 from corral.preview.duplex import Connection
 from corral.preview.proxy import Proxy
 
-VERSION = 3
+VERSION = 4
 DESCRIPTORS = 1 << 20
 HANDSHAKE_SECONDS = 20.0
 

@@ -103,6 +103,9 @@ class Proxy:
             return None, None
         box = await self._boxes.find(target.sandbox, people=_is_people(asked))
         link = await self._admit(asked, target, box)
+        if target.name is None and not box.settings.shows(target.port):
+            hint = "create a sandbox with this one among its `ports`, or without `ports`"
+            raise Refusal(403, "forbidden", f"the sandbox {box.id} does not show port {target.port}", hint, title="This port is not shown")
         return await self._boxes.wake(box.id, people=_is_people(asked)) if isinstance(box, Asleep) else box, link
 
     async def _admit(self, asked: Request, target: Target, box: Box | Asleep) -> access.Signed | None:

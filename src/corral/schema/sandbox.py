@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from corral.schema.egress import Egress, EgressPolicy
 from corral.schema.model import Answer, Request
-from corral.schema.preview import PublicPorts
+from corral.schema.preview import PortNumber, PublicPorts
 from corral.schema.secret import SecretUse
 from corral.schema.volume import VolumeMount, VolumeMounts
 
@@ -77,6 +77,7 @@ class SandboxCreate(Request):
     egress: Egress | None = Field(None, description="a policy, or the name of a preset; null: `public` where sandboxes have a network, else `none`")
     secrets: list[SecretUse] = Field(default_factory=list[SecretUse], max_length=64, description="those that become plain environment variables inside")
     sudo: bool = Field(True, description="the image's user may become root inside the sandbox")
+    ports: list[PortNumber] | None = Field(None, max_length=64, description="the only ports that previews and tunnels lead to, whoever asks; null: any")
     public_ports: PublicPorts = Field(default_factory=list[int], description="ports that anybody may reach who has their URL, or `all`")
     on_request: Literal["resume", "start"] = Field(
         "resume",
@@ -98,6 +99,12 @@ class SandboxCreate(Request):
         for name in names:
             if name in self.env or names.count(name) > 1:
                 raise ValueError(f"secrets: the variable {name} is given twice")
+        return self
+
+    @model_validator(mode="after")
+    def _public_are_shown(self) -> SandboxCreate:
+        if self.ports is not None and self.public_ports != "all" and (more := sorted({*self.public_ports} - {*self.ports})):
+            raise ValueError(f"public_ports: {more[0]} is not among ports, so nobody could reach it")
         return self
 
 
@@ -177,6 +184,7 @@ class Sandbox(Answer):
     node: NodeAccess | None = None
     egress: EgressPolicy = Field(default_factory=EgressPolicy)
     secrets: list[SecretUse] = Field(default_factory=list[SecretUse], description="those that are environment variables inside; never their values")
+    ports: list[int] | None = Field(None, description="the only ports that previews and tunnels lead to; null: any")
     public_ports: PublicPorts = Field(default_factory=list[int], description="ports whose previews need no key")
     on_request: Literal["resume", "start"] = Field("resume", description="whether a request to a preview starts it when it is stopped")
 

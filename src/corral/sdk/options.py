@@ -40,6 +40,7 @@ class CreateOptions(TypedDict, total=False):
     hostname: str | None
     egress: Egress | EgressPolicy | Mapping[str, Any] | str | None
     secrets: Sequence[NamedSecret]
+    ports: Sequence[int] | None
     public_ports: Sequence[int] | Literal["all"]
     on_request: Literal["resume", "start"]
     sudo: bool

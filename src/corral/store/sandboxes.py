@@ -146,4 +146,5 @@ def _record(row: RowMapping) -> Record:
 
 def _exposure(values: dict[str, Any]) -> Exposure:
     hosts = {int(port): host for port, host in values.pop("hosts", {}).items()}
-    return Exposure(public=tuple(values.pop("public", ())), hosts=hosts, **values)
+    only = values.pop("only", None)
+    return Exposure(public=tuple(values.pop("public", ())), hosts=hosts, only=None if only is None else tuple(only), **values)

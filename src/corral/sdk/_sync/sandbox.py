@@ -85,6 +85,7 @@ class Sandbox:
         hostname: str | None = None,
         egress: Egress | EgressPolicy | Mapping[str, Any] | str | None = None,
         secrets: Sequence[NamedSecret] = (),
+        ports: Sequence[int] | None = None,
         public_ports: Sequence[int] | Literal["all"] = (),
         on_request: Literal["resume", "start"] = "resume",
         sudo: bool = True,
@@ -99,7 +100,7 @@ class Sandbox:
         `checkpoint_every`: a checkpoint after every so many commands; `volumes` by the path at which each appears; `wait` is for room on a full node.
         `egress` is what it may reach: `Egress.allow("api.example.com")`, or "none", "public", "all"; None: the server's default.
         `freeze=False`: it never sleeps while nobody uses it, so timers inside are never late; `reserve=True`: no other is started on memory that it may still take.
-        `public_ports`: those whose previews need no key, or "all"; `on_request="start"`: a request to a preview starts it when it is stopped, and not only resumes a paused one.
+        `ports`: the only ones that previews and tunnels lead to; None: any. `public_ports`: those whose previews need no key, or "all"; `on_request="start"`: a request to a preview starts it when it is stopped, and not only resumes a paused one.
         `secrets` become environment variables inside: `Secret.named("TOKEN", expose=True)`.
         Raises `ImageNotFound`, `InvalidArgument`, `QuotaExceeded`, `Unavailable` (no server, or no room), `Unsupported`.
         """
@@ -125,6 +126,7 @@ class Sandbox:
             timeout=timeout,
             idle_timeout=idle_timeout,
             on_timeout=on_timeout,
+            ports=None if ports is None else list(ports),
             public_ports=public_ports if public_ports == "all" else list(public_ports),
             on_request=on_request,
             sudo=sudo,
