@@ -231,7 +231,7 @@ class Application:
         tls_port, tls_fixed = _edge_port(settings, "tls_port")
         keys = settings.places.keys
         chain = certificate.ensure(keys, settings.domain) if settings.tls else None
-        edge = Edge(settings.host, port, fixed, chain, tls_port, tls_fixed, tuple(domains), doors, server)
+        edge = Edge(settings.host, port, fixed, chain, tls_port, tls_fixed, tuple(domains), doors, server, front=bool(authority))
         key = secret.kept(keys / "previews.key")
         await self._keeper.open(self._node.holder, edge)
         plain = Address("http", f"{settings.domain}:{self._keeper.port}")

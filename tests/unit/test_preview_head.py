@@ -211,3 +211,18 @@ def test_cookies_of_a_guest_stay_on_its_host() -> None:
     by_path = onward.response(answer, Target("sb-a", 80, By.PATH, base=b"/v1/sandboxes/sb-a/ports/80"), minor=1, persists=True)
     assert b"Set-Cookie" not in by_path
     assert b"Content-Security-Policy: sandbox" in by_path
+
+
+@pytest.mark.parametrize(
+    ("peer", "front", "fields", "origin"),
+    [
+        ("127.0.0.1", True, ["X-Forwarded-For: 6.6.6.6, 192.0.2.1", "X-Forwarded-Proto: https"], onward.Origin("192.0.2.1", secure=True)),
+        ("::1", True, ["X-Forwarded-For: 6.6.6.6", "X-Forwarded-For: 2001:db8::1", "X-Forwarded-Proto: http"], onward.Origin("2001:db8::1", secure=False)),
+        ("127.0.0.1", True, ["X-Forwarded-For: whoever", "X-Forwarded-Proto: gopher"], onward.Origin("127.0.0.1", secure=False)),
+        ("127.0.0.1", True, [], onward.Origin("127.0.0.1", secure=False)),
+        ("127.0.0.1", False, ["X-Forwarded-For: 6.6.6.6", "X-Forwarded-Proto: https"], onward.Origin("127.0.0.1", secure=False)),
+        ("192.0.2.7", True, ["X-Forwarded-For: 6.6.6.6", "X-Forwarded-Proto: https"], onward.Origin("192.0.2.7", secure=False)),
+    ],
+)
+def test_only_a_proxy_of_this_machine_is_believed_where_a_request_comes_from(peer: str, *, front: bool, fields: list[str], origin: onward.Origin) -> None:
+    assert onward.origin(get(*fields), peer, secure=False, front=front) == origin

@@ -88,6 +88,8 @@ class Edge:
     domains: tuple[str, ...]
     doors: Sequence[Door]
     server: tuple[str, int]
+    front: bool = False
+    """Whether a proxy of this machine stands before it, with a public name."""
 
 
 class Keeper:
@@ -287,8 +289,8 @@ class Keeper:
                 else:
                     self.port = port
             chain = None if edge.chain is None else str(edge.chain)
-            message = {"op": "config", "domains": edge.domains, "doors": as_message(edge.doors), "door": edge.server, "chain": chain, "fresh": list(fresh)}
-            self._send(message, [listener.fileno() for listener in fresh.values()])
+            message = {"op": "config", "domains": edge.domains, "doors": as_message(edge.doors), "door": edge.server, "chain": chain, "front": edge.front}
+            self._send({**message, "fresh": list(fresh)}, [listener.fileno() for listener in fresh.values()])
         finally:
             for listener in fresh.values():
                 listener.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -23,6 +24,32 @@ class Origin:
 
     address: str
     secure: bool
+
+
+def origin(asked: Request, address: str, *, secure: bool, front: bool) -> Origin:
+    """Where a request comes from. `front`: a proxy of this machine stands before us, so what it says of its own client is believed: what it has added last."""
+    if not front or not _here(address):
+        return Origin(address, secure)
+    told = _last(asked, b"x-forwarded-for")
+    scheme = _last(asked, b"x-forwarded-proto").lower()
+    return Origin(told if _is_address(told) else address, scheme == "https" if scheme in ("http", "https") else secure)
+
+
+def _last(asked: Request, name: bytes) -> str:
+    values = asked.names.get(name, ())
+    return values[-1].rpartition(b",")[2].strip().decode("latin-1") if values else ""
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _here(address: str) -> bool:
+    return _is_address(address) and ipaddress.ip_address(address).is_loopback
 
 
 def upgrade_of(asked: Request) -> bytes | None:

@@ -95,7 +95,7 @@ class Process:
         _close(fds)
 
     def _configure(self, message: dict[str, Any], fds: list[int]) -> None:
-        self._proxy.configure(Table(tuple(message["domains"]), from_message(message["doors"])), tuple(message["door"]))
+        self._proxy.configure(Table(tuple(message["domains"]), from_message(message["doors"])), tuple(message["door"]), front=message["front"])
         self._proxy.forget_keys()
         if message["chain"] is not None:
             self._context = self._context or ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

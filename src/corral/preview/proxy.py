@@ -59,13 +59,14 @@ class Proxy:
         self._keys: dict[tuple[str, str], bool] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._door = ("", 0)
+        self.front = False
         self.table = Table(())
         self._own = self.table.own_headers()
         self._tokens = self.table.token_headers()
 
-    def configure(self, table: Table, door: tuple[str, int]) -> None:
-        """`door`: where the server answers what is Corral's own."""
-        self.table, self._door = table, door
+    def configure(self, table: Table, door: tuple[str, int], *, front: bool) -> None:
+        """`door`: where the server answers what is Corral's own. `front`: whether a proxy of this machine stands before us."""
+        self.table, self._door, self.front = table, door, front
         self._own, self._tokens = table.own_headers(), table.token_headers()
 
     def forget_keys(self) -> None:
@@ -177,6 +178,7 @@ class _Client:
         self._side = Side.of(connection)
         self._far: Far | None = None
         self._origin = Origin(connection.peer, connection.secure)
+        """Of the request that is being answered."""
 
     def leave(self) -> None:
         if self._far is not None:
@@ -219,6 +221,7 @@ class _Client:
         """Whether another request may follow."""
         # Once its body is not read the connection can't be used further.
         close = not asked.persistent or asked.chunked or bool(asked.length)
+        self._origin = onward.origin(asked, self._connection.peer, secure=self._connection.secure, front=self._proxy.front)
         try:
             target = self._proxy.table.find(asked)
             box, link = await self._while_there(self._proxy.admitted(asked, target))
