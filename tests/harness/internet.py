@@ -124,7 +124,7 @@ class Internet:
         self.zone = Zone()
         self.seen = Seen()
         self.secret_echo: bytes = b""
-        """What /leak answers, in pieces of three bytes."""
+        """What /leak answers, in pieces of three bytes, and /raw as the whole of its answer, head included."""
         self.files: Path | None = None
         """What is below /files/."""
         self._ready = threading.Event()
@@ -354,6 +354,9 @@ class Internet:
                 return True
             case "/gzip":
                 return whole(gzip.compress(b"hello " * 100), "Content-Encoding: gzip")
+            case "/raw":
+                writer.write(self.secret_echo)
+                return False
             case "/never":
                 await asyncio.sleep(3600)
                 return False

@@ -115,6 +115,13 @@ def get_tls(
         connection.close()
 
 
+def nameless(authority: Path, request: bytes) -> bytes:
+    """What is answered to a request in TLS that names no server."""
+    with tls(authority, None, address=OTHER) as connection:
+        connection.sendall(request)
+        return connection.recv(65536)
+
+
 def raw(data: bytes, *, address: str = WEB, port: int = 80) -> bytes:
     """Everything that comes back."""
     try:
@@ -216,6 +223,36 @@ async def test_an_alias_is_judged_by_the_asked_name_only(bench: Bench) -> None:
     assert (await guest.run(lookup, "cdn.example.com"))[1] == [OTHER]
     bench.internet.zone.aliases["bad.example.com"] = "cdn.example.com"
     assert (await guest.run(lookup, "bad.example.com"))[1] == ["192.0.0.1"]
+
+
+async def test_an_alias_of_a_name_that_a_rule_denies_is_denied(bench: Bench) -> None:
+    guest, zone = bench.guests[0], bench.internet.zone
+    zone.aliases |= {"cdn.example.com": "middle.example.org", "middle.example.org": "evil.example.net"}
+    await bench.admit(guest, {"default": "public", "rules": [{"to": ["evil.example.net"], "action": "deny"}]})
+    for _ in range(2):  # the second from what is known
+        code, addresses, text = await guest.run(lookup, "cdn.example.com")
+        assert (code, addresses) == (0, ["192.0.0.1"])
+        assert text.endswith("rule 'evil.example.net' of the egress policy denies evil.example.net")
+    status, body, _ = await guest.run(lambda: get("cdn.example.com", address=OTHER))
+    assert status == 403
+    assert "denies evil.example.net" in error(body)["message"]
+    assert (await guest.run(lambda: raw(hello("cdn.example.com"), address=OTHER, port=443))).startswith(b"\x15\3")
+    assert not bench.internet.seen.connections
+
+
+async def test_a_denied_name_is_denied_however_it_is_written(bench: Bench) -> None:
+    guest = bench.guests[0]
+    await bench.admit(guest, {"default": "public", "rules": [{"to": ["evil.example.net", "*.evil.example.net"], "action": "deny"}]})
+    for name in ("EVIL.example.NET", "evil.example.net", "x.EVIL.example.net"):
+        for tcp in (False, True):
+            assert (await guest.run(lambda name=name, tcp=tcp: lookup(name, tcp=tcp)))[1] == ["192.0.0.1"]
+        for host in (name, f"{name}.", f"{name}:80", f"{name}.:80"):
+            assert (await guest.run(lambda host=host: get(host, address=OTHER)))[0] == 403
+        assert (await guest.run(lambda name=name: raw(hello(name), address=OTHER, port=443))).startswith(b"\x15\3")
+    for host in ("[::1]", "[::ffff:203.0.113.11]", "203.0.113.11", "0xcb.0x00.0x71.0x0b", "3405803787", "evil.example.net\t", "evil%2eexample.net"):
+        answer = await guest.run(lambda host=host: raw(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode(), address=OTHER))
+        assert b" 403 " in answer or b" 400 " in answer or b" 502 " in answer, host
+    assert not bench.internet.seen.connections
 
 
 async def test_names_are_no_tunnel(bench: Bench) -> None:
@@ -585,6 +622,17 @@ async def test_what_names_no_server_is_refused_where_some_names_are_denied(bench
     assert "names no server" in error(body)["message"]
     assert (await guest.run(get, "api.example.com"))[0] == 200
     assert not any(OTHER in seen for seen in bench.internet.seen.connections)
+    # The same when it is a rule that opens everything, also where the requests are read.
+    for everything in ({"to": ["*"]}, {"to": ["0.0.0.0/0"]}, {"to": ["*"], "inspect": True}):
+        await bench.admit(guest, {"rules": [everything, denied]})
+        if "inspect" not in everything:
+            with pytest.raises(ssl.SSLError, match=r"(?i)access denied"):
+                await guest.run(lambda: tls(ca, None, address=OTHER))
+        assert (await guest.run(lambda: get(OTHER, address=OTHER)))[0] == 403
+        assert (await guest.run(get, "api.example.com"))[0] == 200
+    assert b" 403 " in await guest.run(nameless, bench.authority.ensure(), f"GET / HTTP/1.1\r\nHost: {OTHER}\r\n\r\n".encode())
+    assert b" 403 " in await guest.run(nameless, bench.authority.ensure(), b"GET / HTTP/1.1\r\nHost: evil.example.net\r\n\r\n")
+    assert not any(OTHER in seen for seen in bench.internet.seen.connections)
     await bench.admit(guest, {"default": "public", "rules": [denied, {"to": [f"{OTHER}/32"]}]})
     (await guest.run(lambda: tls(ca, None, address=OTHER))).close()
     assert (await guest.run(lambda: get(OTHER, address=OTHER)))[0] == 200
@@ -627,6 +675,47 @@ async def test_a_secret_is_used_and_never_seen(bench: Bench) -> None:
     assert (flow.secrets, flow.rule) == (["TOKEN"], "api.example.com")
     assert SECRET not in str(bench.flows)
     assert SECRET not in repr(bench.client._tenants)  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "HTTP/1.1 200 OK\r\nX Echo: {0}\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nX-Echo {0}\r\n\r\n",
+        "{0}\r\n\r\n",
+        "HTTP/1.1 {0} OK\r\n\r\n",
+        "HTTP/1.1 200 {0}\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nX-{0}: 1\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 103 Early Hints\r\nLink: {0}\r\nX-{0}: 1\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: {0}\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Encoding: {0}\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: {0}\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{0}\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;x={0}\r\na\r\n0\r\nX-{0}: {0}\r\n\r\n",
+        "HTTP/1.1 200 OK\r\n\r\n{0}",
+    ],
+)
+async def test_an_answer_tells_no_secret_wherever_it_stands(bench: Bench, answer: str) -> None:
+    """Improper answers too, of which the program is told what is wrong with them."""
+    token = "ghp_0123456789abcdef"
+    guest, ours = bench.guests[0], bench.authority.ensure()
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"], "inject": {"Authorization": "Bearer {{TOKEN}}"}}]}, {"TOKEN": token})
+    bench.internet.secret_echo = answer.format(token).encode()
+
+    def ask() -> bytes:
+        with tls(ours, "api.example.com") as connection:
+            connection.sendall(b"GET /raw HTTP/1.1\r\nHost: api.example.com\r\nConnection: close\r\n\r\n")
+            told = b""
+            while piece := connection.recv(65536):
+                told += piece
+            return told
+
+    told = await guest.run(ask)
+    assert told.startswith(b"HTTP/1.1 "), "it is told something"
+    assert token.encode() not in told
+    flow = await bench.flow(kind="http", path="/raw")
+    assert token in bench.internet.seen.requests[-1].decode()
+    assert token not in str(flow)
 
 
 async def test_a_secret_that_is_gone(bench: Bench) -> None:
@@ -697,6 +786,10 @@ async def test_fixed_answers_and_proxies_of_the_user(bench: Bench) -> None:
     status, body, _ = await guest.run(get_tls, ours, "good.example.com", "/echo")
     assert status == 200
     assert b"Corral-Original-Url: https://good.example.com/echo" in body
+    forged = {"Corral-Original-Url": "https://forged.example.com/", "corral_original_url": "https://forged.example.com/"}
+    body = (await guest.run(lambda: get_tls(ours, "good.example.com", "/echo", headers=forged)))[1]
+    assert b"forged" not in body
+    assert body.count(b"Original-Url") == 1
     assert bench.internet.seen.connections[-1] == (WEB, 80)
     assert (await guest.run(get_tls, ours, "bad.example.com"))[0] == 403
     assert (await guest.run(get_tls, ours, "private.example.com"))[0] == 403
@@ -864,6 +957,41 @@ async def test_of_an_encrypted_hello_the_outer_name_counts(bench: Bench) -> None
     assert (await guest.run(lambda: raw(with_ech(hello("api.example.com")), port=443))).startswith(b"\x16\3")
     assert len(bench.internet.seen.connections) == seen
     assert (await guest.run(lookup, "api.example.com", 65))[1] == [], "keys for it are in no answer"
+
+
+async def test_a_hello_in_many_records_and_segments_is_judged_as_a_whole(bench: Bench) -> None:
+    guest = bench.guests[0]
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"]}]})
+
+    def slowly(name: str, record: int, segment: int) -> bytes:
+        message = hello(name)[5:]
+        pieces = [message[at : at + record] for at in range(0, len(message), record)]
+        data = b"".join(b"\x16\3\1" + len(piece).to_bytes(2) + piece for piece in pieces)
+        with socket.create_connection((WEB, 443), timeout=15) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for at in range(0, len(data), segment):
+                connection.sendall(data[at : at + segment])
+            return connection.recv(3)
+
+    for record, segment in ((1, 7), (40, 1), (97, 500)):
+        assert (await guest.run(slowly, "api.example.com", record, segment)) == b"\x16\3\3", "a server's hello"
+        assert (await guest.run(slowly, "evil.example.net", record, segment)) == b"\x15\3\3", "an alert"
+
+
+async def test_what_follows_a_refused_upgrade_is_a_request_like_any_other(bench: Bench) -> None:
+    """Who takes the word of the client for it would pass on what comes after unread."""
+    guest = bench.guests[0]
+    await bench.admit(guest, {"rules": [{"to": ["api.example.com"], "http": {"path": "/open*"}}]})
+    for protocol in (b"websocket", b"h2c", b"WebSocket, h2c", b"TLS/1.0"):
+        first = (
+            b"GET /open HTTP/1.1\r\nHost: api.example.com\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: %b\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"
+        )
+        for version in (b"", b"Sec-WebSocket-Version: 1\r\n"):
+            hidden = b"GET /hidden HTTP/1.1\r\nHost: api.example.com\r\n\r\n"
+            answer = await guest.run(raw, first % protocol + version + b"\r\n" + hidden)
+            assert b"200 OK" in answer, protocol
+            assert b"/hidden\n" not in answer, protocol
+    assert not any(b"/hidden" in head for head in bench.internet.seen.requests)
 
 
 async def test_a_name_that_points_inside_later(bench: Bench) -> None:

@@ -96,6 +96,21 @@ def test_injected_headers_replace_the_clients() -> None:
     assert "range" not in headers
 
 
+def test_headers_that_servers_take_for_an_injected_one_are_replaced_too() -> None:
+    headers = sent(event(("X_Api_Key", "mine"), ("x-api_key", "mine")), secrets={"A": "s3cret"}, inject={"X-Api-Key": "{{A}}"})
+    assert "mine" not in str(headers)
+    assert headers["x-api-key"] == ["s3cret"]
+
+
+def test_what_names_a_host_but_no_server_in_tls_is_refused() -> None:
+    asked = event(host="evil.example.net")
+    facts = head.facts(asked, sni=None, scheme="https", address=1, port=443)
+    with pytest.raises(RefusedError, match=r"TLS connection names \(none\)"):
+        head.check(asked, facts, sni=None, scheme="https")
+    by_address = event(host="203.0.113.1")
+    head.check(by_address, head.facts(by_address, sni=None, scheme="https", address=1, port=443), sni=None, scheme="https")
+
+
 def test_secrets_that_can_not_be_used() -> None:
     with pytest.raises(RefusedError, match="does not exist"):
         sent(event(), inject={"Authorization": "{{A}}"})

@@ -29,7 +29,7 @@ def made(*rules: dict[str, Any], default: str = "none", **more: Any) -> Compiled
     return policy.compile(EgressPolicy.model_validate({"default": default, "rules": list(rules), **more}))
 
 
-def request(method: str, target: str, name: str, *headers: tuple[str, str], port: int = 443) -> HttpRequest:
+def request(method: str, target: str, name: str | None, *headers: tuple[str, str], port: int = 443) -> HttpRequest:
     return HttpRequest(method, target, name, number("93.184.216.34"), port, headers)
 
 
@@ -171,6 +171,11 @@ def test_requests_are_matched_by_method_path_header_and_query() -> None:
         ("GET", "/v1/admin?page=2", good),
         ("GET", "/v1/x/../%61dmin/?page=2", good),
         ("GET", "//v1//admin?page=2", good),
+        # Servers that route a path as it comes take these for something else than those that resolve it first.
+        ("GET", "/v2/..%2fv1/items?page=2", good),
+        ("GET", "/v2/../v1/items?page=2", good),
+        ("GET", "/v1/admin/%2e%2e/items?page=2", good),
+        ("GET", "/v1/admin/../items?page=2", good),
     ):
         ruling = compiled.request(request(method, target, "api.example.com", *headers))
         assert ruling.action is Action.DENY, (method, target, headers)
@@ -218,6 +223,68 @@ def test_what_was_learnt_is_small() -> None:
         (["1.2.3.4/32"], ["22"], "tcp"),
         (["files.example.net", "pkgs.example.com"], ["443"], "tcp"),
     ]
+
+
+def test_what_is_learnt_opens_no_more_than_was_used() -> None:
+    reading = {"to": ["api.example.com"], "http": {"methods": ["GET"], "path": "/repos/*"}, "inject": {"Authorization": "{{TOKEN}}"}}
+    unused = {"to": ["other.example.com"], "inject": {"X": "{{TOKEN}}"}}
+    everything = {"to": ["*"], "inspect": True}
+    denied = {"to": ["evil.example.net"], "action": "deny"}
+    learning = EgressPolicy.model_validate({"default": "all", "learn": True, "rules": [reading, unused, everything, denied]})
+    proposal = propose(
+        learning,
+        [
+            flow(kind="http", name="api.example.com", port=443, method="GET", path="/repos/x", rule="api.example.com", address="203.0.113.1"),
+            flow(kind="http", name="pkgs.example.com", port=443, method="GET", path="/", rule="*", address="203.0.113.1"),
+            flow(kind="tcp", name="db.example.com", port=5432, address="10.0.0.5"),
+            # What would be denied although it learns is not allowed by having failed.
+            flow(port=443, address="169.254.169.254", verdict="failed"),
+            flow(port=443, name="evil.example.net", verdict="failed"),
+            # Where it led is what the program chose, not what the name points to.
+            flow(kind="tls", port=8443, name="nowhere.example.com", address="10.9.9.9", verdict="failed"),
+        ],
+    )
+    assert [(rule.to, rule.ports, rule.action) for rule in proposal.rules] == [
+        (["evil.example.net"], None, "deny"),
+        (["api.example.com"], None, "allow"),
+        (["pkgs.example.com"], None, "allow"),
+        (["10.0.0.5/32", "db.example.com"], ["5432"], "allow"),
+        (["nowhere.example.com"], ["8443"], "allow"),
+    ]
+    compiled = policy.compile(proposal)
+    assert compiled.request(request("GET", "/repos/x", "api.example.com")).action is Action.ALLOW
+    assert compiled.request(request("POST", "/repos/x", "api.example.com")).action is Action.DENY
+    assert compiled.request(request("GET", "/", "unseen.example.com")).action is Action.DENY
+    assert compiled.reachable(number("10.0.0.5"), TCP, 5432) is None
+
+
+def test_names_that_are_two_names_are_not_guessed() -> None:
+    """Older programs take faß.example for fass.example, which is somebody else's."""
+    for name in ("faß.example", "*.βόλος.example", "a\u200db.example"):
+        with pytest.raises(ValueError, match="as it is encoded"):
+            EgressPolicy.model_validate({"rules": [{"to": [name]}]})
+    (rule,) = EgressPolicy.model_validate({"rules": [{"to": ["BÜCHER.example.", "xn--fa-hia.example"]}]}).rules
+    assert rule.to == ["xn--bcher-kva.example", "xn--fa-hia.example"]
+
+
+def test_an_alias_of_a_denied_name_is_denied_too() -> None:
+    compiled = made({"to": ["*.example.net"], "action": "deny"}, default="public")
+    denied = compiled.alias(["cdn.example.org", "evil.example.net"])
+    assert denied is not None
+    assert denied.reason == "the rule '*.example.net' of the egress policy denies evil.example.net"
+    assert compiled.alias(["cdn.example.org"]) is None
+    assert made({"to": ["cdn.example.org"]}).alias(["evil.example.net"]) is None, "a list of what is allowed is about the asked name"
+
+
+def test_what_names_no_server_is_opened_by_its_address_only() -> None:
+    rules = ({"to": ["evil.example.net"], "action": "deny"}, {"to": ["*"]})
+    compiled = made(*rules)
+    assert compiled.opened(443, number("203.0.113.1")) is None
+    assert compiled.request(request("GET", "/", None)).action is Action.DENY
+    opening = made(*rules, {"to": ["93.184.216.0/24"]})
+    assert opening.opened(443, number("93.184.216.34")) is not None
+    assert opening.request(request("GET", "/", None)).action is Action.ALLOW
+    assert made({"to": ["*"]}).request(request("GET", "/", None)).action is Action.ALLOW, "nothing is told apart"
 
 
 addresses = st.integers(0, 63).map(lambda n: number("1.2.3.0") + n)

@@ -29,14 +29,18 @@ class HttpRequest:
         return normal_path(self.target)
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """What servers may take for the path: without dot segments, and (by those that route a path as it comes) with them."""
+        return self.path, _joined(_decoded(self.target))
+
+    @property
     def query(self) -> list[tuple[str, str]]:
         return parse_qsl(self.target.partition("#")[0].partition("?")[2], keep_blank_values=True, max_num_fields=QUERY_FIELDS)
 
 
 def normal_path(target: str) -> str:
     """The path of a request's target, percent-decoded once, dot segments removed (RFC 3986, 5.2.4), runs of slashes made one."""
-    raw = target.partition("#")[0].partition("?")[0]
-    text = unquote_to_bytes(raw).decode(errors="replace").replace("\\", "/")
+    text = _decoded(target)
     kept: list[str] = []
     for segment in text.split("/"):
         match segment:
@@ -50,14 +54,25 @@ def normal_path(target: str) -> str:
     return "/" + "/".join(kept) + slash
 
 
+def _decoded(target: str) -> str:
+    raw = target.partition("#")[0].partition("?")[0]
+    return unquote_to_bytes(raw).decode(errors="replace").replace("\\", "/")
+
+
+def _joined(text: str) -> str:
+    """With one slash where there are several."""
+    return re.sub("/+", "/", "/" + text)
+
+
 def matches(match: HttpMatch, request: HttpRequest, *, strict: bool) -> bool:
-    """Whether all that is given holds. Of a header or field that comes more than once, `strict` wants every value to match, else one is enough:
+    """Whether all that is given holds. Of a header or field that comes more than once, and of a path with dot segments, `strict` wants every reading to match, else one is enough:
 
     servers differ in which of them they take, so a rule that allows must hold for each, and one that denies for any.
     """
+    hold = all if strict else any
     if match.methods is not None and request.method not in match.methods:
         return False
-    if match.path is not None and not like(match.path, request.path):
+    if match.path is not None and not hold(like(match.path, path) for path in request.paths):
         return False
     if match.headers is not None and not _each({k.lower(): v for k, v in match.headers.items()}, request.headers, strict=strict):
         return False

@@ -45,6 +45,8 @@ async def to_name(name: str, port: int, compiled: Compiled, upstream: Upstream) 
         answer = await upstream.addresses(name)
     except UnresolvedError as error:
         raise FailedError(str(error)) from None
+    if (denied := compiled.alias(answer.aliases)) is not None:
+        raise RefusedError(denied.reason)
     if not answer.addresses:
         raise FailedError(f"the name {name} has no address")
     refused: str | None = None

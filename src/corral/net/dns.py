@@ -81,6 +81,8 @@ class Answer:
     code: int
     truncated: bool
     addresses: tuple[str, ...]
+    aliases: tuple[str, ...]
+    """Names that the asked one leads to by CNAME, in their order."""
     ttl: int
     """Seconds: the least of the records used, or of the SOA when there are none."""
 
@@ -189,14 +191,26 @@ def parse_answer(data: bytes, asked: bytes) -> Answer:
         elif type == Type.SOA:
             negative = ttl
         at += length
+    chain: list[str] = []
     owner, ttl = start, [ttls[start]] if start in ttls else []
     for _ in range(HOPS):
         if owner not in aliases:
             break
         owner = aliases[owner]
+        chain.append(_text(owner))
         ttl += [ttls[owner]] if owner in ttls else []
     found = tuple(addresses.get(owner, ()))
-    return Answer(code, truncated, found, min(ttl) if found and ttl else negative or 0)
+    return Answer(code, truncated, found, tuple(chain), min(ttl) if found and ttl else negative or 0)
+
+
+def _text(name: bytes) -> str:
+    """A name in wire form as rules know it (what no host has is not like any of theirs)."""
+    labels: list[str] = []
+    at = 0
+    while at < len(name) and name[at]:
+        labels.append(name[at + 1 : at + 1 + name[at]].decode("latin-1"))
+        at += 1 + name[at]
+    return ".".join(labels)
 
 
 def _name(data: bytes, at: int) -> tuple[bytes, int]:

@@ -23,6 +23,8 @@ _ADDRESS = re.compile(r"[0-9.]+\Z")
 _ABSOLUTE = re.compile(r"https?://([^/?#]*)")
 HOP = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"te", b"upgrade", b"expect", b"proxy-authorization", b"http2-settings"})
 """Headers of one connection (RFC 9110, 7.6.1), which are not sent on."""
+ORIGINAL_URL: Final = b"Corral-Original-Url"
+"""Tells a proxy of the user's which URL was wanted; what the sandbox says in it is not sent on."""
 FRAMING = frozenset({b"content-length", b"transfer-encoding", b"host"})
 
 Headers = list[tuple[bytes, bytes]]
@@ -65,8 +67,8 @@ def check(event: h11.Request, request: HttpRequest, *, sni: str | None, scheme: 
     if (fault := _fault(event, request)) is not None:
         raise RefusedError(Ruling(Action.DENY, reason=fault[1]), fault[0])
     hosts = _hosts(event)
-    if scheme == "https" and sni is not None and hosts and named(hosts[0]) != sni:
-        raise RefusedError(Ruling(Action.DENY, reason=f"the Host {hosts[0]} is not the server that the TLS connection names ({sni})"))
+    if scheme == "https" and hosts and named(hosts[0]) != sni:
+        raise RefusedError(Ruling(Action.DENY, reason=f"the Host {hosts[0]} is not the server that the TLS connection names ({sni or 'none'})"))
 
 
 def _fault(event: h11.Request, request: HttpRequest) -> tuple[int, str] | None:
@@ -117,16 +119,23 @@ def onward(event: h11.Request, ruling: Ruling, *, secrets: Mapping[str, str], br
         if any(character in value for character in "\r\n\0"):
             raise RefusedError(Ruling(Action.DENY, rule, reason=f"the secret {wanted[0]} has more than one line, and can't be in a header"))
         added.append((name.encode(), value.strip().encode()))
-    dropped |= {name.lower() for name, _ in added}
+    ours = [name for name, _ in added]
     if brokered:
-        dropped |= {b"accept-encoding", b"range", b"if-range"}
+        dropped |= {b"accept-encoding", b"range", b"if-range", b"request-range"}
         added.append((b"Accept-Encoding", b"identity"))
         # Extensions of websockets compress, and what is compressed can't be looked through.
         dropped |= {b"sec-websocket-extensions"}
     if websocket:
         added += [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
-    kept = [(bytes(name), bytes(value)) for name, value in event.headers.raw_items() if name.lower() not in dropped]
+    kept = [
+        (bytes(name), bytes(value)) for name, value in event.headers.raw_items() if name.lower() not in dropped and not any(same(name, our) for our in ours)
+    ]
     return Onward(kept + added, tuple(dict.fromkeys(used)), websocket)
+
+
+def same(name: bytes, other: bytes) -> bool:
+    """Whether servers may take one header for the other: many know them as variables, in which `-` and `_` are one."""
+    return name.lower().replace(b"_", b"-") == other.lower().replace(b"_", b"-")
 
 
 def named(host: str) -> str | None:

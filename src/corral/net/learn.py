@@ -5,6 +5,10 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
+from corral.net import policy as kernel
+from corral.net.content import like
+from corral.net.policy import PUBLIC, Action
+from corral.net.ranges import Protocol, within
 from corral.schema.egress import EgressPolicy, Flow, Preset, Rule, Verdict
 
 WORLD = 1000
@@ -15,20 +19,33 @@ _Key = tuple[str, int]
 
 
 def propose(policy: EgressPolicy, flows: Iterable[Flow]) -> EgressPolicy:
-    """Names before addresses, one rule for all that were used on the same ports; nothing that only was looked up; the rules of `policy` that deny or read content stay.
+    """Names before addresses, one rule for all that were used on the same ports; nothing that only was looked up, nor what `policy` itself would not have let pass.
 
-    A wildcard is never guessed, since what lies below a name may belong to anybody.
+    A wildcard is never guessed, since what lies below a name may belong to anybody. Of the rules of `policy`, those that deny stay; those that read content stay for
+    the names that they were used for, and open no more of them than they did.
     """
+    compiled = kernel.compile(policy)
+    content = [rule for rule in policy.rules if rule.action != "deny" and rule.reads_content]
+    served: list[set[str]] = [set() for _ in content]
     used: dict[str, set[_Key]] = {}
     for flow in flows:
-        if flow.verdict is Verdict.DENIED or flow.kind == "dns":
+        if flow.verdict is Verdict.DENIED or flow.kind == "dns" or (flow.port is None and flow.kind != "icmp"):
             continue
-        destination = flow.name or (str(ipaddress.ip_network(flow.address)) if flow.address else None)
-        if destination is None or (flow.port is None and flow.kind != "icmp"):
+        protocol, port = flow.kind if flow.kind in ("udp", "icmp") else "tcp", flow.port or 0
+        number = int(ipaddress.IPv4Address(flow.address)) if flow.address else None
+        if (flow.name is None and number is None) or compiled.connection(Protocol[protocol.upper()], port, number, flow.name).action is Action.DENY:
             continue
-        protocol = flow.kind if flow.kind in ("udp", "icmp") else "tcp"
-        used.setdefault(destination, set()).add((protocol, flow.port or 0))
-    kept = [rule for rule in policy.rules if rule.action == "deny" or rule.reads_content]
+        by = next((n for n, rule in enumerate(content) if _read_by(rule, flow)), None)
+        if by is not None and flow.name is not None:
+            served[by].add(flow.name)
+        else:
+            used.setdefault(flow.name or f"{flow.address}/32", set()).add((protocol, port))
+        led = flow.verdict is Verdict.ALLOWED and (by is None or not (content[by].respond or content[by].proxy))
+        if flow.name is not None and number is not None and led and not within(number, PUBLIC):
+            # A name opens no private range, wherever it points.
+            used.setdefault(f"{flow.address}/32", set()).add((protocol, port))
+    kept = [rule for rule in policy.rules if rule.action == "deny"]
+    kept += [rule.model_copy(update={"to": sorted(names)[:WORLD]}) for rule, names in zip(content, served, strict=True) if names]
     together: dict[tuple[str, frozenset[int]], list[str]] = {}
     for destination, keys in sorted(used.items()):
         for protocol in ("tcp", "udp", "icmp"):
@@ -41,6 +58,17 @@ def propose(policy: EgressPolicy, flows: Iterable[Flow]) -> EgressPolicy:
         for start in range(0, len(destinations), WORLD)
     ]
     return policy.model_copy(update={"default": Preset.NONE, "learn": False, "rules": [*kept, *rules][:RULES]})
+
+
+def _read_by(rule: Rule, flow: Flow) -> bool:
+    """Whether it is the rule that let this request through, as far as the flow tells."""
+    match = rule.http
+    return (
+        flow.kind == "http"
+        and flow.rule == rule.title
+        and (match is None or match.methods is None or flow.method in match.methods)
+        and (match is None or match.path is None or like(match.path, flow.path or "/"))
+    )
 
 
 def _rule(protocol: str, ports: frozenset[int], destinations: list[str]) -> Rule:

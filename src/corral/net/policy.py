@@ -14,6 +14,7 @@ A rule that denies wins over every other; else the first rule that matches holds
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -205,6 +206,20 @@ class Compiled:
         """Whether what is sent to a TCP port is looked at for a name: the web's ports, and those of rules on HTTP."""
         return port in WEB_PORTS or any(rule.rule.reads_content and within(port, rule.ports) for rule in self._rules)
 
+    def nameless(self, rule: Rule | None) -> bool:
+        """Whether what names no server on the web's ports is refused although this rule (None: the default) opens its address, since some names are not reached."""
+        return self.apart and (rule is None or not {"*", "0.0.0.0/0"}.isdisjoint(rule.to))
+
+    def opened(self, port: int, address: int) -> Ruling | None:
+        """By which rule a TCP connection passes that names no server on the web's ports, or None."""
+        ruling = self.connection(Protocol.TCP, port, address, None)
+        if ruling.action is Action.DENY or ruling.rule is None or ruling.content:
+            return None
+        for rule in self._rules:
+            if rule.action is not Action.DENY and rule.matches(Protocol.TCP, port, address, None) and not self.nameless(rule.rule):
+                return None if rule.rule.reads_content else self._checked(Ruling(rule.action, rule.rule, By.ADDRESS), address)
+        return None
+
     @property
     def sinkhole(self) -> bool:
         """Whether a denied name is answered with the address that explains (else REFUSED), which only serves where the proxy is reached."""
@@ -219,6 +234,14 @@ class Compiled:
             if rule.action is not Action.DENY and rule.about_name(name):
                 return (self._around(name, None, None) if rule.every else None) or Ruling(Action.ALLOW, rule.rule)
         return self._default(name, None)
+
+    def alias(self, names: Iterable[str]) -> Ruling | None:
+        """The refusal of an allowed name that leads (by CNAME) to one that a rule denies, or None. Names that no rule mentions are whatever the asked one is."""
+        for name in names:
+            for rule in self._rules:
+                if rule.action is Action.DENY and rule.whole and rule.about_name(name):
+                    return _denied_by(rule, name)
+        return None
 
     def connection(self, protocol: Protocol, port: int, address: int | None, name: str | None) -> Ruling:
         """What is to become of a connection, when the name (None: it tells none) is known but nothing was read beyond it."""
@@ -253,6 +276,8 @@ class Compiled:
                 if by and (rule.rule.http is None or matches(rule.rule.http, request, strict=not deny)):
                     if deny:
                         return _denied_by(rule, request.name or _text(request.address))
+                    if by is By.ADDRESS and self.nameless(rule.rule):
+                        continue
                     return self._checked(Ruling(rule.action, rule.rule, by), request.address)
         return self._default(request.name, request.address, request.port, request=request)
 

@@ -155,11 +155,10 @@ class Proxy:
             if ruling.content:
                 reason = f"{_NAMELESS[kind]}, and what the egress policy says of its destination is about HTTP"
                 return Ruling(Action.DENY, ruling.rule, reason=reason), name
-            if web and ruling.action is not Action.DENY and (ruling.by is By.NAME if ruling.rule is not None else compiled.apart):
+            if web and ruling.action is not Action.DENY and ((ruling.rule is not None and ruling.by is By.NAME) or compiled.nameless(ruling.rule)):
                 # Servers may read more into it than we do: an empty line and then a Host of theirs, a greeting longer than ours may be.
-                by_address = compiled.connection(Protocol.TCP, visit.port, visit.number, None)
-                if by_address.rule is not None and by_address.action is not Action.DENY and not by_address.content:
-                    return by_address, name
+                if (opened := compiled.opened(visit.port, visit.number)) is not None:
+                    return opened, name
                 return Ruling(Action.DENY, reason=f"{_NAMELESS[kind]}, and names are told apart on this port"), name
             return ruling, name
 

@@ -188,6 +188,8 @@ class Resolver:
         return self._addresses(occupant, query, ruling, answer, udp=udp)
 
     def _addresses(self, occupant: Occupant, query: Query, ruling: Ruling, answer: dns.Answer, *, udp: bool) -> bytes:
+        if (denied := occupant.compiled.alias(answer.aliases)) is not None:
+            return self._denied(occupant, query, denied, udp=udp)
         if not answer.addresses:
             self._told(occupant, query, ruling)
             return dns.reply(query, Code(answer.code) if answer.code in (Code.NXDOMAIN, Code.SERVFAIL, Code.REFUSED) else Code.NOERROR, udp=udp)

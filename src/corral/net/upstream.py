@@ -65,7 +65,7 @@ class Upstream:
         if left <= 0:
             del self._cache[name]
             return None
-        return Answer(entry[1].code, truncated=False, addresses=entry[1].addresses, ttl=max(1, int(left)))
+        return Answer(entry[1].code, truncated=False, addresses=entry[1].addresses, aliases=entry[1].aliases, ttl=max(1, int(left)))
 
     async def addresses(self, name: str) -> Answer:
         """A records of a name. Raises `UnresolvedError`."""

@@ -21,7 +21,7 @@ from corral.net import denial, dial, far, head, streams, websocket
 from corral.net.content import HttpRequest
 from corral.net.dial import FailedError
 from corral.net.far import HANDSHAKE, Far
-from corral.net.head import FRAMING, HOP, Headers, Onward, RefusedError, Scheme
+from corral.net.head import FRAMING, HOP, ORIGINAL_URL, Headers, Onward, RefusedError, Scheme, same
 from corral.net.policy import Action, Compiled, Ruling
 from corral.net.redact import Redactor
 from corral.net.streams import MOST
@@ -161,7 +161,8 @@ class Web:
         server = await self._connected(ruling)
         headers, target = sent_on.headers, request.target.encode("latin-1")
         if server.target.chosen:
-            headers.append((b"Corral-Original-Url", f"{self._scheme}://{request.name or visit.address}".encode() + target))
+            headers = [(name, value) for name, value in headers if not same(name, ORIGINAL_URL)]
+            headers.append((ORIGINAL_URL, f"{self._scheme}://{request.name or visit.address}".encode() + target))
         server.writer.write(server.protocol.send(h11.Request(method=event.method, target=target, headers=headers)) or b"")
         if self._near.they_are_waiting_for_100_continue:
             self._writer.write(self._near.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
@@ -269,8 +270,10 @@ class Web:
                     raise FailedError("the server ended the connection before its answer was whole")
 
     def _masked(self, headers: Iterable[tuple[bytes, bytes]], redactor: Redactor | None) -> Headers:
+        if redactor is None:
+            return [(bytes(name), bytes(value)) for name, value in headers]
         mask = self._visit.occupant.patterns.mask
-        return [(bytes(name), bytes(value) if redactor is None else mask(bytes(value))) for name, value in headers]
+        return [(mask(bytes(name)), mask(bytes(value))) for name, value in headers]
 
     async def _switch(self, server: Far, event: h11.InformationalResponse, redactor: Redactor | None) -> None:
         """A websocket: bytes both ways until one side ends."""
@@ -362,7 +365,8 @@ def _reason(error: BaseException) -> str:
         case ssl.SSLCertVerificationError():
             return f"the server's certificate is not valid: {error.verify_message}"
         case h11.ProtocolError():
-            return f"the server's answer is no proper HTTP: {error}"
+            # What h11 says of it repeats the server's bytes, in which a secret may be.
+            return "the server's answer is no proper HTTP"
         case TimeoutError():
             return "the server did not answer in time"
         case _:

@@ -16,6 +16,8 @@ _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _DOMAIN = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*\Z")
 _ADDRESS = re.compile(r"[0-9./]+\Z|[0-9A-Fa-f:./%]*:")
 """What can be an address at all: telling that of a name by trying costs more than all the rest."""
+_DEVIANT = re.compile("[\u00df\u03c2\u200c\u200d]")
+"""Characters that IDNA 2003 replaces or drops and IDNA 2008 keeps (UTS 46, 4.1.1): ß, ς and two joiners."""
 _DESTINATIONS = 5000
 _RANGES = 10_000
 _FOREIGN = 100
@@ -39,6 +41,8 @@ def _destination(text: str) -> str:
 def _domain(text: str) -> str:
     name = text.lower().rstrip(".")
     # Longer ones can be given as they are encoded.
+    if _DEVIANT.search(name):
+        raise ValueError(f"{text!r} is one name to older programs and another to newer ones; give it as it is encoded (xn--…)")
     if not name.isascii() and len(name) <= 100 and all(len(label) < 64 for label in name.split(".")):
         name = name.encode("idna").decode()
     if len(name) > 253 or not _DOMAIN.match(name):
