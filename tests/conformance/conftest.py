@@ -14,7 +14,7 @@ import pytest
 
 from corral import Client
 from corral.places import Places
-from harness import fetched, homes, leaks
+from harness import fetched, homes
 from harness.server import Server
 
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
@@ -27,14 +27,8 @@ def secure(shared: Places) -> Iterator[Server]:
     places = Places(home)
     homes.furnish(places, shared, ["tiny", "base"])
     server = Server(home, extra={"CORRAL_TLS_PORT": "0", "CORRAL_POOL": "2", "CORRAL_EDGE_PORT": "0"})
-    server.start("--tls")
-    try:
+    with homes.running(server, "--tls"):
         yield server
-    finally:
-        server.down()
-    left = leaks.of_ended_home(places)
-    shutil.rmtree(home)
-    assert not left
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import ssl
 import subprocess
@@ -17,7 +16,7 @@ import pytest
 
 from corral import Client, Sandbox
 from corral.places import Places
-from harness import fetched, homes, leaks, web
+from harness import fetched, homes, web
 from harness.server import Server, free_port
 
 CADDYFILE = """
@@ -57,29 +56,25 @@ def front(shared: Places, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     homes.furnish(Places(home), shared, ["base"])
     port, edge = free_port(), free_port()
     server = Server(home, extra={"CORRAL_POOL": "2", "CORRAL_EDGE_PORT": str(edge)})
-    server.start("--domain", DOMAIN, "--edge-url", f"https://{DOMAIN}:{port}")
     own = tmp_path_factory.mktemp("caddy")
     (own / "Caddyfile").write_text(CADDYFILE.format(domain=DOMAIN, port=port, edge=edge))
-    caddy = subprocess.Popen(
-        [program, "run", "--config", own / "Caddyfile", "--adapter", "caddyfile"],
-        env={"HOME": str(own), "XDG_DATA_HOME": str(own), "PATH": os.defpath},
-        stderr=subprocess.PIPE,
-    )
-    try:
-        assert caddy.stderr is not None
-        for line in caddy.stderr:
-            if b"serving initial configuration" in line:
-                break
-        else:
-            raise AssertionError("caddy has ended")
-        yield Front(server, port, own / "caddy/pki/authorities/local/root.crt")
-    finally:
-        caddy.kill()
-        caddy.communicate()
-        server.down()
-    left = leaks.of_ended_home(Places(home))
-    shutil.rmtree(home)
-    assert not left
+    with homes.running(server, "--domain", DOMAIN, "--edge-url", f"https://{DOMAIN}:{port}"):
+        caddy = subprocess.Popen(
+            [program, "run", "--config", own / "Caddyfile", "--adapter", "caddyfile"],
+            env={"HOME": str(own), "XDG_DATA_HOME": str(own), "PATH": os.defpath},
+            stderr=subprocess.PIPE,
+        )
+        try:
+            assert caddy.stderr is not None
+            for line in caddy.stderr:
+                if b"serving initial configuration" in line:
+                    break
+            else:
+                raise AssertionError("caddy has ended")
+            yield Front(server, port, own / "caddy/pki/authorities/local/root.crt")
+        finally:
+            caddy.kill()
+            caddy.communicate()
 
 
 @pytest.fixture(scope="module")

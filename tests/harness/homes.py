@@ -12,6 +12,7 @@ from pathlib import Path
 from corral import images
 from corral.node import mounts, programs
 from corral.places import Places
+from harness import leaks
 from harness.server import Server
 
 WHERE = Path("/var/tmp")
@@ -53,6 +54,19 @@ def sweep_killed(shared: Places) -> None:
             Server(path).down()
             _unmount(Places(path))
             shutil.rmtree(path)
+
+
+@contextmanager
+def running(server: Server, *arguments: str) -> Iterator[None]:
+    """A server of a home of its own, which leaves nothing and is deleted."""
+    server.start(*arguments)
+    try:
+        yield
+    finally:
+        server.down()
+    left = leaks.of_ended_home(Places(server.home))
+    shutil.rmtree(server.home)
+    assert not left
 
 
 def _unmount(places: Places) -> None:
