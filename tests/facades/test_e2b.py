@@ -230,6 +230,26 @@ def test_a_snapshot_takes_a_name_from_another_and_leaves_what_stands_on_that(box
         assert client.Sandbox.delete_snapshot(name)
 
 
+def test_a_snapshot_that_can_not_be_made_takes_no_name_away(box: Sandbox, client: E2B, server: Server) -> None:
+    box.files.write("/home/user/first", "first")
+    box.create_snapshot(name="kept-name")
+    volume = client.Volume.create("in-the-way")
+    other = client.Sandbox.create("base", volume_mounts={"/data": volume})
+    snapshots, wanted = f"{server.url}/sandboxes/{other.sandbox_id}/snapshots", {"name": "kept-name", "memory": True}
+    assert httpx.post(snapshots, json=wanted, headers={"X-API-Key": server.key}, timeout=GIVE_UP).status_code == 400, "its memory can't be kept"
+    made = client.Sandbox.create("kept-name")
+    assert made.files.exists("/home/user/first")
+    made.kill()
+    assert httpx.post(snapshots, json={**wanted, "memory": False}, headers={"X-API-Key": server.key}, timeout=GIVE_UP).status_code == 201
+    made = client.Sandbox.create("kept-name")
+    assert not made.files.exists("/home/user/first")
+    made.kill()
+    other.kill()
+    client.Volume.destroy(volume.volume_id)
+    assert client.Sandbox.delete_snapshot("kept-name")
+    assert not client.Sandbox.delete_snapshot("kept-name")
+
+
 def test_a_paused_sandbox_goes_on_where_it_was(client: E2B, server: Server) -> None:
     box = client.Sandbox.create("base", timeout=300, lifecycle={"on_timeout": "pause", "auto_resume": True})
     counting = box.commands.run("n=0; while true; do echo $((n+=1)) > next; mv next count; sleep 0.1; done", background=True)

@@ -159,6 +159,19 @@ class Shelf:
         if self._names.get((project, scope, name)) == id:
             del self._names[project, scope, name]
 
+    def holder(self, project: str, name: str) -> SnapshotRecord | None:
+        """Which of a project's snapshots has the name. Raises `Conflict` when it is for one that is being made."""
+        holder = self._names.get((project, "", name))
+        if holder is not None and holder not in self._records:
+            raise Conflict(f"the name {name!r} is for the snapshot {holder}, which is being made", hint="try again", details={"snapshot": holder})
+        return None if holder is None else self._records[holder]
+
+    def displace(self, old: SnapshotRecord, new: SnapshotRecord) -> None:
+        """The rows say already that one is gone and its name the other's."""
+        if old.id in self._records:
+            self._put(replace(old, removed=True))
+        self._put(new)
+
     def put(self, record: SnapshotRecord) -> None:
         self._put(record)
 

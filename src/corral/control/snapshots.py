@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from corral.control import lifecycle
@@ -75,18 +76,18 @@ class Snapshots:
     # Making
 
     async def create(
-        self, actor: Actor, sandbox: str, name: str | None, *, memory: bool = False, claim: Claim | None = None
+        self, actor: Actor, sandbox: str, name: str | None, *, memory: bool = False, displace: bool = False, claim: Claim | None = None
     ) -> tuple[SnapshotRecord, dict[str, float]]:
         """A snapshot of a sandbox's disk, with `memory` of its processes too, and how long it took; a paused sandbox is resumed for its memory.
 
-        Raises `Conflict` when the name is taken or an image's, `InvalidState`, `QuotaExceeded`, `Unsupported` when its memory can't be kept.
+        With `displace`, one that has the name is gone as soon as the new one is there, and not before; what stands on it keeps it until it has ended. Raises `Conflict` when the name is taken or an image's, `InvalidState`, `QuotaExceeded`, `Unsupported` when its memory can't be kept.
         """
         if name is not None and self._is_image(name):
             raise Conflict(f"the name {name!r} is an image's", hint="choose another name", details={"image": name})
         if memory:
             await self._sandboxes.use(actor.project, sandbox, wake=True)
         async with self._sandboxes.hold(actor.project, sandbox) as living:
-            return await self._make(living, name, actor=actor.key, memory=memory, claim=claim)
+            return await self._make(living, name, actor=actor.key, memory=memory, displace=displace, claim=claim)
 
     async def checkpoint(self, actor: Actor, sandbox: str, name: str, *, claim: Claim | None = None) -> tuple[SnapshotRecord, dict[str, float]]:
         """As `create`; the name is unique among the sandbox's checkpoints."""
@@ -107,6 +108,7 @@ class Snapshots:
         checkpoint: bool = False,
         automatic: bool = False,
         memory: bool = False,
+        displace: bool = False,
         claim: Claim | None = None,
         config: ImageConfig | None = None,
     ) -> tuple[SnapshotRecord, dict[str, float]]:
@@ -116,7 +118,7 @@ class Snapshots:
         if memory and box.state is State.STOPPED:
             raise InvalidState("a sandbox that is stopped has no memory to keep", hint="start it first, or take the snapshot without memory")
         id, scope = new_id("sn"), box.id if checkpoint else ""
-        if name is not None:
+        if name is not None and not displace:
             self._shelf.reserve(box.project, scope, name, id)
         try:
             image = self._node.image(box.image_id)
@@ -145,12 +147,18 @@ class Snapshots:
                     created_by=actor,
                     memory=0 if stored.spec.warm is None else stored.spec.warm.size,
                 )
-                self._shelf.put(record)
+                old = self._shelf.holder(box.project, name) if displace and name is not None else None
+                self._shelf.put(record if old is None else replace(record, name=None))
             kind = "checkpoint.created" if checkpoint else "image.layer_created" if record.layer else "snapshot.created"
-            event = self._event(kind, record, actor)
-            written = self._rows.create(record, [event], claim)
-            self._events.when_stored(written, event)
+            events = [self._event(kind, record, actor)]
+            if old is not None:
+                events.append(self._event("snapshot.deleted", old, actor))
+            written = self._rows.create(record, events, claim, instead_of=None if old is None else old.id)
+            self._events.when_stored(written, *events)
             await written
+            if old is not None:
+                self._shelf.displace(old, record)
+                await self._shelf.collect()
         except BaseException:
             if name is not None:
                 self._shelf.release(box.project, scope, name, id)

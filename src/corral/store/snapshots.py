@@ -30,11 +30,13 @@ class SnapshotRows:
         rows: Sequence[Any] = await self._database.read(lambda connection: connection.execute(query).mappings().all())
         return [SnapshotRecord(**row) for row in rows]
 
-    def create(self, record: SnapshotRecord, happened: Sequence[Event], claim: Claim | None) -> asyncio.Future[None]:
-        """A new row; with a claim, what its Idempotency-Key made, in the same transaction."""
+    def create(self, record: SnapshotRecord, happened: Sequence[Event], claim: Claim | None, *, instead_of: str | None = None) -> asyncio.Future[None]:
+        """A new row; with a claim, what its Idempotency-Key made, in the same transaction, in which nobody sees `instead_of` any more either."""
         row = asdict(record)
 
         def do(connection: Connection) -> None:
+            if instead_of is not None:
+                connection.execute(update(snapshots).where(snapshots.c.id == instead_of).values(removed=True))
             connection.execute(insert(snapshots), row)
             if claim is not None:
                 claimed(connection, claim, record.id, record.created_at)

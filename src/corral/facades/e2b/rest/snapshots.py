@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 from starlette.responses import Response
@@ -11,7 +10,7 @@ from corral.api import pages
 from corral.control.record import Record
 from corral.control.roles import Permission
 from corral.control.shelf import SnapshotRecord
-from corral.errors import NotFound, Unsupported
+from corral.errors import Unsupported
 from corral.facades.e2b.body import Body
 from corral.facades.e2b.refusal import Refused
 from corral.facades.e2b.rest.call import Call, living, missing, told
@@ -29,16 +28,13 @@ class NewSnapshot(Body):
 
 
 async def create(call: Call) -> Response:
-    """The sandbox goes on. A snapshot that had the name is gone; what was made of it stays."""
+    """The sandbox goes on. A snapshot that had the name is gone when the new one is there; what was made of it stays."""
     call.actor.require(Permission.USE)
     wanted = await call.body(NewSnapshot)
     name = None if wanted.name is None else _name(call, wanted.name)
     record = await call.sandbox()
     if state(record) != "running":
         raise missing(record.id)
-    if name is not None:
-        with suppress(NotFound):
-            await call.services.snapshots.withdraw(call.services.snapshots.get(call.actor.project, name))
     return told(_shown(await living(record.id, _made(call, record, name, memory=wanted.memory))), 201)
 
 
@@ -46,11 +42,11 @@ async def _made(call: Call, record: Record, name: str | None, *, memory: bool | 
     create = call.services.snapshots.create
     if memory is not False:
         try:
-            return (await create(call.actor, record.id, name, memory=True))[0]
+            return (await create(call.actor, record.id, name, memory=True, displace=True))[0]
         except Unsupported:
             if memory:
                 raise
-    return (await create(call.actor, record.id, name))[0]
+    return (await create(call.actor, record.id, name, displace=True))[0]
 
 
 def _name(call: Call, given: str) -> str:
