@@ -6,10 +6,10 @@ import re
 import secrets
 from typing import Literal
 
-Kind = Literal["sb", "pr", "im", "sn", "vo", "se", "no", "ke", "ex", "bu"]
+Kind = Literal["sb", "pr", "im", "sn", "vo", "se", "no", "ke", "ex", "bu", "wh"]
 
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
-_PATTERN = re.compile(r"(sb|pr|im|sn|vo|se|no|ke|ex|bu)-[a-z2-7]{16}")
+_PATTERN = re.compile(r"(sb|pr|im|sn|vo|se|no|ke|ex|bu|wh)-[a-z2-7]{16}")
 
 
 def new_id(kind: Kind) -> str:

@@ -38,6 +38,7 @@ from corral.control.admission import Gate
 from corral.control.attachments import Attachments
 from corral.control.builder import Builder
 from corral.control.builds import Builds
+from corral.control.event_webhooks import EventWebhooks
 from corral.control.events import EventLog
 from corral.control.exports import Exports
 from corral.control.history import History
@@ -126,7 +127,9 @@ class Application:
             booted_at=booted_at(),
         )
         resolvers = tuple(settings.resolvers.split(",")) if settings.resolvers else ()
-        webhooks = Webhooks(self._store.webhooks, keys, Callout(resolvers).post, events, time.time)
+        deliver = Callout(resolvers).post
+        webhooks = Webhooks(self._store.webhooks, keys, deliver, events, time.time)
+        event_webhooks = EventWebhooks(self._store.event_webhooks, keys, deliver, events, time.time, self._known)
         self._sandboxes.on_approval = webhooks.approval
         previews = Previews(sandboxes=self._sandboxes, accounts=accounts, node=node, rows=self._store.sandboxes)
         self._keeper = Keeper(places, previews)
@@ -160,6 +163,7 @@ class Application:
             secrets=secrets,
             volumes=volumes,
             webhooks=webhooks,
+            event_webhooks=event_webhooks,
             previews=previews,
             logins=logins,
             supervisor=self._supervisor,
@@ -207,6 +211,7 @@ class Application:
         """Open the node and find again what lives."""
         await self.services.volumes.load()
         await self.services.webhooks.open()
+        await self.services.event_webhooks.open()
         await self._images.load()
         await self._templates.load()
         await self._sandboxes.open()
@@ -276,6 +281,7 @@ class Application:
         self._app.close()
         self.services.history.stop()
         self.services.webhooks.close()
+        self.services.event_webhooks.close()
         self._supervisor.close()
         await self._builds.close()
         await self._ready_code.close()
@@ -315,6 +321,11 @@ class Application:
 
     def _living(self) -> list[Record]:
         return self._sandboxes.records()
+
+    async def _known(self, project: str, sandbox: str) -> Record | None:
+        """A sandbox, also one that ended a while ago."""
+        living = self._sandboxes.ledger.find(project, sandbox)
+        return await self._store.sandboxes.get(project, sandbox) if living is None else living.record
 
     def _standing(self) -> list[str]:
         return [record.image_id for record in self._sandboxes.records()]

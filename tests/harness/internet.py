@@ -12,9 +12,11 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from ipaddress import ip_address
 from pathlib import Path
 from typing import IO, cast
 from urllib.parse import parse_qs, urlsplit
@@ -74,6 +76,8 @@ class TestAuthority:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority of a test's internet")])
         self._contexts: dict[str, ssl.SSLContext] = {}
+        self.addresses: tuple[str, ...] = ()
+        """What every certificate is good for besides its name."""
         self.file = directory / "internet-ca.pem"
         certificate = self._made(self._name, self._key.public_key(), x509.BasicConstraints(ca=True, path_length=None))
         self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
@@ -83,7 +87,8 @@ class TestAuthority:
         builder = x509.CertificateBuilder().subject_name(name).issuer_name(self._name).public_key(key).serial_number(x509.random_serial_number())
         builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(days=1)).add_extension(constraints, critical=True)
         if host:
-            builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+            names: list[x509.GeneralName] = [x509.DNSName(host), *(x509.IPAddress(ip_address(address)) for address in self.addresses)]
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         return builder.sign(self._key, hashes.SHA256())
 
     def context(self, host: str) -> ssl.SSLContext:
@@ -125,6 +130,10 @@ class Internet:
         self.seen = Seen()
         self.secret_echo: bytes = b""
         """What /leak answers, in pieces of three bytes, and /raw as the whole of its answer, head included."""
+        self.failing: dict[str, int] = {}
+        """How many posts to these targets are answered with an error yet."""
+        self.statuses: dict[str, int] = {}
+        """Answers without a body, by the name of the server or by the path."""
         self.files: Path | None = None
         """What is below /files/."""
         self._ready = threading.Event()
@@ -136,15 +145,16 @@ class Internet:
         self._outside: Namespace | None = None
         self._device = ""
 
-    def open(self, outside: Namespace | None, device: str, *, here: str = "192.0.2.1") -> None:
-        """Serve those in another namespace (None: this machine), by a cable whose end there is called `device` and has the address `here`."""
+    def open(self, outside: Namespace | None, device: str, *, here: str = "192.0.2.1", more: Sequence[str] = ()) -> None:
+        """Serve those in another namespace (None: this machine), by a cable whose end there is called `device` and has the address `here`. `more`: further addresses."""
         self._outside, self._device = outside, device
+        self.authority.addresses = tuple(more)
         if outside is None:
             # Two test runs at once would have the same addresses on one machine.
             self._turn = LOCK.open("w")
             fcntl.flock(self._turn, fcntl.LOCK_EX)
         join(outside, device, self.namespace, "world")
-        for address in (DNS, WEB, OTHER, PRIVATE):
+        for address in (DNS, WEB, OTHER, PRIVATE, *more):
             self.namespace.ip("addr", "add", f"{address}/32", "dev", "world")
         self.namespace.ip("route", "add", f"{here}/32", "dev", "world")
         self.namespace.ip("route", "add", "default", "via", here, "dev", "world")
@@ -153,7 +163,7 @@ class Internet:
         where = outside.name if outside else None
         ip("addr", "add", f"{here}/32", "dev", device, namespace=where)
         # Single addresses, never the whole range: this machine may reach real ones of it.
-        for address in (DNS, WEB, OTHER, SILENT, PRIVATE):
+        for address in (DNS, WEB, OTHER, SILENT, PRIVATE, *more):
             ip("route", "add", f"{address}/32", "dev", device, "src", here, namespace=where)
         # Without a neighbour nothing is ever answered, not even that nobody is there.
         ip("neigh", "add", SILENT, "lladdr", "02:00:00:00:00:99", "dev", device, namespace=where)
@@ -173,12 +183,12 @@ class Internet:
 
     async def wait(self, true: Callable[[Seen], bool]) -> None:
         """Until what has arrived is as expected."""
+        await asyncio.to_thread(self.until, true)
 
-        def wait() -> None:
-            with self._news:
-                assert self._news.wait_for(lambda: true(self.seen), 20)
-
-        await asyncio.to_thread(wait)
+    def until(self, true: Callable[[Seen], bool], patience: float = 20) -> None:
+        """The same, in seconds at most."""
+        with self._news:
+            assert self._news.wait_for(lambda: true(self.seen), patience)
 
     def _run(self) -> None:
         enter(self.namespace.fd)
@@ -325,12 +335,21 @@ class Internet:
             await reader.readuntil(b"\r\n")
         elif length := int(headers.get("content-length", 0)):
             body = await reader.readexactly(length)
-            self.seen.posts.append((head, body))
+            with self._news:
+                self.seen.posts.append((head, body))
+                self._news.notify_all()
+            if self.failing.get(target, 0) > 0:
+                self.failing[target] -= 1
+                writer.write(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")
+                return True
 
         def whole(data: bytes, *more: str) -> bool:
             writer.write("\r\n".join(["HTTP/1.1 200 OK", f"Content-Length: {len(data)}", *more, "", ""]).encode() + (b"" if method == "HEAD" else data))
             return headers.get("connection") != "close"
 
+        if (status := self.statuses.get(headers.get("host", "")) or self.statuses.get(url.path)) is not None:
+            writer.write(f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Length: 0\r\n\r\n".encode())
+            return True
         match url.path:
             case "/echo":
                 return whole(head + body)

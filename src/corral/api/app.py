@@ -33,6 +33,7 @@ from corral.api import (
     templates,
     tree,
     volumes,
+    webhooks,
 )
 from corral.api.auth import Authenticate
 from corral.api.services import Services
@@ -63,6 +64,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     secrets.routes,
     egress.routes,
     approvals.routes,
+    webhooks.routes,
     projects.routes,
     keys.routes,
 )

@@ -41,15 +41,14 @@ async def events(request: Request, services: Services, actor: Actor, query: Anno
     sandbox = query.sandbox
     if sandbox is not None and (living := services.sandboxes.ledger.find(actor.project, sandbox)) is not None:
         sandbox = living.record.id
+    kinds = None if query.kind is None else (query.kind,)
     if not query.follow:
-        found = await services.events.since(
-            actor.project, after=query.after, sandbox=sandbox, kinds=None if query.kind is None else (query.kind,), limit=query.limit
-        )
+        found = await services.events.since(actor.project, after=query.after, sandbox=sandbox, kinds=kinds, limit=query.limit)
         return Response(Events(events=found).model_dump_json(), media_type=JSON)
     after = query.after if (last := last_event_id(request)) is None else last
 
     async def stream() -> AsyncGenerator[bytes, None]:
-        async with finishing(services.events.follow(actor.project, after=after, sandbox=sandbox, kind=query.kind)) as items:
+        async with finishing(services.events.follow(actor.project, after=after, sandbox=sandbox, kinds=kinds)) as items:
             async for item in items:
                 yield event(item.model_dump_json().encode(), name="event", id=str(item.seq))
 

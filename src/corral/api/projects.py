@@ -51,3 +51,4 @@ async def delete(services: Services, actor: Actor, name: str) -> None:  # noqa: 
     await services.accounts.remove_project(name)
     services.policies.project_removed(name)
     await services.webhooks.forget(name)
+    await services.event_webhooks.forget(name)

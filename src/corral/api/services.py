@@ -14,6 +14,7 @@ from corral.code.contexts import Contexts
 from corral.control.accounts import Accounts
 from corral.control.attachments import Attachments
 from corral.control.builds import Builds
+from corral.control.event_webhooks import EventWebhooks
 from corral.control.events import EventLog
 from corral.control.exports import Exports
 from corral.control.history import History
@@ -43,6 +44,7 @@ class Services:
     volumes: Volumes
     attachments: Attachments
     webhooks: Webhooks
+    event_webhooks: EventWebhooks
     code: Contexts
     previews: Previews
     logins: Logins

@@ -27,6 +27,7 @@ from corral.cli import (
     ssh,
     trust,
     volume,
+    webhook,
 )
 from corral.version import __version__
 
@@ -87,6 +88,7 @@ app.add_typer(accounts.key, name="key")
 app.add_typer(accounts.project, name="project")
 app.add_typer(secret.secret, name="secret")
 app.add_typer(egress.egress, name="egress")
+app.add_typer(webhook.webhook, name="webhook")
 app.command()(egress.approvals)
 app.command()(egress.approve)
 app.command()(machine.setup)

@@ -71,15 +71,15 @@ class EventLog:
         """Stored events with a `seq` greater than `after`, oldest first; of these kinds."""
         return await self._rows.since(project, after=after, sandbox=sandbox, kinds=kinds, limit=limit)
 
-    async def follow(self, project: str, *, after: int, sandbox: str | None = None, kind: str | None = None) -> AsyncIterator[Event]:
+    async def follow(self, project: str, *, after: int, sandbox: str | None = None, kinds: Collection[str] | None = None) -> AsyncIterator[Event]:
         """Events with a `seq` greater than `after`: those that were, then those that come, without end."""
         while True:
             # Read before the rows are: whatever is told by now is among them.
             told = self._told
             if self._recent and after >= self._recent[0].seq - 1:
-                fresh = [event for event in self._newer(after) if _matches(event, project, sandbox, kind)]
+                fresh = [event for event in self._newer(after) if _matches(event, project, sandbox, kinds)]
             else:
-                fresh = await self.since(project, after=after, sandbox=sandbox, kinds=None if kind is None else (kind,))
+                fresh = await self.since(project, after=after, sandbox=sandbox, kinds=kinds)
             for event in fresh:
                 yield event
                 after = event.seq
@@ -95,5 +95,5 @@ class EventLog:
         return [event for event in islice(reversed(self._recent), min(behind, len(self._recent))) if event.seq > after][::-1]
 
 
-def _matches(event: Event, project: str, sandbox: str | None, kind: str | None) -> bool:
-    return event.project == project and (sandbox is None or event.sandbox == sandbox) and (kind is None or event.kind == kind)
+def _matches(event: Event, project: str, sandbox: str | None, kinds: Collection[str] | None) -> bool:
+    return event.project == project and (sandbox is None or event.sandbox == sandbox) and (kinds is None or event.kind in kinds)

@@ -13,7 +13,7 @@ from corral.control.events import EventLog
 from corral.control.idempotency import Claim
 from corral.control.lifecycle import Action
 from corral.control.ports import SandboxRows
-from corral.control.record import Record
+from corral.control.record import Record, moment
 from corral.control.registry import Living, Registry
 from corral.errors import NotFound, SandboxEnded
 from corral.ids import is_id
@@ -37,7 +37,16 @@ class Ledger:
         """A reserved sandbox begins to be made: from now on it is there for all to see."""
         record = living.record
         living.reserved = False
-        event = self._event("sandbox.created", record, actor=record.created_by, image=record.image, name=record.name)
+        event = self._event(
+            "sandbox.created",
+            record,
+            actor=record.created_by,
+            image=record.image,
+            name=record.name,
+            tags=dict(record.tags),
+            cpu=record.cpu,
+            memory=record.memory,
+        )
         stored = self._rows.create(record, [event], claim)
         self.log.when_stored(stored, event)
         return stored
@@ -76,7 +85,10 @@ class Ledger:
     def amend(self, living: Living, *, actor: str | None, **changes: Any) -> Record:
         """Change what was asked for: name, tags, times. Raises `Conflict` for a name that is taken."""
         fresh = replace(living.record, **changes)
-        self._write(fresh, tuple(changes), self._event("sandbox.updated", fresh, actor=actor, changed=sorted(changes)))
+        told: dict[str, Any] = {"tags": dict(fresh.tags)} if "tags" in changes else {}
+        if "deadline" in changes:
+            told["deadline"] = None if fresh.deadline is None else moment(fresh.deadline).isoformat()
+        self._write(fresh, tuple(changes), self._event("sandbox.updated", fresh, actor=actor, changed=sorted(changes), **told))
         return fresh
 
     async def decree(self, living: Living, *, actor: str | None, kind: str, data: Mapping[str, Any], **changes: Any) -> Record:

@@ -25,6 +25,7 @@ from corral.schema.snapshot import Change, Diff, MergeConflict
 from corral.schema.webhook import Webhook
 
 if TYPE_CHECKING:
+    from corral.control.event_webhooks import Hook
     from corral.control.images import ImageRecord
     from corral.control.shelf import SnapshotRecord
     from corral.control.templates import TemplateRecord
@@ -356,6 +357,15 @@ class WebhookRows(Protocol):
     async def remove(self, project: str) -> bool: ...
 
 
+class EventWebhookRows(Protocol):
+    """Where projects want to be told of events. `reached`: so far it was told."""
+
+    async def all(self) -> list[Hook]: ...
+    async def put(self, hook: Hook) -> None: ...
+    def reached(self, id: str, position: int) -> asyncio.Future[int]: ...
+    async def remove(self, id: str) -> None: ...
+
+
 class Deliver(Protocol):
     """Posts a body to a URL that a user has given. Raises `Unavailable` unless the answer is one of success, `Forbidden` when it must not be called."""
 
@@ -387,4 +397,6 @@ class Store(Protocol):
     def rules(self) -> RuleRows: ...
     @property
     def webhooks(self) -> WebhookRows: ...
+    @property
+    def event_webhooks(self) -> EventWebhookRows: ...
     async def checkpoint(self) -> None: ...

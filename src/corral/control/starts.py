@@ -78,7 +78,7 @@ class Starts:
     async def _listens(self, record: Record, port: int, seen: int) -> None:
         if any(one.port == port for one in await self._node.ports(record.id)):
             return
-        async for event in self._events.follow(record.project, after=seen, sandbox=record.id, kind="port.opened"):
+        async for event in self._events.follow(record.project, after=seen, sandbox=record.id, kinds=("port.opened",)):
             if event.data.get("port") == port:
                 return
 

@@ -1,4 +1,6 @@
-"""Telling a project's own server of connections that wait for a decision: signed, tried again until the question is moot, and never in the way of anything else."""
+"""Telling a project's own server of connections that wait for a decision: signed, tried again until the question is moot, and never in the way of anything else.
+
+What is sent, here and of events (`control.event_webhooks`), is sent by `send`."""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -23,6 +25,8 @@ WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds between tries, each once."""
 AT_ONCE = 100
 """Deliveries of one project under way; of more, it is told nothing but by the event."""
+
+Headers = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -95,24 +99,40 @@ class Webhooks:
 
     async def _tell(self, hook: _Hook, record: Record, approval: str, body: bytes, deadline: float | None) -> None:
         delivery = secrets.token_hex(16)
-        for wait in (*WAITS, None):
-            at = int(self._clock())
-            headers = [
-                ("Content-Type", "application/json"),
-                ("User-Agent", "corral"),
-                ("Corral-Delivery", delivery),
-                ("Corral-Signature", f"t={at},v1={signature(hook.secret, at, body)}"),
-            ]
-            try:
-                await self._deliver(hook.webhook.url, headers, body)
-            except (Unavailable, Forbidden) as error:
-                if wait is None or isinstance(error, Forbidden) or (deadline is not None and self._clock() + wait >= deadline):
-                    data = {"approval": approval, "url": hook.webhook.url, "reason": error.message[:500]}
-                    self._events.note("webhook.failed", record.project, sandbox=record.id, data=data)
-                    return
-                await asyncio.sleep(wait)
-            else:
-                return
+
+        def moot(wait: float) -> bool:
+            return deadline is not None and self._clock() + wait >= deadline
+
+        headers = lambda: signed(hook.secret, int(self._clock()), delivery, body)  # noqa: E731 - each try has its own time
+        if (reason := await send(self._deliver, hook.webhook.url, headers, body, moot)) is not None:
+            data = {"approval": approval, "url": hook.webhook.url, "reason": reason}
+            self._events.note("webhook.failed", record.project, sandbox=record.id, data=data)
+
+
+async def send(deliver: Deliver, url: str, headers: Callable[[], Headers], body: bytes, moot: Callable[[float], bool] = lambda _: False) -> str | None:
+    """Post it, and again after each of `WAITS` while it fails; None, or why it was given up. `moot`: whether it is of no use any more after so many seconds."""
+    for wait in (*WAITS, None):
+        try:
+            await deliver(url, headers(), body)
+        except Forbidden as error:
+            return error.message[:500]
+        except Unavailable as error:
+            if wait is None or moot(wait):
+                return error.message[:500]
+            await asyncio.sleep(wait)
+        else:
+            break
+    return None
+
+
+def signed(secret: bytes, at: int, delivery: str, body: bytes) -> Headers:
+    """What goes with a body. `delivery` is the same for every try."""
+    return [
+        ("Content-Type", "application/json"),
+        ("User-Agent", "corral"),
+        ("Corral-Delivery", delivery),
+        ("Corral-Signature", f"t={at},v1={signature(secret, at, body)}"),
+    ]
 
 
 def signature(secret: bytes, at: int, body: bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from corral.store.accounts import AccountRows
 from corral.store.database import Database
+from corral.store.event_webhooks import EventWebhookRows
 from corral.store.events import EventRows
 from corral.store.idempotency import ReplayRows
 from corral.store.images import ImageRows, TemplateRows
@@ -31,6 +32,7 @@ class Store:
         self.secrets = SecretRows(self.database)
         self.rules = RuleRows(self.database)
         self.webhooks = WebhookRows(self.database)
+        self.event_webhooks = EventWebhookRows(self.database)
 
     def open(self) -> None:
         """Bring the tables up to date; then it can be used."""

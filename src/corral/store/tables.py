@@ -197,6 +197,23 @@ webhooks = Table(
     Column("created_by", String(32), nullable=False),
 )
 
+event_webhooks = Table(
+    "event_webhooks",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("project", String(63), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("kinds", Text, nullable=False, comment="JSON list: of which events"),
+    Column("tags", Text, nullable=False, comment="JSON object: of which sandboxes"),
+    Column("enabled", Boolean, nullable=False),
+    Column("dialect", String(16), nullable=False),
+    Column("sealed", LargeBinary, nullable=False, comment="what requests are signed with, encrypted by the key ring"),
+    Column("position", BigInteger, nullable=False, comment="seq of the newest event that it is done with"),
+    Column("created_at", Double, nullable=False),
+    Column("created_by", String(32), nullable=False),
+)
+
 egress_rules = Table(
     "egress_rules",
     metadata,

@@ -25,6 +25,7 @@ from corral.facades.e2b.refusal import Refused, answer, body
 from corral.facades.e2b.rest.builds import Builds
 from corral.facades.e2b.rest.call import Call, Endpoint
 from corral.facades.e2b.rest.routes import ROUTES, Routes, building, unlocked
+from corral.facades.e2b.rest.webhooks import DIALECT, Telling
 from corral.facades.e2b.tokens import Tokens
 from corral.preview.doors import Door
 from corral.schema.account import Role
@@ -60,6 +61,7 @@ class E2B:
         self._desk = Desk(services, tokens)
         self.ports: dict[int, PortHandler] = {envd.PORT: self._desk.answer, interpreter.PORT: interpreter.Interpreter(services, tokens).answer}
         """By port, what is answered outside the sandbox."""
+        services.event_webhooks.dialects[DIALECT] = Telling(services.events)
         builds = Builds()
         routes = [*self._routes((*ROUTES, *building(builds)), self._actor), *self._routes(unlocked(builds), lambda _: _NOBODY)]
         self._router = Router(routes=routes, redirect_slashes=False)

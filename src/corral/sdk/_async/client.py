@@ -26,6 +26,7 @@ from corral.sdk._async.secret import SecretList
 from corral.sdk._async.snapshot import Snapshot
 from corral.sdk._async.transport import Transport
 from corral.sdk._async.volume import Volume
+from corral.sdk._async.webhook import WebhookList
 from corral.sdk.connection import Connection, discover
 from corral.sdk.flavor import ASYNC
 from corral.sdk.options import CreateOptions
@@ -49,6 +50,7 @@ class Client:
         self.keys = KeyList(self.transport)
         self.secrets = SecretList(self.transport)
         self.approvals = ApprovalList(self.transport)
+        self.webhooks = WebhookList(self.transport)
         self.closing: AsyncGenerator[None, None] | None = None
 
     async def __aenter__(self) -> Self:

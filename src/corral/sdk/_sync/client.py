@@ -26,6 +26,7 @@ from corral.sdk._sync.secret import SecretList
 from corral.sdk._sync.snapshot import Snapshot
 from corral.sdk._sync.transport import Transport
 from corral.sdk._sync.volume import Volume
+from corral.sdk._sync.webhook import WebhookList
 from corral.sdk.connection import Connection, discover
 from corral.sdk.options import CreateOptions
 
@@ -48,6 +49,7 @@ class Client:
         self.keys = KeyList(self.transport)
         self.secrets = SecretList(self.transport)
         self.approvals = ApprovalList(self.transport)
+        self.webhooks = WebhookList(self.transport)
         self.closing: Generator[None, None] | None = None
 
     def __enter__(self) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from corral.facades.e2b.rest import events, forks, lives, look, sandboxes, secrets, snapshots, templates, volume_content, volumes
+from corral.facades.e2b.rest import events, forks, lives, look, sandboxes, secrets, snapshots, templates, volume_content, volumes, webhooks
 from corral.facades.e2b.rest.builds import Builds
 from corral.facades.e2b.rest.call import Endpoint
 
@@ -45,6 +45,11 @@ ROUTES: Routes = (
     ("DELETE", "/volumes/{volume}", volumes.delete),
     ("GET", "/events/sandboxes", events.listing),
     ("GET", "/events/sandboxes/{sandbox}", events.listing),
+    ("GET", "/events/webhooks", webhooks.listing),
+    ("POST", "/events/webhooks", webhooks.create),
+    ("GET", "/events/webhooks/{webhook}", webhooks.get),
+    ("PATCH", "/events/webhooks/{webhook}", webhooks.update),
+    ("DELETE", "/events/webhooks/{webhook}", webhooks.delete),
     ("GET", "/secrets", secrets.listing),
     ("POST", "/secrets", secrets.create),
     ("GET", "/secrets/{secret}", secrets.get),
