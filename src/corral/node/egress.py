@@ -8,20 +8,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 import structlog
 
-from corral.errors import CorralError, PlatformError, Unavailable
+from corral.errors import CorralError, Unavailable
 from corral.net import nfnetlink
 from corral.net.egress_client import EgressClient, Sockets, Table
 from corral.net.elements import DNS_PORT
 from corral.node import nft
-from corral.node.holder_client import HolderClient, Spawn
+from corral.node.companion import LISTENER, Companion
+from corral.node.holder_client import HolderClient
 from corral.node.netns import Namespace
 from corral.places import Places
 from corral.schema.egress import Approval, Flow
@@ -47,6 +46,7 @@ class Egress:
         self._holder = holder
         self._resolvers = resolvers
         self.client = EgressClient(on_flows=on_flows, on_approval=on_approval, on_lost=self._gone)
+        self._process = Companion(places.egress_socket, places.egress_pid, places.logs / "egress.log")
         self._switch: Namespace | None = None
         self._task: asyncio.Task[None] | None = None
         self._usable = asyncio.Event()
@@ -65,7 +65,7 @@ class Egress:
             async with asyncio.timeout(PATIENCE):
                 await self._usable.wait()
         except TimeoutError:
-            raise Unavailable("the egress process is not there, so that no names can be reached", hint=f"see {self._places.logs}/egress.log") from None
+            raise Unavailable("the egress process is not there, so that no names can be reached", hint=f"see {self._process.log}") from None
 
     async def close(self) -> None:
         """Leave it to the next server."""
@@ -80,9 +80,7 @@ class Egress:
     async def shutdown(self) -> None:
         """End it."""
         await self.close()
-        await self._end(self._running())
-        for file in (self._places.egress_socket, self._places.egress_pid):
-            file.unlink(missing_ok=True)
+        await self._process.remove(self._holder)
 
     def _gone(self) -> None:
         self._usable.clear()
@@ -108,7 +106,7 @@ class Egress:
 
     async def _take_over(self, generations: frozenset[int]) -> None:
         """The process of an earlier server, or another in its place."""
-        if self._running():
+        if self._process.running():
             try:
                 await self._connect()
                 await self.client.retain(generations | self.client.generations)
@@ -119,58 +117,25 @@ class Egress:
         await self._start(generations)
 
     async def _start(self, _: frozenset[int]) -> None:
-        """Its socket listens before the process is there, so that nobody has to ask when it is ready."""
-        await self._end(self._running())
-        path = self._places.egress_socket
-        path.unlink(missing_ok=True)
+        await self._process.end(self._holder)
         self._places.keys.mkdir(mode=0o700, parents=True, exist_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        written = os.open(self._places.logs / "egress.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            listener.bind(str(path))
-            path.chmod(0o600)
-            listener.listen(8)
-            argv = [sys.executable, "-I", "-m", "corral.net.edge", "--listener", "3", str(path), str(self._places.keys)]
+        with self._process.listener() as listener:
+            argv = [sys.executable, "-I", "-m", "corral.net.edge", "--listener", str(LISTENER), str(self._process.at), str(self._places.keys)]
             argv += [part for resolver in self._resolvers for part in ("--resolver", resolver)]
-            fds = {0: null, 1: written, 2: written, 3: listener.fileno()}
-            pid = await self._holder.spawn(Spawn(argv, env=_environment(), fds=fds, rlimits={"RLIMIT_CORE": 0}))
-            self._places.egress_pid.write_text(str(pid))
-        finally:
-            listener.close()
-            os.close(written)
-            os.close(null)
+            await self._process.start(self._holder, argv, listener, env=_environment())
         await self._connect()
 
     async def _connect(self) -> None:
         assert self._switch is not None
         switch = self._switch
         async with asyncio.timeout(PATIENCE):
-            await self.client.connect(self._places.egress_socket, Table(self._places.tag, nft.LOG_GROUP), lambda: switch.run(_sockets))
-
-    def _running(self) -> int:
-        """The number of the process that was started last, 0 when it is gone."""
-        try:
-            pid = int(self._places.egress_pid.read_text())
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError, ValueError):
-            return 0
-        return pid if os.fsencode(self._places.egress_socket) in command.split(b"\0") else 0
-
-    async def _end(self, pid: int) -> None:
-        """Kill the process and wait for its end; 0: there is none."""
-        if pid:
-            await self._holder.watch([pid])
-            with contextlib.suppress(PlatformError):
-                await self._holder.kill(pid, signal.SIGKILL)
-            await self._holder.exit_of(pid)
-            await self._holder.forget([pid])
+            await self.client.connect(self._process.at, Table(self._places.tag, nft.LOG_GROUP), lambda: switch.run(_sockets))
 
 
 def _environment() -> dict[str, str]:
     """Of ours it needs where programs are, and where the certificates are that others are verified with."""
     names = ("PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
-    return {"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1", **{name: os.environ[name] for name in names if name in os.environ}}
+    return {"PATH": os.defpath, **{name: os.environ[name] for name in names if name in os.environ}}
 
 
 def _sockets() -> Sockets:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -15,9 +14,10 @@ from typing import Any, Protocol
 
 import structlog
 
-from corral.errors import CorralError, PlatformError, SetupError, Unavailable
+from corral.errors import CorralError, SetupError, Unavailable
 from corral.net.edge_link import Link
-from corral.node.holder_client import HolderClient, Spawn
+from corral.node.companion import LISTENER, Companion
+from corral.node.holder_client import HolderClient
 from corral.places import Places
 from corral.preview.access import Settings
 from corral.preview.doors import Door, as_message
@@ -97,6 +97,7 @@ class Keeper:
 
     def __init__(self, places: Places, knowledge: Knowledge) -> None:
         self._places = places
+        self._process = Companion(places.preview_socket, places.preview_pid, places.logs / "preview.log")
         self._knowledge = knowledge
         self._holder: HolderClient | None = None
         self._edge: Edge | None = None
@@ -117,10 +118,10 @@ class Keeper:
         """Take over the process of an earlier server, or start one. Raises `SetupError` when its port is taken, `Unavailable` when it does not come."""
         self._holder, self._edge = holder, edge
         try:
-            if not (self._running() and await self._taken_over()):
+            if not (self._process.running() and await self._taken_over()):
                 await self._start()
         except (OSError, TimeoutError) as error:
-            raise Unavailable(f"the preview process could not be started: {error or 'it takes too long'}", hint=f"see {self._log}") from None
+            raise Unavailable(f"the preview process could not be started: {error or 'it takes too long'}", hint=f"see {self._process.log}") from None
         self._task = asyncio.create_task(self._keep(), name="preview process")
 
     async def close(self) -> None:
@@ -135,10 +136,7 @@ class Keeper:
     async def shutdown(self, holder: HolderClient) -> None:
         """End it, also one of an earlier server that was not taken over."""
         await self.close()
-        self._holder = holder
-        await self._end(self._running())
-        for file in (self._places.preview_socket, self._places.preview_pid):
-            file.unlink(missing_ok=True)
+        await self._process.remove(holder)
 
     # What it is told
 
@@ -201,10 +199,6 @@ class Keeper:
 
     # The process
 
-    @property
-    def _log(self) -> Path:
-        return self._places.logs / "preview.log"
-
     async def _keep(self) -> None:
         delay = RETRY[0]
         while True:
@@ -229,28 +223,12 @@ class Keeper:
         return True
 
     async def _start(self) -> None:
-        """Its socket listens before the process is there, so that nobody has to ask when it is ready."""
         assert self._holder is not None
         self._disconnect()
-        await self._end(self._running())
-        path = self._places.preview_socket
-        path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        written = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            listener.bind(str(path))
-            path.chmod(0o600)
-            listener.listen(8)
-            argv = [sys.executable, "-I", "-m", "corral.preview.process", "--listener", "3", str(path)]
-            fds = {0: null, 1: written, 2: written, 3: listener.fileno()}
-            env = {"PATH": os.environ.get("PATH", os.defpath), "PYTHONDONTWRITEBYTECODE": "1"}
-            pid = await self._holder.spawn(Spawn(argv, env=env, fds=fds, rlimits={"RLIMIT_CORE": 0}))
-            self._places.preview_pid.write_text(str(pid))
-        finally:
-            listener.close()
-            os.close(written)
-            os.close(null)
+        await self._process.end(self._holder)
+        with self._process.listener() as listener:
+            argv = [sys.executable, "-I", "-m", "corral.preview.process", "--listener", str(LISTENER), str(self._process.at)]
+            await self._process.start(self._holder, argv, listener, env={"PATH": os.environ.get("PATH", os.defpath)})
         await self._connect()
 
     async def _connect(self) -> None:
@@ -261,7 +239,7 @@ class Keeper:
         loop = asyncio.get_running_loop()
         self._greeting = loop.create_future()
         try:
-            await loop.sock_connect(connection, str(self._places.preview_socket))
+            await loop.sock_connect(connection, str(self._process.at))
         except BaseException:
             connection.close()
             raise
@@ -307,24 +285,6 @@ class Keeper:
         if self._greeting is not None and not self._greeting.done():
             self._greeting.set_exception(ConnectionResetError("the preview process hung up"))
         self._lost.set()
-
-    def _running(self) -> int:
-        """The number of the process that was started last, 0 when it is gone."""
-        try:
-            pid = int(self._places.preview_pid.read_text())
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError, ValueError):
-            return 0
-        return pid if os.fsencode(self._places.preview_socket) in command.split(b"\0") else 0
-
-    async def _end(self, pid: int) -> None:
-        """Kill the process and wait for its end; 0: there is none."""
-        if pid and self._holder is not None:
-            await self._holder.watch([pid])
-            with contextlib.suppress(PlatformError):
-                await self._holder.kill(pid, signal.SIGKILL)
-            await self._holder.exit_of(pid)
-            await self._holder.forget([pid])
 
 
 def _settings(settings: Settings) -> dict[str, Any]:

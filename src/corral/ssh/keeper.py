@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import socket
 import struct
 import sys
@@ -16,8 +15,9 @@ from typing import Protocol
 
 import structlog
 
-from corral.errors import CorralError, PlatformError, SetupError
-from corral.node.holder_client import HolderClient, Spawn
+from corral.errors import CorralError, SetupError
+from corral.node.companion import LISTENER, Companion
+from corral.node.holder_client import HolderClient
 from corral.places import Places
 from corral.ssh import host_key
 
@@ -70,6 +70,7 @@ class Keeper:
 
     def __init__(self, places: Places, knowledge: Knowledge) -> None:
         self._places = places
+        self._process = Companion(places.ssh_socket, places.ssh_pid, places.logs / "ssh.log")
         self._knowledge = knowledge
         self._holder: HolderClient | None = None
         self._door: Door | None = None
@@ -84,13 +85,14 @@ class Keeper:
         """Listen, or leave that to the process of an earlier server. Raises `SetupError` when the chosen port is taken."""
         self._holder, self._door = holder, door
         self.host_key = host_key.ensure(self._key)
-        path = self._places.ssh_socket
+        path = self._process.at
         path.unlink(missing_ok=True)
         self._answers = await asyncio.start_unix_server(self._answer, path, limit=QUESTION)
         path.chmod(0o600)
-        pid, self.port = self._running()
+        said = self._process.said()
+        pid, self.port = self._process.running(), int(said) if said.isdecimal() else 0
         if pid and not self._fits(pid):
-            await self._end(pid)
+            await self._process.end(holder)
             pid = 0
         if not pid:
             self._listener = self._listen(self.port or door.port, fixed=door.fixed)
@@ -112,10 +114,7 @@ class Keeper:
     async def shutdown(self, holder: HolderClient) -> None:
         """End it, also that of an earlier server."""
         await self.close()
-        self._holder = holder
-        await self._end(self._running()[0])
-        for file in (self._places.ssh_socket, self._places.ssh_pid):
-            file.unlink(missing_ok=True)
+        await self._process.remove(holder)
 
     # The process
 
@@ -162,50 +161,19 @@ class Keeper:
 
     async def _start(self, listener: socket.socket) -> int:
         assert self._holder is not None
-        self._places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        written = os.open(self._places.logs / "ssh.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            fds = {0: null, 1: written, 2: written, 3: listener.fileno()}
-            env = {"PATH": os.environ.get("PATH", os.defpath), "PYTHONDONTWRITEBYTECODE": "1"}
-            pid = await self._holder.spawn(Spawn(self._argv(), env=env, fds=fds, rlimits={"RLIMIT_CORE": 0}))
-            self._places.ssh_pid.write_text(f"{pid} {self.port}")
-        finally:
-            os.close(written)
-            os.close(null)
-        return pid
+        env = {"PATH": os.environ.get("PATH", os.defpath)}
+        return await self._process.start(self._holder, self._argv(), listener, env=env, say=str(self.port))
 
     def _argv(self) -> list[str]:
         assert self._door is not None
-        where = ["--listener", "3", "--socket", str(self._places.ssh_socket), "--host-key", str(self._key), "--api", self._door.api]
+        where = ["--listener", str(LISTENER), "--socket", str(self._process.at), "--host-key", str(self._key), "--api", self._door.api]
         return [sys.executable, "-I", "-m", "corral.ssh.process", "--version", str(VERSION), "--host", self._door.host, *where]
-
-    def _running(self) -> tuple[int, int]:
-        """The number of the process that was started last and its port; zeros when there is none."""
-        try:
-            pid, port = (int(word) for word in self._places.ssh_pid.read_text().split())
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError, ValueError):
-            return 0, 0
-        return (pid, port) if os.fsencode(self._places.ssh_socket) in command.split(b"\0") else (0, port)
 
     def _fits(self, pid: int) -> bool:
         """Whether it is what this server would have started."""
         assert self._door is not None
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            return False
         wanted = self._door.port in (0, self.port) or not self._door.fixed
-        return wanted and command.rstrip(b"\0").split(b"\0") == [os.fsencode(word) for word in self._argv()]
-
-    async def _end(self, pid: int) -> None:
-        if pid and self._holder is not None:
-            await self._holder.watch([pid])
-            with contextlib.suppress(PlatformError):
-                await self._holder.kill(pid, signal.SIGKILL)
-            await self._holder.exit_of(pid)
-            await self._holder.forget([pid])
+        return wanted and self._process.runs(pid, self._argv())
 
     def _listen(self, port: int, *, fixed: bool) -> socket.socket:
         assert self._door is not None
