@@ -6,13 +6,36 @@ import functools
 import posixpath
 import re
 from collections.abc import Sequence
+from typing import Protocol
 
 from corral.errors import InvalidArgument
 
+_ANY, _DIRECTORIES, _STAR = ".*", "(?:.*/)?", "[^/]*"
+"""What `**`, `**/` and `*` are."""
+
+
+class Pattern(Protocol):
+    """A pattern of whole paths, relative and with single slashes."""
+
+    def fullmatch(self, string: str, /) -> object | None: ...
+
 
 @functools.cache
-def compiled(pattern: str) -> re.Pattern[str]:
-    """A whole path, relative and with single slashes. Raises `InvalidArgument` for a pattern that is none."""
+def compiled(pattern: str) -> Pattern:
+    """Raises `InvalidArgument` for a pattern that is none."""
+    pieces = _pieces(pattern)
+    # What an expression tries grows with a path's length to the power of these, and patterns are strangers'. One at the end takes all there is at once.
+    wide = sum(piece in (_ANY, _DIRECTORIES) for piece in pieces[:-1])
+    try:
+        if wide <= 1 and wide + pieces.count(_STAR) <= 2:
+            return re.compile("".join(pieces), re.DOTALL)
+        return _Automaton(pieces)
+    except re.error:
+        raise _wrong(pattern) from None
+
+
+def _pieces(pattern: str) -> list[str]:
+    """Expressions of which each is for one character, or a wildcard."""
     out: list[str] = []
     at = 0
     while at < len(pattern):
@@ -20,15 +43,15 @@ def compiled(pattern: str) -> re.Pattern[str]:
         if pattern.startswith("**", at):
             at += 2
             if pattern.startswith("/", at):
-                out.append("(?:.*/)?")
+                out.append(_DIRECTORIES)
                 at += 1
             else:
-                out.append(".*")
+                out.append(_ANY)
             continue
         at += 1
         match character:
             case "*":
-                out.append("[^/]*")
+                out.append(_STAR)
             case "?":
                 out.append("[^/]")
             case "[":
@@ -41,10 +64,34 @@ def compiled(pattern: str) -> re.Pattern[str]:
                 at += 1
             case _:
                 out.append(re.escape(character))
-    try:
-        return re.compile("".join(out), re.DOTALL)
-    except re.error:
-        raise _wrong(pattern) from None
+    return out
+
+
+class _Automaton:
+    """The same as the expression, in time that grows with the path's length alone. A state is a bit: how many of the pieces are behind."""
+
+    def __init__(self, pieces: Sequence[str]) -> None:
+        self._end = 1 << len(pieces)
+        self._any, self._directories, self._star = (sum(1 << at for at, piece in enumerate(pieces) if piece == one) for one in (_ANY, _DIRECTORIES, _STAR))
+        self._single = [(1 << at, re.compile(piece, re.DOTALL)) for at, piece in enumerate(pieces) if piece not in (_ANY, _DIRECTORIES, _STAR)]
+        self._known: dict[str, int] = {}
+
+    def fullmatch(self, string: str, /) -> object | None:
+        states, within = self._skipped(1), 0
+        for character in string:
+            if (single := self._known.get(character)) is None:
+                single = self._known[character] = sum(bit for bit, piece in self._single if piece.fullmatch(character))
+            within |= states & self._directories
+            moved = (states & single) << 1 | states & self._any
+            moved |= within << 1 if character == "/" else states & self._star
+            states = self._skipped(moved)
+        return True if states & self._end else None
+
+    def _skipped(self, states: int) -> int:
+        """With those behind wildcards that stand for nothing."""
+        while (more := states | (states & (self._any | self._directories | self._star)) << 1) != states:
+            states = more
+        return states
 
 
 def _class(pattern: str, at: int) -> tuple[str, int]:
@@ -76,7 +123,7 @@ class Ignore:
     """The lines of a .dockerignore: the last that matches decides, `!` takes back."""
 
     def __init__(self, lines: Sequence[str]) -> None:
-        self._rules: list[tuple[bool, re.Pattern[str]]] = []
+        self._rules: list[tuple[bool, Pattern]] = []
         self.has_exceptions = False
         for number, line in enumerate(lines):
             text = (line.removeprefix("\ufeff") if number == 0 else line).rstrip("\r\n")

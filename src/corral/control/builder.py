@@ -30,6 +30,7 @@ from corral.control.workbench import Workbench, explain
 from corral.errors import CorralError, InvalidArgument, NotFound
 from corral.ids import is_id
 from corral.images import tree
+from corral.images.bounded import Bounded
 from corral.images.config import ImageConfig
 from corral.images.dockerfile.stages import Stages
 from corral.images.keys import base_key, describe, image_id, step_key
@@ -246,12 +247,14 @@ class _Building:
                 case Run():
                     sources = {config.absolute(bind.target): await self._supply(bind, stages) for bind in step.binds}
                     self._count += 1
-                    key = step_key(key, step, "".join(self._digest(bind, sources[config.absolute(bind.target)]) for bind in step.binds))
+                    key = step_key(
+                        key, step, "".join([await asyncio.to_thread(self._digest, bind, sources[config.absolute(bind.target)]) for bind in step.binds])
+                    )
                     planned.append(Planned(step, self._count, key, config, workdirs, before, sources))
                 case Copy():
                     supply = await self._supply(step, stages)
                     self._count += 1
-                    key = step_key(key, step, self._digest(step, supply))
+                    key = step_key(key, step, await asyncio.to_thread(self._digest, step, supply))
                     planned.append(Planned(step, self._count, key, config, workdirs, before, {"": supply}))
                 case _:
                     key = step_key(key, step, "")
@@ -346,7 +349,7 @@ class _Building:
                 directory = found.is_directory([root])
                 placed = found.place([root], name=None if directory else posixpath.basename(target))
                 tar = Path(room) / f"bind-{number}"
-                await asyncio.to_thread(_write, placed, tar, owners=False)
+                await asyncio.to_thread(_write, placed, tar, bench.most, owners=False)
                 binds[target] = (tar, directory)
             code = await bench.run(step, one.config, tail, binds, workdirs)
         if code:
@@ -374,11 +377,11 @@ class _Building:
             name = posixpath.basename(target) if plain and not found.is_directory(sources) and not await bench.is_directory(target) else None
             if name is None and plain and len(sources) > 1:
                 raise InvalidArgument(f"several sources are copied to {step.target!r}, which is no directory", hint="end it with a slash")
-            placed = found.place(sources, name=name, exclude=step.exclude, parents=step.parents)
+            placed = await asyncio.to_thread(found.place, sources, name=name, exclude=step.exclude, parents=step.parents)
             if name is not None and step.unpack and _is_archive(placed):
                 # Its content goes to a directory of that name, and not beside it.
                 name = None
-            await asyncio.to_thread(_write, placed, tar, owners=kept, mode=step.mode, unpack=step.unpack)
+            await asyncio.to_thread(_write, placed, tar, bench.most, owners=kept, mode=step.mode, unpack=step.unpack)
             # What is in an archive belongs to whom the archive says; all else of an upload is written as root's.
             owner = step.owner or ("" if kept or step.unpack else "root")
             await bench.put(tar, target if name is None else posixpath.dirname(target), owner=owner)
@@ -450,8 +453,8 @@ class _Building:
         self._progress.say("note", text)
 
 
-def _write(placed: Sequence[Placed], path: Path, *, owners: bool, mode: int | None = None, unpack: bool = False) -> None:
-    with path.open("wb") as out:
+def _write(placed: Sequence[Placed], path: Path, most: int, *, owners: bool, mode: int | None = None, unpack: bool = False) -> None:
+    with Bounded(path, most) as out:
         tree.write(placed, out, owners=owners, mode=mode, unpack=unpack)
 
 

@@ -20,6 +20,7 @@ from corral.control.shelf import SnapshotRecord
 from corral.control.snapshots import Snapshots
 from corral.control.volumes import Volumes
 from corral.errors import BuildFailed, CorralError, FileNotFound, InvalidArgument, NotFound, SandboxEnded
+from corral.images.bounded import Bounded
 from corral.images.config import ImageConfig
 from corral.images.tree import Entry, Tree
 from corral.patterns import is_pattern
@@ -71,6 +72,11 @@ class Workbench:
         self.image = image
         self._box: str | None = None
         self._needs: Needs = ((), ())
+
+    @property
+    def most(self) -> int:
+        """Bytes that files for one step may take on the host: no more than the disk they are for."""
+        return self._wanted.disk << 20
 
     async def restart_from(self, image: str) -> None:
         """What was done in the sandbox so far is of no use; the next step starts from this image."""
@@ -164,10 +170,10 @@ class Workbench:
             what = await files.stat(_at(path), follow=True)
             name = path.strip("/")
             if what.type is file.Kind.DIRECTORY:
-                await _pour(await files.tar_out(_at(path)), tar)
+                await _pour(await files.tar_out(_at(path)), tar, self.most)
                 found = found.joined(await asyncio.to_thread(Tree.read, tar), name)
             elif what.type is file.Kind.FILE:
-                await _pour((await files.read(_at(path)))[1], tar)
+                await _pour((await files.read(_at(path)))[1], tar, self.most)
                 one = Entry(name, "file", what.mode, what.uid, what.gid, what.modified_at.timestamp(), size=tar.stat().st_size, file=tar)
                 found = found.joined(Tree.of(name, one), "")
             else:
@@ -325,9 +331,9 @@ def explain(error: CorralError, *, step: int, text: str, before: str | None, out
     return error
 
 
-async def _pour(download: Download, target: Path) -> None:
+async def _pour(download: Download, target: Path, most: int) -> None:
     try:
-        with target.open("wb") as out:
+        with Bounded(target, most) as out:
             async for piece in download:
                 await asyncio.to_thread(out.write, piece)
     finally:

@@ -21,7 +21,9 @@ def step_key(parent: str, step: Step, inputs: str) -> str:
     match step:
         case Run():
             # How long it may take, and that it was to be done anew, changes nothing in what it makes; caches hold nothing that counts.
-            text = step.model_dump(mode="json", exclude={"timeout", "force", "caches", "binds"}) | {"binds": [bind.target for bind in step.binds]}
+            text = step.model_dump(mode="json", exclude={"timeout", "force", "caches", "binds"}) | {
+                "binds": [[bind.target, bind.source] for bind in step.binds]
+            }
         case Copy():
             text = step.model_dump(mode="json", exclude={"upload", "image"})
         case _:

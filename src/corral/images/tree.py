@@ -5,6 +5,7 @@ The tar file is somebody else's. Names that leave it are refused when it is read
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import posixpath
@@ -12,15 +13,17 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Protocol, cast
 
-from corral.errors import InvalidArgument, NotFound, TooLarge
+from corral.errors import CorralError, InvalidArgument, NotFound, TooLarge
 from corral.patterns import Ignore, compiled, is_pattern, relative
 
 MOST = 1_000_000
 """Entries of one tree."""
 _PIECE = 1 << 20
 _BLOCK = 512
+_DAMAGED = (tarfile.TarError, EOFError, OSError, ValueError, OverflowError)
+"""What reading an archive of strangers raises."""
 _LINKS = 40
 """Symbolic links that are followed for one path, as the kernel does."""
 
@@ -65,7 +68,7 @@ class Tree:
         """The index of a tar file. Raises `InvalidArgument` for what is no tar file, or a hostile one."""
         entries = {"": Entry("", "directory", 0o755, 0, 0, 0.0)}
         try:
-            with tarfile.open(file, "r:") as archive, file.open("rb") as content:
+            with file.open("rb") as source, _archive(source) as archive, file.open("rb") as content:
                 for info in archive:
                     entry = _entry(info, content, entries, file)
                     _make_parents(entry.path, entries)
@@ -188,7 +191,13 @@ def digest(placed: Iterable[Placed], *, owners: bool) -> str:
     return found.hexdigest()
 
 
-def write(placed: Sequence[Placed], target: BinaryIO, *, owners: bool, mode: int | None = None, unpack: bool = False) -> None:
+class Sink(Protocol):
+    """What a tar file is written to."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+def write(placed: Sequence[Placed], target: Sink, *, owners: bool, mode: int | None = None, unpack: bool = False) -> None:
     """Put them together as a tar file. `unpack`: those that are tar archives, plain or compressed, become what is in them."""
     for one in placed:
         if one.entry.file is None:
@@ -203,7 +212,7 @@ def write(placed: Sequence[Placed], target: BinaryIO, *, owners: bool, mode: int
     target.write(bytes(2 * _BLOCK))
 
 
-def inline(files: Sequence[tuple[str, str]], target: BinaryIO, *, mode: int | None = None) -> None:
+def inline(files: Sequence[tuple[str, str]], target: Sink, *, mode: int | None = None) -> None:
     """Files that were given as text, as a tar file."""
     for name, text in files:
         raw = text.encode("utf-8", "surrogateescape")
@@ -212,7 +221,7 @@ def inline(files: Sequence[tuple[str, str]], target: BinaryIO, *, mode: int | No
     target.write(bytes(2 * _BLOCK))
 
 
-def _put(target: BinaryIO, name: str, entry: Entry, *, owners: bool, mode: int | None) -> None:
+def _put(target: Sink, name: str, entry: Entry, *, owners: bool, mode: int | None) -> None:
     info = tarfile.TarInfo(name)
     info.type = {"file": tarfile.REGTYPE, "directory": tarfile.DIRTYPE, "symlink": tarfile.SYMTYPE, "fifo": tarfile.FIFOTYPE}[entry.kind]
     info.mode = entry.mode if mode is None or entry.kind == "symlink" else mode | (0o111 if entry.kind == "directory" else 0)
@@ -222,7 +231,7 @@ def _put(target: BinaryIO, name: str, entry: Entry, *, owners: bool, mode: int |
     target.write(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
 
 
-def _pour(source: BinaryIO, size: int, target: BinaryIO) -> None:
+def _pour(source: BinaryIO, size: int, target: Sink) -> None:
     left = size
     while left:
         piece = source.read(min(_PIECE, left))
@@ -239,19 +248,19 @@ def is_archive(entry: Entry) -> bool:
         return False
     with entry.file.open("rb") as source:
         try:
-            tarfile.open(fileobj=_Part(source, entry.offset, entry.size), mode="r:*").close()
-        except (tarfile.TarError, EOFError, OSError):
+            _any_archive(_Part(source, entry.offset, entry.size)).close()
+        except _DAMAGED:
             return False
     return True
 
 
-def _unpacked(source: BinaryIO, one: Placed, target: BinaryIO) -> bool:
+def _unpacked(source: BinaryIO, one: Placed, target: Sink) -> bool:
     """Whether it was an archive, whose entries were written in its place."""
     directory = posixpath.dirname(one.name)
     within = _Part(source, one.entry.offset, one.entry.size)
     try:
-        archive = tarfile.open(fileobj=within, mode="r:*")  # noqa: SIM115 - closed below
-    except (tarfile.TarError, EOFError, OSError):
+        archive = _any_archive(within)
+    except _DAMAGED:
         return False
     with archive:
         try:
@@ -263,7 +272,9 @@ def _unpacked(source: BinaryIO, one: Placed, target: BinaryIO) -> bool:
                 target.write(kept.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
                 if info.isreg() and (content := archive.extractfile(info)) is not None:
                     _pour(content, info.size, target)  # pyright: ignore[reportArgumentType] - an ExFileObject reads bytes
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except _DAMAGED as error:
+            if isinstance(error, CorralError):
+                raise
             raise InvalidArgument(f"the archive {one.name!r} is damaged: {error}") from None
     return True
 
@@ -275,6 +286,52 @@ def replace_info(info: tarfile.TarInfo, name: str, directory: str) -> tarfile.Ta
     kept.size = info.size if info.isreg() else 0
     kept.linkname = posixpath.join(directory, clean(info.linkname)) if info.islnk() else info.linkname
     return kept
+
+
+class _Careful:
+    """A file as tarfile reads it, which takes headers into memory whole, however long they say they are."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > _PIECE:
+            raise tarfile.ReadError(f"a header of more than {_PIECE >> 20} MiB")
+        try:
+            return self._file.read(size)
+        except (OSError, EOFError):
+            raise
+        except Exception as error:
+            # Each kind of compression has its own.
+            raise tarfile.ReadError(str(error)) from error
+
+
+def _archive(file: BinaryIO) -> tarfile.TarFile:
+    """A plain tar file."""
+    return tarfile.open(fileobj=cast("BinaryIO", _Careful(file)), mode="r:")
+
+
+def _any_archive(part: _Part) -> tarfile.TarFile:
+    """A tar file that may be compressed, by what it begins with."""
+    begin = part.read(6) or b""
+    part.seek(0)
+    opened: Any = part
+    try:
+        if begin.startswith(b"\x1f\x8b"):
+            opened = gzip.GzipFile(fileobj=opened)
+        elif begin.startswith(b"BZh"):
+            import bz2
+
+            opened = bz2.BZ2File(opened)
+        elif begin.startswith((b"\xfd7zXZ\0", b"\x5d\0\0")):
+            import lzma
+
+            opened = lzma.LZMAFile(opened)  # noqa: SIM115 - whoever reads it closes the archive
+    except ImportError as error:
+        # Not every Python has all of them.
+        raise tarfile.CompressionError(str(error)) from None
+    return _archive(opened)
 
 
 class _Part(io.RawIOBase):
