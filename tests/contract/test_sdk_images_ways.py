@@ -264,3 +264,52 @@ def test_a_template_can_not_have_a_snapshots_name(server: Server, word: str) -> 
         with pytest.raises(Conflict):
             client.templates.set(name, "tiny")
         snapshot.delete()
+
+
+# What results are found by, and what strangers' steps may cost
+
+
+def test_another_file_of_a_stage_is_another_step(server: Server, word: str, tmp_path: Path) -> None:
+    for source in ("one", "two"):
+        (tmp_path / "Dockerfile").write_text(f"""\
+FROM corral/tiny AS made
+RUN mkdir /made && echo {word} > /made/one && echo other > /made/two
+FROM corral/tiny
+RUN --mount=type=bind,from=made,source=/made/{source},target=/mnt/file cat /mnt/file > /seen
+""")
+        with Sandbox.create(Image.from_dockerfile(tmp_path / "Dockerfile")) as box:
+            assert box.run("cat /seen").stdout == (f"{word}\n" if source == "one" else "other\n")
+
+
+def test_a_build_argument_counts_from_where_it_is_declared(server: Server, word: str, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text(f"FROM corral/tiny\nRUN echo {word}\nARG WHO=nobody\nRUN echo $WHO > /who\n")
+    done = [steps(Image.from_dockerfile(tmp_path / "Dockerfile", args=args)) for args in ({}, {"WHO": "someone"}, {"WHO": "nobody"})]
+    assert [one["step"] for one in done] == [[1, 2], [2], []]
+
+
+def test_pruning_takes_nothing_from_a_build_that_is_under_way(server: Server, word: str) -> None:
+    image = (
+        Image.named("tiny")
+        .run(f"echo {word} > /one")
+        .run("echo two > /two")
+        .run(f"echo waits; while ! test -e /{word}; do sleep 0.1; done; cat /one /two > /three")
+    )
+    waits = threading.Event()
+    built: list[str] = []
+
+    def note(line: BuildLog) -> None:
+        if line.stream == "stdout" and "waits" in line.text:
+            waits.set()
+
+    thread = threading.Thread(target=lambda: built.append(image.build(on_log=note).id))
+    thread.start()
+    assert waits.wait(60)
+    with Client() as client:
+        client.images.prune(images=True)
+        (box,) = [client.sandboxes.get(id) for id in build_sandboxes(client)]
+        box.files.write(f"/{word}", b"")
+        thread.join()
+        with client.sandboxes.create(built[0]) as made:
+            assert made.run("cat /three").stdout == f"{word}\ntwo\n"
+    with Sandbox.create(image.run("cat /three > /four")) as after:
+        assert after.files.read_text("/four") == f"{word}\ntwo\n"
