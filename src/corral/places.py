@@ -96,6 +96,30 @@ class Places:
         return self.home / "spool"
 
     @property
+    def uploads(self) -> Path:
+        """Files and archives that images are made of, until they have been used."""
+        return self.home / "uploads"
+
+    @property
+    def builds(self) -> Path:
+        """Where files of images are put together; emptied at every start."""
+        return self.home / "builds"
+
+    @property
+    def contents(self) -> tuple[Path, ...]:
+        """The directories of everything that sandboxes wrote or that they are made of: what is encrypted where that was asked for. `pool_image` comes out of the pool's."""
+        return self.pool, self.memory, self.layers, self.spool, self.uploads, self.builds
+
+    @property
+    def disk_key(self) -> Path:
+        """The key by which the disk key is sealed, unless another is named."""
+        return self.keys / "disk.key"
+
+    @property
+    def sealed_disk_key(self) -> Path:
+        return self.keys / "disk.sealed"
+
+    @property
     def logs(self) -> Path:
         return self.home / "logs"
 

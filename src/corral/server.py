@@ -1,7 +1,7 @@
 """The server of one machine: puts store, control, API and node together, and says in which order they open and close.
 
-open     lock → store → keys → listen → node (adopts what lives) → preview process → ready
-close    no new requests → streams end → requests end → watch ends → preview process → node → store → lock
+open     lock → disk key → store → keys → listen → node (adopts what lives) → preview process → ready
+close    no new requests → streams end → requests end → watch ends → preview process → node → store → disk key, if nothing lives on → lock
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from corral.control.housekeeping import Housekeeper
 from corral.control.idempotency import Replays
 from corral.control.images import Images
 from corral.control.logins import Logins
-from corral.control.ports import Node
+from corral.control.ports import KeyRing, Node
 from corral.control.previews import Address, Previews
 from corral.control.record import Record
 from corral.control.roles import Actor
@@ -64,6 +64,7 @@ from corral.errors import CorralError, SetupError, Unavailable
 from corral.facades.e2b.front import DOOR, E2B
 from corral.facades.e2b.tokens import Tokens
 from corral.net.callout import Callout
+from corral.node.at_rest import AtRest
 from corral.places import Places
 from corral.preview import certificate, secret
 from corral.preview.doors import DOORS
@@ -75,7 +76,8 @@ from corral.settings import Settings
 from corral.ssh.keeper import Door
 from corral.ssh.keeper import Keeper as SshKeeper
 from corral.store import Store
-from corral.store.keyring import FileKeyRing
+from corral.store.disk_key import SealedDiskKey
+from corral.store.keyring import DISK, FileKeyRing, ProgramKeyRing
 
 __all__ = ["Application", "Settings", "Started", "build_app", "run", "serve"]
 
@@ -109,6 +111,7 @@ class Application:
         self._machine = Machine(places.pool if places.pool.is_dir() else places.home)
         self._store = Store(settings.database_url)
         self._node = node
+        self._at_rest = AtRest(places, SealedDiskKey(places.sealed_disk_key, _disk_ring(settings)), wanted=settings.encrypt)
         accounts = Accounts(self._store.accounts, time.time)
         events = EventLog(self._store.events, time.time)
         keys = FileKeyRing(places.keys / "secrets.key")
@@ -179,7 +182,7 @@ class Application:
             replays=Replays(time.time),
             store=self._store,
             node=node,
-            meter=Meter(self._sandboxes.in_state),
+            meter=Meter(self._sandboxes.in_state, lambda: self._at_rest.on),
             history=History(node, self._sandboxes.running),
             streams=streams,
             abandoned=Abandoned(self._sandboxes, streams),
@@ -198,7 +201,10 @@ class Application:
         self.first = False
 
     async def open_store(self) -> None:
-        """Bring the database up to date and load what is kept in memory; at the very first start make the admin key."""
+        """Have the disks readable, bring the database up to date and load what is kept in memory; at the very first start make the admin key."""
+        await self._at_rest.open()
+        if not self._at_rest.on and (named := _disk_key_option(self._settings)):
+            raise SetupError(f"{named} is given, and {self._settings.home} is not encrypted", hint="leave it out, or say --encrypt where the home is new")
         self._store.open()
         made = await self.services.accounts.open(secret.kept(self._settings.places.keys / "lent.key"))
         self.first = made is not None
@@ -293,6 +299,10 @@ class Application:
         if self._opened:
             await (self._node.shutdown() if terminate else self._node.close())
         await self._store.close()
+        if not self._opened:
+            await self._at_rest.give_up()
+        elif terminate:
+            await self._at_rest.close()
         self._machine.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -349,6 +359,18 @@ def build_app(settings: Settings, node: Node | None = None) -> Application:
             ),
         )
     return Application(settings, node)
+
+
+def _disk_ring(settings: Settings) -> KeyRing:
+    if settings.disk_key_command is not None:
+        return ProgramKeyRing(settings.disk_key_command, DISK)
+    return FileKeyRing(settings.disk_key_file or settings.places.disk_key, DISK)
+
+
+def _disk_key_option(settings: Settings) -> str | None:
+    """The one that says where the key to the disks is, as its user knows it."""
+    given = next((name for name in ("disk_key_file", "disk_key_command") if getattr(settings, name) is not None), None)
+    return f"{given} (from {settings.origin[given]})" if given else None
 
 
 def _mirrors(settings: Settings) -> dict[str, list[str]]:

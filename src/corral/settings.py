@@ -39,6 +39,11 @@ class Settings(BaseModel):
     ssh_port: int = Field(2222, ge=0, le=65_535, description="where; 0: any free one, as when the usual one is taken")
     listen_anywhere: bool = Field(default=False, description="allow an address that other machines can reach, without TLS")
     database: str | None = Field(None, description="URL of the database; default: SQLite in the home")
+    encrypt: bool = Field(default=False, description="encrypt what sandboxes write, in a home that is new; one that is encrypted stays so without being told")
+    disk_key_file: Path | None = Field(None, description="the key to an encrypted home; default: keys/disk.key in the home, made with it")
+    disk_key_command: str | None = Field(
+        None, min_length=1, description="a command line that prints that key, in hexadecimal digits or base64, in place of the file"
+    )
     terminate: bool = Field(default=False, description="end all sandboxes when the server ends")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else json")
@@ -99,6 +104,8 @@ class Settings(BaseModel):
             raise SetupError(f"{name}: {first['msg']} (from {origin.get(name, 'default')})", hint="`corral up --help` lists the settings") from None
         settings._origin.update(origin)
         settings._check_address()
+        if settings.disk_key_file is not None and settings.disk_key_command is not None:
+            raise SetupError("disk_key_file and disk_key_command are both given", hint="give the one that has the key")
         return settings
 
     def _check_address(self) -> None:

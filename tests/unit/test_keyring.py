@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from corral.errors import SetupError
-from corral.store.keyring import FileKeyRing
+from corral.store.keyring import DISK, FileKeyRing, ProgramKeyRing
 
 
 @pytest.fixture
@@ -72,3 +74,30 @@ async def test_a_key_that_is_gone_or_broken_is_said(path: Path) -> None:
     path.symlink_to("/dev/zero")
     with pytest.raises(OSError, match="symbolic"):
         await FileKeyRing(path).unseal(sealed, b"")
+
+
+async def test_a_program_is_asked_for_the_key_once_by_each_server(tmp_path: Path) -> None:
+    key = os.urandom(32)
+    program = tmp_path / "kms"
+    program.write_text(f"#!/bin/sh\necho asked >>{tmp_path}/log\necho {key.hex()}\n")
+    program.chmod(0o700)
+    sealed = await ProgramKeyRing(str(program), DISK).seal(b"value", b"")
+    ring = ProgramKeyRing(str(program), DISK)
+    assert [await ring.unseal(sealed, b"") for _ in range(2)] == [b"value"] * 2
+    assert (tmp_path / "log").read_text() == "asked\n" * 2
+    # The same key in its other form.
+    assert await ProgramKeyRing(f"echo {base64.b64encode(key).decode()}", DISK).unseal(sealed, b"") == b"value"
+
+
+@pytest.mark.parametrize("said", ["", "short", "0" * 63, "0" * 66, "g" * 64, "AAAA", "two words"])
+async def test_what_a_program_says_that_is_no_key_is_told_to_nobody(said: str, tmp_path: Path) -> None:
+    (tmp_path / "said").write_text(said)
+    with pytest.raises(SetupError, match="did not print a key") as caught:
+        await ProgramKeyRing(f"cat {tmp_path}/said", DISK).seal(b"value", b"")
+    assert not said or said not in f"{caught.value} {caught.value.hint}"
+
+
+async def test_a_program_that_fails_is_told_by_its_last_words(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="ended with 3: denied") as caught:
+        await ProgramKeyRing("printf %064d 7; echo denied >&2; exit 3", DISK).unseal(b"", b"")
+    assert "00000000" not in f"{caught.value} {caught.value.hint}"

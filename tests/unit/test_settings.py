@@ -36,6 +36,7 @@ def test_the_nearer_wins_and_is_remembered(file: Path) -> None:
         ({"freeze": "sometimes"}, {}, "freeze"),
         ({"host": "0.0.0.0"}, {}, "can be reached from other machines"),
         ({"host": "example.org"}, {}, "can be reached from other machines"),
+        ({"disk_key_file": "/key"}, {"CORRAL_DISK_KEY_COMMAND": "kms"}, "both given"),
     ],
 )
 def test_what_can_not_be_is_refused_with_its_source(flags: dict[str, object], environ: dict[str, str], words: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -14,11 +14,13 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5,
 
 
 class Meter:
-    """One server's figures. `states` counts sandboxes by state when it is asked."""
+    """One server's figures. `states` counts sandboxes by state when it is asked, `encrypted` tells whether disks are encrypted at rest."""
 
-    def __init__(self, states: Callable[[], Mapping[State, int]]) -> None:
+    def __init__(self, states: Callable[[], Mapping[State, int]], encrypted: Callable[[], bool]) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_States(states))
+        at_rest = Gauge("corral_encrypted_at_rest", "1 when what sandboxes write is encrypted on the disk.", registry=self._registry)
+        at_rest.set_function(encrypted)
         self.phases = Histogram(
             "corral_create_seconds", "Seconds of a sandbox's creation, by phase; `total` is all of it.", ["phase"], buckets=_SECONDS, registry=self._registry
         )

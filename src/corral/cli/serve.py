@@ -42,6 +42,13 @@ def up(
     config: Annotated[Path | None, typer.Option(help="Its settings [default: /etc/corral/config.toml, if there].")] = None,
     listen_anywhere: Annotated[bool | None, typer.Option("--listen-anywhere", help="Allow an address that other machines reach, without TLS.")] = None,
     database: Annotated[str | None, typer.Option(metavar="URL", help="[default: SQLite in the home]")] = None,
+    encrypt: Annotated[
+        bool | None, typer.Option("--encrypt", help="Encrypt what sandboxes write, in a home that is new; later it stays so without being told.")
+    ] = None,
+    disk_key_file: Annotated[Path | None, typer.Option(help="The key to an encrypted home [default: keys/disk.key in the home, made with it].")] = None,
+    disk_key_command: Annotated[
+        str | None, typer.Option(metavar="COMMAND", help="A command line that prints that key, in hexadecimal digits or base64, in place of the file.")
+    ] = None,
     terminate: Annotated[bool | None, typer.Option("--terminate", help="End all sandboxes when the server ends.")] = None,
     pool: Annotated[int | None, typer.Option(help="Sandboxes kept ready [default: by the machine's memory].")] = None,
     starts: Annotated[int | None, typer.Option(help="Sandboxes that may start at the same time [default: 8].")] = None,
@@ -60,6 +67,7 @@ def up(
     flags: dict[str, object] = {"host": host, "port": port, "home": home, "listen_anywhere": listen_anywhere, "database": database, "terminate": terminate}
     flags |= {"tls": tls, "tls_port": tls_port, "edge_port": edge_port, "domain": domain, "edge_url": edge_url, "ssh": ssh, "ssh_port": ssh_port}
     flags |= {"pool": pool, "starts": starts, "freeze": freeze, "runsc": runsc, "platform": platform, "log_level": log_level, "log_format": log_format}
+    flags |= {"encrypt": encrypt, "disk_key_file": disk_key_file and disk_key_file.absolute(), "disk_key_command": disk_key_command}
     settings = Settings.load(flags, environ=os.environ, file=config)
     if detach:
         _detached(settings, json=json)

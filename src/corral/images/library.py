@@ -72,7 +72,9 @@ class Library:
         """Clear away what an earlier server left half done, and say which images an earlier version of Corral has made."""
         for name in builtin.outdated(self._catalog):
             log.warning("this image would be made otherwise today; `corral setup` makes it anew, with the options it had", image=name)
-        _clear(self.room)
+        for left in self.room.glob("*"):
+            # Not the directory itself, which may be an encrypted one.
+            _clear(left)
         self.uploads.sweep()
         self._pulled.sweep()
         kept = {layer for image in self._catalog.list() for layer in image.spec.layers}
@@ -83,7 +85,7 @@ class Library:
     @property
     def room(self) -> Path:
         """Where files are put together; emptied at every start."""
-        return self._places.home / "builds"
+        return self._places.builds
 
     async def ensure(self, name: str, say: Say) -> str:
         """The id of an image that ships with Corral, or of a distribution; made if it is not there. Raises `SetupError`."""

@@ -28,7 +28,7 @@ class Uploads:
     """One installation's."""
 
     def __init__(self, places: Places) -> None:
-        self._directory = places.home / "uploads"
+        self._directory = places.uploads
         self._trees: OrderedDict[Path, Tree] = OrderedDict()
 
     def sweep(self) -> None:

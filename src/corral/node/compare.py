@@ -10,11 +10,10 @@ import base64
 import errno
 import os
 import stat
-import tempfile
 import threading
 import time
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 from corral import spawn
@@ -202,15 +201,21 @@ class _Comparison:
             return None
         name = path.decode(errors="replace").replace("\n", "?")
         labels = ("/dev/null" if before is None else f"a/{name}", "/dev/null" if after is None else f"b/{name}")
-        with tempfile.TemporaryDirectory(prefix="corral-diff-") as directory:
-            for side, content in zip("ab", contents, strict=True):
-                Path(directory, side).write_bytes(content)
-            argv = ["diff", "-u", "--label", labels[0], "--label", labels[1], "a", "b"]
-            done = spawn.run(argv, timeout=_DIFF_TIMEOUT, cwd=directory, env={"LC_ALL": "C.UTF-8", "PATH": os.defpath})
+        with _in_memory(contents[0]) as before_it, _in_memory(contents[1]) as after_it:
+            argv = ["diff", "-u", "--label", labels[0], "--label", labels[1], before_it, after_it]
+            done = spawn.run(argv, timeout=_DIFF_TIMEOUT, env={"LC_ALL": "C.UTF-8", "PATH": os.defpath})
         if done.code > 1:
             done.check()
         self._text_left -= len(done.stdout)
         return done.stdout.decode(errors="replace")
+
+
+@contextmanager
+def _in_memory(content: bytes) -> Generator[str]:
+    """The name of a file that is on no disk: what sandboxes wrote is not to lie about in the host's /tmp, where it may be read later."""
+    with os.fdopen(os.memfd_create("text"), "wb", buffering=0) as file:
+        file.write(content)
+        yield f"/proc/{os.getpid()}/fd/{file.fileno()}"
 
 
 def _data_from(file: int, position: int) -> int | None:

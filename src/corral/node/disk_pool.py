@@ -165,7 +165,9 @@ class DiskPool:
                 f"the disk pool needs between 1 GiB and the {free / (1 << 30):.1f} GiB that are free in {self._places.home}, not {size / (1 << 30):.1f} GiB",
                 hint="free some space, or set CORRAL_HOME to a directory on a larger disk",
             )
-        aside = self._places.pool_image.with_name(f".new-{self._places.pool_image.name}")
+        # In the directory that it is to be mounted on: where that is encrypted, so is the file, wherever it goes.
+        room = self._places.home if self._places.pool.is_mount() else self._places.pool
+        aside = room / f".new-{self._places.pool_image.name}"
         with aside.open("wb") as file:
             os.fchmod(file.fileno(), 0o600)
             file.truncate(size // loop.BLOCK * loop.BLOCK)

@@ -171,6 +171,9 @@ class Node:
         for running in self._running.values():
             running.close(thaw=False)
         self._running.clear()
+        for book in self._books.values():
+            book.close()
+        self._books.clear()
         await self._engine.shutdown()
         await asyncio.to_thread(self._differences.sweep)
         await self.volumes.shutdown()

@@ -7,6 +7,7 @@ lock while the kernel works. Numbers come from the kernel's headers (include/uap
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import struct
@@ -210,6 +211,66 @@ def extents(fd: int) -> Iterator[Extent]:
             return
 
 
+# Encrypted directories (linux/fscrypt.h)
+
+_FS_IOC_SET_ENCRYPTION_POLICY = 0x800C6613
+_FS_IOC_GET_ENCRYPTION_POLICY_EX = 0xC0096616
+_FS_IOC_ADD_ENCRYPTION_KEY = 0xC0506617
+_FS_IOC_REMOVE_ENCRYPTION_KEY = 0xC0406618
+_FS_IOC_GET_ENCRYPTION_KEY_STATUS = 0xC080661A
+_KEY = "<II32s"
+"""struct fscrypt_key_specifier."""
+_BY_IDENTIFIER = 2
+
+
+def encryption_policy(fd: int) -> bytes | None:
+    """The identifier of the key that a directory or file is encrypted with; None: it is not.
+
+    EOPNOTSUPP: its file system could, but was not told to; ENOTTY: it can't.
+    """
+    size = 24
+    request = bytearray(struct.pack("<Q24s", size, b""))
+    try:
+        fcntl.ioctl(fd, _FS_IOC_GET_ENCRYPTION_POLICY_EX, request)
+    except OSError as error:
+        if error.errno == errno.ENODATA:
+            return None
+        raise
+    return bytes(request[16:32])
+
+
+def set_encryption_policy(directory: int, identifier: bytes) -> None:
+    """Have everything that is made in an empty directory, at any depth, be encrypted with a key that `add_encryption_key` gave to its file system.
+
+    Contents by AES-256-XTS, names by AES-256-CBC-CTS padded to 32 bytes, each file with a key of its own (a version 2 policy). ENOTEMPTY: it isn't empty.
+    """
+    version, contents, names, pad_32 = 2, 1, 4, 3
+    fcntl.ioctl(directory, _FS_IOC_SET_ENCRYPTION_POLICY, struct.pack("<BBBB4s16s", version, contents, names, pad_32, b"", identifier))
+
+
+def add_encryption_key(fd: int, key: bytes) -> bytes:
+    """Give a key (64 bytes) to the file system that holds `fd`, until it is removed or the file system unmounted; returns its identifier, a hash of it."""
+    request = bytearray(struct.pack(_KEY + "II32s", _BY_IDENTIFIER, 0, b"", len(key), 0, b"") + key)
+    fcntl.ioctl(fd, _FS_IOC_ADD_ENCRYPTION_KEY, request)
+    return bytes(request[8:24])
+
+
+def remove_encryption_key(fd: int, identifier: bytes) -> bool:
+    """Take the key back: nothing more can be opened with it. Returns whether files are in use that stay readable until they aren't; call again then. ENOKEY: it is not there."""
+    files_busy = 0x1
+    request = bytearray(struct.pack(_KEY + "I20s", _BY_IDENTIFIER, 0, identifier, 0, b""))
+    fcntl.ioctl(fd, _FS_IOC_REMOVE_ENCRYPTION_KEY, request)
+    return bool(struct.unpack_from("<I", request, 40)[0] & files_busy)
+
+
+def has_encryption_key(fd: int, identifier: bytes) -> bool:
+    """Whether the file system that holds `fd` has the key, wholly."""
+    present = 2
+    request = bytearray(struct.pack(_KEY + "24s64s", _BY_IDENTIFIER, 0, identifier, b"", b""))
+    fcntl.ioctl(fd, _FS_IOC_GET_ENCRYPTION_KEY_STATUS, request)
+    return struct.unpack_from("<I", request, 64)[0] == present
+
+
 # Loop devices (linux/loop.h)
 
 _LOOP_GET_STATUS64 = 0x4C05
@@ -233,6 +294,15 @@ def loop_backing(device: int) -> tuple[int, int]:
     status = bytearray(232)
     fcntl.ioctl(device, _LOOP_GET_STATUS64, status)
     return struct.unpack_from("<QQ", status)
+
+
+# Names
+
+
+def exchange(one: StrPath, other: StrPath) -> None:
+    """Give two files or directories each other's name in one step (renameat2 RENAME_EXCHANGE)."""
+    rename_exchange = 2
+    _check(_libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), ctypes.c_uint(rename_exchange)), one)
 
 
 # Paths that somebody else made

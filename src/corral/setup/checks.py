@@ -11,6 +11,7 @@ CHECKS: tuple[Check, ...] = (
     Check("root", kernel.probe_root),
     Check("rights", kernel.probe_rights),
     Check("control groups", kernel.probe_cgroups),
+    Check("encryption at rest", kernel.probe_at_rest, needed=False),
     Check("disk", room.probe_disk),
     Check("memory", room.probe_memory, needed=False),
     Check("open files", kernel.probe_open_files, needed=False),

@@ -8,6 +8,7 @@ from dataclasses import replace
 from corral import images
 from corral.errors import CorralError, SetupError
 from corral.images import builtin
+from corral.node import at_rest
 from corral.places import Places
 from corral.setup import systemd
 from corral.setup.check import Check, Finding, Repair, Say
@@ -47,6 +48,7 @@ def setup(
     if image_names is None:
         image_names = tuple(dict.fromkeys((*IMAGES, *builtin.outdated(images.Catalog(places)))))
     if image_names:
+        at_rest.refuse_closed(places)
         images.ensure(places, list(image_names), on_line=say, host_mirrors=host_mirrors)
         builtin.sweep(places, on_line=say)
     if unit:

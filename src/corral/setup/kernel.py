@@ -11,7 +11,7 @@ from pathlib import Path
 
 from corral import spawn
 from corral.errors import SetupError
-from corral.node import cgroup, syscalls
+from corral.node import at_rest, cgroup, syscalls
 from corral.setup import apt
 from corral.setup.check import Finding, Say, ill, well
 from corral.setup.machine import Machine
@@ -124,6 +124,22 @@ def probe_reflink(machine: Machine) -> Finding:
         f"no file system that shares blocks between files: {tried}",
         mend="run `modprobe xfs` and install xfsprogs; without it disks are copied, which is slower",
     )
+
+
+def probe_at_rest(machine: Machine) -> Finding:
+    """An offer, and never a fault: Corral runs as well without."""
+    home = machine.places.home
+    try:
+        if home.is_dir() and (identifier := at_rest.identifier_of(machine.places)) is not None:
+            return well(f"{home} is encrypted; the kernel {'has' if at_rest.is_open(machine.places, identifier) else 'does not have'} its key")
+        found = at_rest.obstacle(home)
+    except SetupError as error:
+        return ill(error.message, mend=error.hint or "put the home back from a backup")
+    except OSError as error:
+        return well(f"nobody but root can tell: {error}")
+    if found is not None:
+        return well(f"not to be had here: {found.why}; to have it, {found.mend}")
+    return well(f"{home} is not encrypted; a new home here can be, with `corral up --encrypt`")
 
 
 def probe_open_files(machine: Machine) -> Finding:

@@ -95,7 +95,9 @@ class Builds:
         if known is None:
             raise Refused(403, "this address for an upload is unknown; ask for another")
         project, _, hash = known.partition("\0")
-        with tempfile.TemporaryFile() as spool:
+        room = call.services.node.library.room
+        room.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=room) as spool:
             found, size = hashlib.sha256(), 0
             async for piece in _plain(pieces(call.request)):
                 size += len(piece)
