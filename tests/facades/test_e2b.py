@@ -230,6 +230,19 @@ def test_a_snapshot_takes_a_name_from_another_and_leaves_what_stands_on_that(box
         assert client.Sandbox.delete_snapshot(name)
 
 
+def test_ports_that_are_not_public_are_forbidden_without_the_token(client: E2B, server: Server) -> None:
+    box = client.Sandbox.create("base", network={"allow_public_traffic": False})
+    box.commands.run("python3 -m http.server 8123", background=True)
+    box.commands.run("until (exec 3<>/dev/tcp/127.0.0.1/8123) 2>/dev/null; do sleep 0.05; done")
+    shown = httpx.get(f"{server.url}/v1/sandboxes/{box.sandbox_id}/previews/8123", headers={"Authorization": f"Bearer {server.key}"}).json()
+    url = f"http://127.0.0.1:{httpx.URL(shown['url']).port}/"
+    aimed = {"E2b-Sandbox-Id": box.sandbox_id, "E2b-Sandbox-Port": "8123"}
+    token = str(box.traffic_access_token)
+    answers = [httpx.get(url, headers={**aimed, **more}, timeout=GIVE_UP).status_code for more in ({}, {"e2b-traffic-access-token": token})]
+    assert answers == [403, 200]
+    box.kill()
+
+
 def test_a_snapshot_that_can_not_be_made_takes_no_name_away(box: Sandbox, client: E2B, server: Server) -> None:
     box.files.write("/home/user/first", "first")
     box.create_snapshot(name="kept-name")

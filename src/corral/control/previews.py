@@ -164,7 +164,7 @@ class Previews:
     def _settings(self, record: Record) -> Settings:
         exposure = record.previews
         only = None if exposure.only is None else frozenset(exposure.only)
-        return Settings(self._token(record), frozenset(exposure.public), exposure.hosts, every=exposure.every, only=only)
+        return Settings(self._token(record), frozenset(exposure.public), exposure.hosts, every=exposure.every, only=only, forbids=bool(record.facade))
 
     # What the process asks
 

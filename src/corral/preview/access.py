@@ -44,6 +44,8 @@ class Settings:
     """All ports are public."""
     only: frozenset[int] | None = None
     """No other ports are shown to anybody; None: any may be."""
+    forbids: bool = False
+    """Who gives nothing is told that it is forbidden (403) in place of that something is to be given (401): what clients of a facade expect."""
 
     def shows(self, port: int) -> bool:
         return self.only is None or port in self.only

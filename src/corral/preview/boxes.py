@@ -261,7 +261,7 @@ class Boxes:
 def settings(message: dict[str, Any]) -> Settings:
     hosts = {int(port): host for port, host in message["hosts"].items()}
     only = None if message["only"] is None else frozenset[int](message["only"])
-    return Settings(message["token"], frozenset(message["public"]), hosts, every=message["every"], only=only)
+    return Settings(message["token"], frozenset(message["public"]), hosts, every=message["every"], only=only, forbids=message["forbids"])
 
 
 def refusal(told: dict[str, Any]) -> Refusal:

@@ -293,6 +293,7 @@ def _settings(settings: Settings) -> dict[str, Any]:
         "public": sorted(settings.public),
         "every": settings.every,
         "only": None if settings.only is None else sorted(settings.only),
+        "forbids": settings.forbids,
         "hosts": {str(port): host for port, host in settings.hosts.items()},
     }
 

@@ -126,7 +126,8 @@ class Proxy:
             case Verdict.NOTHING_GIVEN:
                 hint = "ask its owner for a signed link, send an API key as the header Corral-Key, or make the port public"
                 message = f"port {target.port} of the sandbox {box.id} is private"
-                raise Refusal(401, "unauthenticated", message, hint, title="This preview is private")
+                status, code = (403, "forbidden") if box.settings.forbids else (401, "unauthenticated")
+                raise Refusal(status, code, message, hint, title="This preview is private")
             case Verdict.EXPIRED:
                 raise Refusal(403, "link_expired", "the link has expired", "ask for a new one", title="This link has expired")
             case Verdict.OTHER_PATH:
