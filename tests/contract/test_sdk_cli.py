@@ -135,6 +135,18 @@ def test_events_are_told(corral: Corral, box: str) -> None:
     assert corral("events", "--sandbox", box, "--after", str(lines[-1]["seq"])).stdout == ""
 
 
+def test_webhooks_are_made_listed_and_removed(corral: Corral) -> None:
+    made = loaded(corral("webhook", "create", "https://example.com/hook", "--kind", "sandbox.created", "--tag", "never=this", "--json"))
+    assert (made["kinds"], made["tags"], made["secret"].startswith("whsec_")) == (["sandbox.created"], {"never": "this"}, True)
+    shown = corral("webhook", "ls").stdout
+    assert made["id"] in shown
+    assert "whsec_" not in shown
+    wrong = corral("webhook", "create", "http://example.com/hook")
+    assert (wrong.returncode, "https" in wrong.stderr) == (1, True)
+    assert corral("webhook", "rm", made["id"]).returncode == 0
+    assert made["id"] not in corral("webhook", "ls").stdout
+
+
 def test_keys_projects_and_images(corral: Corral) -> None:
     project = f"cli-{uuid.uuid4().hex[:10]}"
     assert loaded(corral("project", "create", project, "--max-sandboxes", "3", "--json"))["max_sandboxes"] == 3
