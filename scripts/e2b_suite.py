@@ -1,9 +1,11 @@
 """Run E2B's own Python tests against a Corral server that is up, and compare with what is expected (scripts/e2b_suite.toml).
 
     scripts/e2b_suite.py --server http://127.0.0.1:8080 --key ck_… [--client 2.45.1] [--jobs 3] [--only PATTERN]
+    scripts/e2b_suite.py --internet [--client 2.45.1] …
 
 The tests are fetched at a pinned commit (or taken from `--source`, a checkout or an archive of it), and run with the released client in an environment of its own; nothing of either
-becomes part of Corral. First they are run without any server: what passes then says nothing about one, and is left out. Ends with 1 when a test fails that is not expected to.
+becomes part of Corral. With `--internet` against a server of its own, which has a small internet, TLS and a name for every sandbox (tests/harness/e2b_world.py); by Corral's own Python, as root.
+First they are run without any server: what passes then says nothing about one, and is left out. Ends with 1 when a test fails that is not expected to.
 """
 
 from __future__ import annotations
@@ -21,8 +23,12 @@ import tomllib
 import urllib.request
 import venv
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 COMMIT = "b8029973a"
 CLIENT = "2.45.1"
@@ -37,7 +43,7 @@ NOWHERE = "http://127.0.0.1:9"
 
 @dataclass(frozen=True)
 class Expected:
-    """Tests that are not expected to pass. `needs`: what they lack when that is no fault of the server (`internet`, `tls`)."""
+    """Tests that are not expected to pass. `needs`: what they lack when that is no fault of the server (`internet` and `tls`, which `--internet` has; `more`)."""
 
     tests: list[str]
     reason: str
@@ -49,14 +55,17 @@ class Expected:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--server", required=True, help="URL of the API")
-    parser.add_argument("--key", required=True, help="a key of the role member")
+    parser.add_argument("--server", help="URL of the API")
+    parser.add_argument("--key", help="a key of the role member")
+    parser.add_argument("--internet", action="store_true", help="a server of its own with an internet, TLS and names, instead of `--server`")
     parser.add_argument("--client", default=CLIENT, help="version of the package e2b")
     parser.add_argument("--source", type=Path, help="checkout or archive of E2B's repository at the pinned commit")
     parser.add_argument("--scratch", type=Path, default=Path.home() / ".cache" / "corral" / "e2b-suite")
     parser.add_argument("--jobs", default="3")
     parser.add_argument("--only", default="*", help="pattern for the names of tests")
     chosen = parser.parse_args()
+    if chosen.internet == bool(chosen.server and chosen.key):
+        parser.error("give --server and --key, or --internet")
     expected = [Expected(**one) for one in tomllib.loads(Path(__file__).with_suffix(".toml").read_text())["expected"]]
 
     chosen.scratch = chosen.scratch.absolute()
@@ -64,23 +73,38 @@ def main() -> int:
     suite = _suite(chosen.scratch, chosen.source)
     # Which tests need a server is found out with one client for all: with another some fail for reasons of their own.
     silent = {name: value for name, value in os.environ.items() if not name.startswith("E2B_")} | {"E2B_CONNECTION_RETRIES": "0"}
-    key = "e2b_" + chosen.key.removeprefix("ck_").removeprefix("e2b_")
     without = chosen.scratch / "without-server.xml"
     if not without.exists():
         _run(
             _environment(chosen.scratch, CLIENT),
             suite,
             without,
-            {**silent, "E2B_API_KEY": key, "E2B_API_URL": NOWHERE, "E2B_SANDBOX_URL": NOWHERE},
+            {**silent, "E2B_API_KEY": "e2b_" + "0" * 40, "E2B_API_URL": NOWHERE, "E2B_SANDBOX_URL": NOWHERE},
             jobs=chosen.jobs,
         )
     idle = {id for id, passed in _results(without).items() if passed}
     report = chosen.scratch / f"report-{chosen.client}.xml"
-    live_environment = {**silent, "E2B_API_KEY": key, "E2B_API_URL": chosen.server, "E2B_SANDBOX_URL": chosen.server}
-    _stand_in(chosen.server, chosen.key)
-    _run(python, suite, report, live_environment, jobs=chosen.jobs, files=_files(_results(without), idle, chosen.only))
+    with _place(chosen.server, chosen.key, internet=chosen.internet) as (url, key, environment):
+        _stand_in(url, key)
+        live = {**silent, **environment, "E2B_API_KEY": "e2b_" + key.removeprefix("ck_").removeprefix("e2b_")}
+        _run(python, suite, report, live, jobs=chosen.jobs, files=_files(_results(without), idle, chosen.only))
     results = {id: passed for id, passed in _results(report).items() if id not in idle and fnmatch.fnmatchcase(id, chosen.only)}
-    return _judge(results, expected)
+    served = {"internet", "tls"} if chosen.internet else set[str]()
+    return _judge(results, [one for one in expected if one.needs not in served])
+
+
+@contextmanager
+def _place(server: str | None, key: str | None, *, internet: bool) -> Generator[tuple[str, str, dict[str, str]]]:
+    """Where the server is, a key, and what the client is given to find it."""
+    if not internet:
+        assert server is not None
+        assert key is not None
+        yield server, key, {"E2B_API_URL": server, "E2B_SANDBOX_URL": server}
+        return
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    world: Any = import_module("harness.e2b_world")
+    with world.world() as found:
+        yield found.url, found.key, found.environment
 
 
 def _judge(results: dict[str, bool], expected: list[Expected]) -> int:
@@ -94,9 +118,7 @@ def _judge(results: dict[str, bool], expected: list[Expected]) -> int:
         print(f"failed, and was expected to pass: {id}")
     for id in better:
         print(f"passed, and was expected to fail: {id}")
-    print(
-        f"{sum(results.values())} of {len(results)} tests that need a server passed; of those that can without an internet and TLS, {sum(offline.values())} of {len(offline)}"
-    )
+    print(f"{sum(results.values())} of {len(results)} tests that need a server passed; of those that can here, {sum(offline.values())} of {len(offline)}")
     return 1 if surprises else 0
 
 
