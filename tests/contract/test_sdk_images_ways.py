@@ -287,6 +287,19 @@ def test_a_build_argument_counts_from_where_it_is_declared(server: Server, word:
     assert [one["step"] for one in done] == [[1, 2], [2], []]
 
 
+def test_files_that_are_larger_than_the_disk_are_not_fetched(server: Server, word: str, tmp_path: Path) -> None:
+    """A sparse file takes no room in its sandbox, and would take all of the node's outside."""
+    (tmp_path / "Dockerfile").write_text(f"""\
+FROM corral/tiny AS made
+RUN mkdir /made && echo {word} > /made/one && truncate -s 100G /made/sparse
+FROM corral/tiny
+COPY --from=made /made /given
+""")
+    with pytest.raises(BuildFailed, match="more than the 64 MiB that a build may write"):
+        Image.from_dockerfile(tmp_path / "Dockerfile").build(disk=64)
+    assert not list((server.home / "builds").iterdir())
+
+
 def test_pruning_takes_nothing_from_a_build_that_is_under_way(server: Server, word: str) -> None:
     image = (
         Image.named("tiny")
