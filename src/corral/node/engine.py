@@ -29,7 +29,7 @@ from corral.node.box import RunscBox
 from corral.node.cgroup import Groups, find_hierarchies
 from corral.node.holder_client import HolderClient, HolderError
 from corral.node.interface import Box, BoxSpec, Disks, Ended, OnEnd, Rootfs, Timing, VolumeUse
-from corral.node.limits import limits
+from corral.node.limits import limits, saving
 from corral.node.members import Member, Members, runsc_root
 from corral.node.memory import Needs, Returning, Still
 from corral.node.network import Network, Watcher
@@ -360,12 +360,11 @@ class RunscEngine:
     async def still(self, id: str) -> AsyncGenerator[Still]:
         """For as long as it lasts a box' guest stands still: none of its tasks runs. It goes on in any case, unless the box is ended meanwhile.
 
-        What its sentry writes then counts for its group: the limit is twice as high until `tighten`, or until it goes on by itself after an error.
+        What its sentry writes then counts for its group: the limit is higher until `tighten`, or until it goes on by itself after an error.
         """
         box = self._living(id)
         member = box.member
-        wide = limits(box.spec)
-        member.group.limit(replace(wide, memory=2 * wide.memory, cpu=None))
+        member.group.limit(saving(box.spec))
         record.stand_still(self._places.boxes, id)
         async with self._open.members.talk(member) as calls:
             await calls.pause()

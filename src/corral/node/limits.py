@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from corral.node.cgroup import Limits
 from corral.node.interface import BoxSpec
 from corral.schema.sandbox import SandboxCreate
@@ -10,6 +12,9 @@ SENTRY_MEMORY = 64
 """MiB on top of a sandbox's memory for its sentry, gofer and page tables (measured: 25 idle) …"""
 SENTRY_MEMORY_SHARE = 8
 """… or this fraction of it, if that is more."""
+SAVING_MEMORY = 512
+"""MiB that a sentry may take to write its memory down, beyond twice what it may use otherwise: what it goes through stays in its heap for a while, and more so when a save was cut off
+(one of 192 MiB in all had 334 MiB of its own then). Its guest stands still meanwhile, and can't use them."""
 SENTRY_TASKS = 1024
 """Tasks of the host on top of those that the guest's processes need: some 60 threads of sentry and gofer, the rest time for the guest's own limit to work, since a sentry that is refused a task panics …"""
 TASKS_PER_PROCESS = 4
@@ -19,6 +24,12 @@ TASKS_PER_PROCESS = 4
 def limits(spec: BoxSpec) -> Limits:
     """The host's limits for a box: its own, and what its sentry needs on top."""
     return _limits(memory=spec.memory, pids=spec.pids, cpu=spec.cpu)
+
+
+def saving(spec: BoxSpec) -> Limits:
+    """While its memory is written down: by a sentry that also pays for the pages of the file, and isn't slowed down, since its guest waits."""
+    own = limits(spec)
+    return replace(own, memory=2 * own.memory + SAVING_MEMORY, cpu=None)
 
 
 def usual() -> Limits:
