@@ -25,7 +25,7 @@ from corral.images import Catalog
 from corral.images.library import Library
 from corral.images.oci import job
 from corral.images.oci.archive import Archive
-from corral.images.oci.documents import Platform, digest_of
+from corral.images.oci.documents import LARGEST, Platform, digest_of
 from corral.images.oci.layer import opened
 from corral.images.oci.reference import Reference
 from corral.images.oci.registry import Access, Registry
@@ -532,6 +532,14 @@ def test_a_password_is_not_for_whom_a_registry_leads_to() -> None:
         with closing(source), pytest.raises(Unauthenticated):
             source.find()
     assert {who for _, who in (*registry.asked, *other.asked)} == {None}
+
+
+def test_a_manifest_without_an_end_is_not_read_to_it() -> None:
+    long = b'{"layers": [' + b" " * LARGEST
+    with Answers(lambda _to: (200, long, {"Content-Type": "application/vnd.oci.image.manifest.v1+json"})) as registry:
+        source = Registry(Reference.parse(f"{registry.address}/a:b"), Access(), Platform.parse(None), note=print)
+        with closing(source), pytest.raises(InvalidArgument, match="longer than 8 MiB"):
+            source.find()
 
 
 def _given(files: dict[str, bytes]) -> Callable[[http.server.BaseHTTPRequestHandler], tuple[int, bytes, dict[str, str]]]:
