@@ -15,6 +15,7 @@ from corral.errors import InvalidState
 from corral.node import loop
 from corral.node.disks import PoolDisks
 from corral.node.limits import limits
+from corral.node.urpc import SentryGone
 from corral.places import Places
 from corral.schema.sandbox import Reason
 from harness import homes, leaks
@@ -110,6 +111,19 @@ async def test_a_sandbox_killed_from_outside_says_so_and_keeps_its_disk(home: En
     again = await home.claim(box.box.spec)
     assert await again.run("cat /kept") == (0, "kept\n")
     await home.remove(again)
+
+
+async def test_a_sentry_that_ends_while_its_guest_stands_still_is_told_as_gone(home: EngineHome) -> None:
+    box = await home.claim()
+    sentry = box.box.member.sentry.identity.pid
+    with pytest.raises(SentryGone):
+        async with home.engine.still(box.id):
+            os.kill(sentry, signal.SIGKILL)
+            # Until it is gone, and nobody here has heard of it yet.
+            while Path(f"/proc/{sentry}").exists():
+                os.sched_yield()
+    assert (await home.next_end()).reason is Reason.KILLED
+    await home.remove(box)
 
 
 async def test_memory_beyond_the_limit_ends_the_sandbox_with_oom(home: EngineHome) -> None:

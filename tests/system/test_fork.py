@@ -137,3 +137,14 @@ def test_the_source_may_be_paused_and_not_stopped(server: Server) -> None:
             box.fork()
     with pytest.raises(SandboxEnded):
         box.fork()
+
+
+def test_who_has_done_much_is_forked_again_and_again(server: Server) -> None:
+    """What a sentry goes through when it writes its memory down stays in its own heap: more, after some times, than its sandbox may use otherwise."""
+    much = "n=0; while [ $n -lt 300 ]; do /bin/true; n=$((n+1)); done; mkdir /t; cd /t; n=0; while [ $n -lt 3000 ]; do echo $n > f$n; n=$((n+1)); done"
+    with Sandbox.create("tiny", memory=64) as box:
+        box.run(much).check()
+        for _ in range(3):
+            for kid in box.fork(1):
+                kid.terminate()
+        assert box.run("echo alive").stdout == "alive\n"

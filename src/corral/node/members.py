@@ -217,8 +217,8 @@ class Members:
         """A connection to the member's sentry. Raises `SentryGone`."""
         try:
             _, address = sentry.control_socket(self.runsc_root, member.id)
-        except FileNotFoundError:
-            raise urpc.SentryGone(f"the sentry of {member.id} has ended, and its files are gone") from None
+        except (FileNotFoundError, ProcessLookupError):
+            raise urpc.SentryGone(f"the sentry of {member.id} has ended") from None
         return self._talk(member.id, address)
 
     async def adopt(self, id: str, identity: Identity, slot: int | None, needs: Needs | None) -> Member:
