@@ -2,7 +2,7 @@
 """`./corral test`: every check of this repository, in the order in which a failure is cheapest to see.
 
 Without arguments: lint, types, import contracts, the generated SDK, the guest agent, then unit, contract, system and security tests on the machine's
-runsc, and the system and security tests once more on a recent one built from its Go module (scripts/runsc), where that can be had. What could not be tested is said, not skipped.
+runsc, and those system and security tests that start sandboxes once more on a recent one built from its Go module (scripts/runsc), where that can be had. What could not be tested is said, not skipped.
 Few tests that fail are run once more by themselves, on a fresh server: those that pass then are named as unsteady in the closing lines, and are to be looked into.
 With arguments: only pytest, with these arguments, after the machine has been set up (`./corral test tests/unit`, `./corral test -m "not slow" -k files`).
 """
@@ -88,9 +88,9 @@ def pytest(arguments: Sequence[str], *, runsc: Path | None = None) -> bool:
     return run(sys.executable, "-m", "pytest", *arguments, env=env)
 
 
-def suites(report: Report, directories: Sequence[str], *, runsc: Path) -> bool:
-    """All tests of these directories; the few that failed get a second chance, which is told."""
-    if pytest(["--cache-clear", *directories], runsc=runsc):
+def suites(report: Report, which: Sequence[str], *, runsc: Path) -> bool:
+    """All of these tests (pytest's arguments); the few that failed get a second chance, which is told."""
+    if pytest(["--cache-clear", *which], runsc=runsc):
         return True
     failures = ROOT / ".pytest_cache/v/cache/lastfailed"
     names = list(json.loads(failures.read_text())) if failures.exists() else []
@@ -158,7 +158,7 @@ def everything() -> int:
     report.engines.append(version(found))
     recent = recent_runsc(report)
     if recent is not None and recent != found:
-        report.step(f"system and security tests on {recent}", lambda: suites(report, ["tests/system", "tests/security"], runsc=recent))
+        report.step(f"system and security tests on {recent}", lambda: suites(report, ["-m", "not no_engine", "tests/system", "tests/security"], runsc=recent))
         report.engines.append(version(recent))
     return close(report)
 

@@ -23,6 +23,8 @@ from corral.node.disks import PoolDisks
 from corral.places import Places
 from harness import homes
 
+pytestmark = pytest.mark.no_engine
+
 MIB = 1 << 20
 
 

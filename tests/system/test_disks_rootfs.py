@@ -20,6 +20,8 @@ from corral.node.disks import PoolDisks
 from corral.places import Places
 from harness import homes
 
+pytestmark = pytest.mark.no_engine
+
 
 @pytest.fixture
 def places() -> Iterator[Places]:

@@ -21,6 +21,8 @@ from corral.node.volumes import Volumes
 from corral.places import Places
 from harness import homes
 
+pytestmark = pytest.mark.no_engine
+
 MIB = 1 << 20
 IMAGE = ImageSpec("im-aaaaaaaaaaaaaaaa", None, ())
 

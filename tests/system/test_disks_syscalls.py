@@ -13,6 +13,8 @@ import pytest
 from corral.node import mounts, syscalls
 from corral.node.syscalls import MountFlag
 
+pytestmark = pytest.mark.no_engine
+
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:

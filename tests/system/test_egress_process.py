@@ -24,6 +24,8 @@ from corral.schema.egress import Decision
 from harness.edge import TABLE, Bench
 from harness.internet import OTHER, PRIVATE, SILENT, WEB
 
+pytestmark = pytest.mark.no_engine
+
 NAMES = {
     "api.example.com": WEB,
     "good.example.com": WEB,

@@ -13,7 +13,7 @@ import pytest
 from corral.node import holder_client
 from corral.node.holder_client import HolderClient, Spawn
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.no_engine, pytest.mark.anyio]
 ENV = {"PATH": "/usr/bin:/bin"}
 NEXT = Path("/proc/sys/kernel/ns_last_pid")
 

@@ -235,6 +235,7 @@ def test_a_killed_build_leaves_no_image_and_the_next_call_clears_it_away(places:
     assert Catalog(places).find("tiny").spec.layers == (layer,)
 
 
+@pytest.mark.no_engine
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_base_can_be_built_without_a_network_from_the_packages_kept(places: Places, shared: Places, start: Callable[[ImageSpec], Run]) -> None:

@@ -36,6 +36,8 @@ from corral.node.volume_files import VolumeFiles
 from corral.places import Places
 from corral.schema.image import FromArchive
 
+pytestmark = pytest.mark.no_engine
+
 Entry = tuple[str, bytes, str, bytes] | tuple[str, bytes, str, bytes, dict[str, str]]
 REG, SYM, LNK, DIR, CHR = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE
 

@@ -15,7 +15,7 @@ from harness import oci
 from harness.oci import Layout
 
 HERE = Platform.parse(None)
-pytestmark = pytest.mark.skipif(bool(oci.MISSING), reason=f"{oci.MISSING} are not installed")
+pytestmark = [pytest.mark.no_engine, pytest.mark.skipif(bool(oci.MISSING), reason=f"{oci.MISSING} are not installed")]
 
 
 async def imported(archive: Path, layers: Path, *, rootfs: bool = False) -> tuple[list[Path], job.Imported]:

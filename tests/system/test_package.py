@@ -12,6 +12,8 @@ import pytest
 
 from corral.agent_binary import agent_binary
 
+pytestmark = pytest.mark.no_engine
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("src", "agent", "pyproject.toml", "hatch_build.py", "README.md", "LICENSE")
 

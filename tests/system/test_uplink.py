@@ -20,6 +20,8 @@ from corral.node.uplink import Uplink
 from harness.internet import WEB, Internet
 from harness.namespace import Namespace
 
+pytestmark = pytest.mark.no_engine
+
 TAG = f"ct{os.getpid()}up"
 DROPPING = """
 table ip filter {
