@@ -203,7 +203,7 @@ class Application:
     async def open_store(self) -> None:
         """Have the disks readable, bring the database up to date and load what is kept in memory; at the very first start make the admin key."""
         await self._at_rest.open()
-        if not self._at_rest.on and (named := _disk_key_option(self._settings)):
+        if not self._at_rest.on and (named := self._settings.disk_key_option):
             raise SetupError(f"{named} is given, and {self._settings.home} is not encrypted", hint="leave it out, or say --encrypt where the home is new")
         self._store.open()
         made = await self.services.accounts.open(secret.kept(self._settings.places.keys / "lent.key"))
@@ -355,7 +355,7 @@ def build_app(settings: Settings, node: Node | None = None) -> Application:
         node = RealNode(
             settings.places,
             settings=NodeSettings(
-                runsc=settings.runsc, pool=settings.pool, platform=settings.platform, freeze=settings.freeze, resolvers=resolvers, mirrors=_mirrors(settings)
+                runsc=settings.runsc, pool=settings.pool, platform=settings.platform, freeze=settings.freeze, resolvers=resolvers, mirrors=settings.mirrors
             ),
         )
     return Application(settings, node)
@@ -365,21 +365,6 @@ def _disk_ring(settings: Settings) -> KeyRing:
     if settings.disk_key_command is not None:
         return ProgramKeyRing(settings.disk_key_command, DISK)
     return FileKeyRing(settings.disk_key_file or settings.places.disk_key, DISK)
-
-
-def _disk_key_option(settings: Settings) -> str | None:
-    """The one that says where the key to the disks is, as its user knows it."""
-    given = next((name for name in ("disk_key_file", "disk_key_command") if getattr(settings, name) is not None), None)
-    return f"{given} (from {settings.origin[given]})" if given else None
-
-
-def _mirrors(settings: Settings) -> dict[str, list[str]]:
-    """Addresses by registry, in their order."""
-    found: dict[str, list[str]] = {}
-    for one in settings.registry_mirrors.split(",") if settings.registry_mirrors else ():
-        registry, _, address = one.partition("=")
-        found.setdefault(registry, []).append(address)
-    return found
 
 
 class _Uvicorn(uvicorn.Server):

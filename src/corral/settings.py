@@ -78,6 +78,21 @@ class Settings(BaseModel):
         return Places(self.home.absolute())
 
     @property
+    def mirrors(self) -> dict[str, list[str]]:
+        """Addresses by registry, in their order."""
+        found: dict[str, list[str]] = {}
+        for one in self.registry_mirrors.split(",") if self.registry_mirrors else ():
+            registry, _, address = one.partition("=")
+            found.setdefault(registry, []).append(address)
+        return found
+
+    @property
+    def disk_key_option(self) -> str | None:
+        """The one that says where the key to the disks is, as its user knows it; None: neither was given."""
+        given = next((name for name in ("disk_key_file", "disk_key_command") if getattr(self, name) is not None), None)
+        return f"{given} (from {self.origin[given]})" if given else None
+
+    @property
     def database_url(self) -> str:
         return self.database or f"sqlite:///{self.places.database}"
 

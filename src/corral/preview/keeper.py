@@ -96,7 +96,6 @@ class Keeper:
     """The process and the connection to it. Lives on the event loop."""
 
     def __init__(self, places: Places, knowledge: Knowledge) -> None:
-        self._places = places
         self._process = Companion(places.preview_socket, places.preview_pid, places.logs / "preview.log")
         self._knowledge = knowledge
         self._holder: HolderClient | None = None
