@@ -61,21 +61,26 @@ def traces(server: Server, value: str) -> list[str]:
 
 def test_a_life_without_its_value(api: Api, server: Server) -> None:
     name = f"S_{uuid.uuid4().hex[:10]}"
-    made = api.ok("POST", "/v1/secrets", status=201, json={"name": name, "value": VALUE})
+    made = api.ok("POST", "/v1/secrets", status=201, json={"name": name, "value": VALUE, "tags": {"for": "tests"}})
     assert made["id"].startswith("se-")
-    assert made.keys() == {"id", "name", "project", "created_at", "changed_at", "used_at"}
+    assert made.keys() == {"id", "name", "project", "version", "tags", "created_at", "changed_at", "used_at"}
+    assert (made["version"], made["tags"]) == (1, {"for": "tests"})
     assert api.ok("GET", f"/v1/secrets/{name}") == made
     assert made in api.ok("GET", "/v1/secrets")["secrets"]
     assert api.refused("conflict", "POST", "/v1/secrets", json={"name": name, "value": "x"})["hint"]
     changed = api.ok("PUT", f"/v1/secrets/{name}", json={"name": name, "value": VALUE + "2"})
     assert changed["id"] == made["id"]
     assert changed["changed_at"] > made["changed_at"]
+    assert (changed["version"], changed["tags"]) == (2, {"for": "tests"})
+    again = api.ok("PUT", f"/v1/secrets/{name}", json={"name": name, "value": VALUE, "tags": {}})
+    assert (again["version"], again["tags"]) == (3, {})
+    assert api.ok("GET", f"/v1/secrets/{name}") == again
     api.refused("invalid_argument", "PUT", f"/v1/secrets/{name}", json={"name": "ANOTHER", "value": "x"})
     api.ok("DELETE", f"/v1/secrets/{name}", status=204)
     for method, body in (("GET", None), ("DELETE", None), ("PUT", {"name": name, "value": "x"})):
         api.refused("not_found", method, f"/v1/secrets/{name}", **({"json": body} if body else {}))
     told = [event for event in api.ok("GET", "/v1/events", params={"limit": 10_000})["events"] if event["data"].get("name") == name]
-    assert [event["kind"] for event in told] == ["secret.created", "secret.changed", "secret.deleted"]
+    assert [event["kind"] for event in told] == ["secret.created", "secret.changed", "secret.changed", "secret.deleted"]
     assert VALUE not in json.dumps(told)
     assert traces(server, VALUE) == []
     key = server.home / "keys" / "secrets.key"
@@ -93,7 +98,7 @@ def test_a_life_without_its_value(api: Api, server: Server) -> None:
         {"name": "N", "value": {VALUE: VALUE}},
         {"name": "N", "value": VALUE * 4000},
         {"name": "N", "value": ""},
-        {"name": "x" * 65, "value": VALUE},
+        {"name": "x" * 129, "value": VALUE},
         [VALUE],
         VALUE,
     ],
@@ -103,6 +108,17 @@ def test_what_is_wrong_is_said_without_the_value(api: Api, server: Server, body:
     error = api.refused("invalid_argument", "POST", "/v1/secrets", json=body)
     assert VALUE not in json.dumps(error)
     assert traces(server, VALUE) == []
+
+
+def test_a_name_that_no_variable_can_have_is_given_another_inside(api: Api) -> None:
+    name = f"api-key-{uuid.uuid4().hex[:10]}"
+    api.ok("POST", "/v1/secrets", status=201, json={"name": name, "value": VALUE})
+    error = api.refused("invalid_argument", "POST", "/v1/sandboxes", json={"image": "tiny", "secrets": [{"name": name}]})
+    assert "env" in error["message"]
+    box = api.create(secrets=[{"name": name, "env": "API_KEY"}])
+    assert api.run(box["id"], "echo $API_KEY")[0] == f"{VALUE}\n".encode()
+    api.delete(box["id"])
+    api.ok("DELETE", f"/v1/secrets/{name}", status=204)
 
 
 def test_broken_json_is_not_repeated(api: Api) -> None:

@@ -188,7 +188,10 @@ async def test_secrets_are_one_of_a_name_and_go_with_their_project(store: Store)
     assert await store.secrets.add(theirs, b"theirs")
     assert not await store.secrets.add(secret("A"), b"again")
     assert await store.secrets.sealed("default", ["A", "B"]) == [(one, b"sealed")]
-    assert await store.secrets.change(one.id, b"new", moment(2.0))
+    assert (await store.secrets.change(one.id, b"newer", {"for": "tests"}, moment(1.5))) is not None
+    changed = await store.secrets.change(one.id, b"new", None, moment(2.0))
+    assert changed is not None
+    assert (changed.version, changed.tags) == (3, {"for": "tests"})
     await store.secrets.used([one.id], moment(3.0))
     ((found, sealed),) = await store.secrets.sealed("default", ["A"])
     assert (found.changed_at, found.used_at, sealed) == (moment(2.0), moment(3.0), b"new")
@@ -203,7 +206,7 @@ async def test_secrets_are_one_of_a_name_and_go_with_their_project(store: Store)
     assert [await store.secrets.count(project) for project in ("default", "other")] == [1, 0]
     assert await store.secrets.remove("default", "A")
     assert not await store.secrets.remove("default", "A")
-    assert not await store.secrets.change(one.id, b"late", moment(4.0))
+    assert await store.secrets.change(one.id, b"late", None, moment(4.0)) is None
 
 
 async def test_an_older_database_keeps_its_sandboxes(path: Path) -> None:

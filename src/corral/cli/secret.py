@@ -20,6 +20,7 @@ def create(
     from_env: Annotated[str | None, typer.Option(metavar="VARIABLE", help="Take the value of this variable of yours.")] = None,
     value: Annotated[str | None, typer.Option(help="The value itself; others can see it in the list of processes.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Give an existing one another value.")] = False,
+    tag: options.Tag = None,
     json: options.Json = False,
 ) -> None:
     """Make a secret. Its value is read from standard input, asked for on a terminal."""
@@ -31,7 +32,8 @@ def create(
         print("corral: --value can be seen by others on this machine, and in your shell's history; give it on standard input", file=sys.stderr)
     given = value if value is not None else _read(name, from_env)
     with Client() as client:
-        made = client.secrets.change(name, given) if replace else client.secrets.create(name, given)
+        tags = options.pairs(tag) if tag else None
+        made = client.secrets.change(name, given, tags=tags) if replace else client.secrets.create(name, given, tags=tags)
     if json:
         show.as_json(made.info)
     else:
@@ -48,7 +50,8 @@ def ls(*, json: options.Json = False) -> None:
     if json:
         show.as_json(found)
     else:
-        show.table(("name", "age", "changed", "used"), [(one.name, show.ago(one.created_at), show.ago(one.changed_at), show.ago(one.used_at)) for one in found])
+        rows = [(one.name, one.version, show.ago(one.created_at), show.ago(one.changed_at), show.ago(one.used_at)) for one in found]
+        show.table(("name", "version", "age", "changed", "used"), rows)
 
 
 @secret.command("rm")

@@ -30,7 +30,7 @@ class Secrets:
         if await self._rows.count(actor.project) >= MOST:
             raise QuotaExceeded(f"the project has {MOST:,} secrets, the most there can be", hint="delete those that nobody uses")
         now = moment(self._clock())
-        secret = Secret(id=new_id("se"), name=wanted.name, project=actor.project, created_at=now, changed_at=now)
+        secret = Secret(id=new_id("se"), name=wanted.name, project=actor.project, tags=wanted.tags or {}, created_at=now, changed_at=now)
         if not await self._rows.add(secret, await self._seal(secret, wanted)):
             raise Conflict(
                 f"the project has a secret {wanted.name} already", hint="PUT /v1/secrets/{name} gives it another value", details={"name": wanted.name}
@@ -47,13 +47,13 @@ class Secrets:
         return (await self._sealed(project, [name]))[0][0]
 
     async def change(self, actor: Actor, wanted: SecretCreate) -> Secret:
-        """Another value under the same name. Raises `NotFound`."""
+        """Another value under the same name, and other tags if some are given. Raises `NotFound`."""
         secret = await self.get(actor.project, wanted.name)
-        now = moment(self._clock())
-        if not await self._rows.change(secret.id, await self._seal(secret, wanted), now):
+        changed = await self._rows.change(secret.id, await self._seal(secret, wanted), wanted.tags, moment(self._clock()))
+        if changed is None:
             raise _unknown(actor.project, wanted.name)
-        self._tell("changed", actor, secret)
-        return secret.model_copy(update={"changed_at": now})
+        self._tell("changed", actor, changed)
+        return changed
 
     async def delete(self, actor: Actor, name: str) -> None:
         """The caller has looked that no sandbox needs it. Raises `NotFound`."""

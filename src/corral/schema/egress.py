@@ -66,7 +66,7 @@ Ports = Annotated[
 HeaderName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")]
 HeaderValue = Annotated[str, Field(max_length=8192, pattern=r"^[^\r\n\x00]*$")]
 
-PLACEHOLDER = re.compile(r"\{\{([A-Za-z_][A-Za-z0-9_]{0,63})\}\}")
+PLACEHOLDER = re.compile(r"\{\{([A-Za-z0-9_-]{1,128})\}\}")
 """Where the value of a secret goes."""
 
 

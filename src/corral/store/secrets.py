@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,6 +35,7 @@ class SecretRows:
     async def add(self, secret: Secret, sealed: bytes) -> bool:
         """Whether its name was free."""
         row = {"id": secret.id, "name": secret.name, "project": secret.project, "sealed": sealed}
+        row |= {"version": secret.version, "tags": json.dumps(secret.tags)}
         row |= {"created_at": secret.created_at.timestamp(), "changed_at": secret.changed_at.timestamp()}
         taken = select(secrets.c.id).where(secrets.c.project == secret.project, secrets.c.name == secret.name)
 
@@ -49,9 +51,18 @@ class SecretRows:
         query = select(func.count()).where(secrets.c.project == project)
         return await self._database.read(lambda connection: connection.execute(query).scalar_one())
 
-    async def change(self, id: str, sealed: bytes, at: datetime) -> bool:
-        """Whether it is still there."""
-        return await self._database.run(update(secrets).where(secrets.c.id == id).values(sealed=sealed, changed_at=at.timestamp())) > 0
+    async def change(self, id: str, sealed: bytes, tags: Mapping[str, str] | None, at: datetime) -> Secret | None:
+        """Its next version; None when it is not there any more."""
+        fresh: dict[str, Any] = {"sealed": sealed, "version": secrets.c.version + 1, "changed_at": at.timestamp()}
+        if tags is not None:
+            fresh["tags"] = json.dumps(dict(tags))
+
+        def do(connection: Connection) -> Row[Any] | None:
+            connection.execute(update(secrets).where(secrets.c.id == id).values(**fresh))
+            return connection.execute(select(secrets).where(secrets.c.id == id)).first()
+
+        row = await self._database.write(do)
+        return None if row is None else _secret(row)
 
     def used(self, ids: Collection[str], at: datetime) -> asyncio.Future[int]:
         return self._database.run(update(secrets).where(secrets.c.id.in_(ids)).values(used_at=at.timestamp()))
@@ -66,6 +77,8 @@ def _secret(row: Row[Any]) -> Secret:
         id=row.id,
         name=row.name,
         project=row.project,
+        version=row.version,
+        tags=json.loads(row.tags),
         created_at=datetime.fromtimestamp(row.created_at, UTC),
         changed_at=datetime.fromtimestamp(row.changed_at, UTC),
         used_at=None if row.used_at is None else datetime.fromtimestamp(row.used_at, UTC),

@@ -11,7 +11,7 @@ from corral.errors import Unsupported
 from corral.images.dockerfile.syntax import Instruction
 from corral.schema.image import Bind, BuildSecret
 
-_SECRET = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_SECRET = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _CACHE = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 
 
@@ -53,7 +53,7 @@ def _one(instruction: Instruction, fields: dict[str, str], found: Mounts, bind: 
         case "secret":
             id = fields.pop("id", None) or (target or "").rpartition("/")[2]
             if not _SECRET.fullmatch(id):
-                raise instruction.wrong(f"{id!r} is no name of a secret", hint="secrets have letters, digits and underscores in their names")
+                raise instruction.wrong(f"{id!r} is no name of a secret", hint="secrets have letters, digits, underscores and hyphens in their names")
             variable = fields.pop("env", None)
             path = target if target is not None or variable is not None else f"/run/secrets/{id}"
             found.secrets.append(BuildSecret(name=id, path=path, env=variable, required=_is_on(fields.pop("required", "false"))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from corral.schema.secret import Secret as SecretInfo
@@ -19,9 +20,9 @@ class Secret(NamedSecret):
     """A secret by its name. Egress rules use its value outside of sandboxes; inside, it is a variable only when asked for with `expose=True`."""
 
     @classmethod
-    async def create(cls, name: str, value: str, *, client: Client | None = None) -> Secret:
+    async def create(cls, name: str, value: str, *, tags: Mapping[str, str] | None = None, client: Client | None = None) -> Secret:
         """A new secret of the project. Raises `Conflict` when there is one of this name."""
-        return await (client or await _default()).secrets.create(name, value)
+        return await (client or await _default()).secrets.create(name, value, tags=tags)
 
     @classmethod
     async def get(cls, name: str, *, client: Client | None = None) -> Secret:
@@ -45,13 +46,13 @@ class SecretList:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    async def create(self, name: str, value: str) -> Secret:
-        """A new secret. Raises `Conflict` when there is one of this name."""
-        return _secret(await self._transport.call("POST", "/v1/secrets", body=_body(name, value), key=faults.new_key()))
+    async def create(self, name: str, value: str, *, tags: Mapping[str, str] | None = None) -> Secret:
+        """A new secret. `tags` are for all to read. Raises `Conflict` when there is one of this name."""
+        return _secret(await self._transport.call("POST", "/v1/secrets", body=_body(name, value, tags), key=faults.new_key()))
 
-    async def change(self, name: str, value: str) -> Secret:
-        """Another value. Egress rules use it at once; variables have it from a sandbox's next start on."""
-        return _secret(await self._transport.call("PUT", "/v1/secrets/" + faults.segment(name), body=_body(name, value), safe=True))
+    async def change(self, name: str, value: str, *, tags: Mapping[str, str] | None = None) -> Secret:
+        """Another value, its next version. Egress rules use it at once; variables have it from a sandbox's next start on. `tags`: in place of those it has."""
+        return _secret(await self._transport.call("PUT", "/v1/secrets/" + faults.segment(name), body=_body(name, value, tags), safe=True))
 
     async def get(self, name: str) -> Secret:
         return _secret(await self._transport.call("GET", "/v1/secrets/" + faults.segment(name)))
@@ -65,10 +66,11 @@ class SecretList:
         await self._transport.call("DELETE", "/v1/secrets/" + faults.segment(name))
 
 
-def _body(name: str, value: str) -> bytes:
-    faults.build(SecretCreate, name=name, value=value)
+def _body(name: str, value: str, tags: Mapping[str, str] | None) -> bytes:
+    given = None if tags is None else dict(tags)
+    faults.build(SecretCreate, name=name, value=value, tags=given)
     # Written by hand: the type shows asterisks wherever it is printed.
-    return json.dumps({"name": name, "value": value}).encode()
+    return json.dumps({"name": name, "value": value, "tags": given}).encode()
 
 
 def _secret(body: bytes) -> Secret:
