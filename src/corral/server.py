@@ -99,6 +99,8 @@ class Started:
     admin_key: str | None
     first: bool
     """Whether the key was made just now."""
+    domain: str | None = None
+    """The name and port below which ports of sandboxes have names with TLS; None: they have none."""
 
 
 class Application:
@@ -415,7 +417,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[Started], None] | Non
             lock.announce(url)
             log.info("server_ready", url=url, home=str(settings.home))
             if on_ready is not None:
-                on_ready(Started(url, application.admin_key, application.first))
+                on_ready(Started(url, application.admin_key, application.first, application.services.previews.secure_authority))
             await serving
         finally:
             server.should_exit = True

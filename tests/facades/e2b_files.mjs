@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { e2b, failing, withBox } from './e2b_kit.mjs'
 
-const { AuthenticationError, FileNotFoundError, InvalidArgumentError } = e2b
+const { AuthenticationError, FileNotFoundError, InvalidArgumentError, TimeoutError } = e2b
 
 await withBox({}, async (box) => {
   const { files } = box
@@ -93,5 +93,7 @@ await withBox({}, async (box) => {
   const of = (name) => seen.filter((event) => event[1] === name).map((event) => event[0])
   assert.deepEqual([of('sub/a'), of('b')], [['create', 'chmod', 'write', 'rename'], ['create', 'remove']])
   assert.equal(seen[0][2], '/home/user/w/sub/a')
+  const why = await new Promise((left) => files.watchDir('w', () => {}, { timeoutMs: 300, onExit: left }))
+  assert.ok(why instanceof TimeoutError, `${why}`)
 })
 console.log('all of it')

@@ -79,5 +79,9 @@ await withBox({ envs: { A: '1' } }, async (box) => {
   await pty.sendInput(other.pid, new TextEncoder().encode('echo jo""ined\n'))
   await second.has('joined')
   assert.deepEqual([await pty.kill(other.pid), (await failing(joined.wait())).exitCode, await pty.kill(other.pid)], [true, -1, false])
+
+  const lost = await failing(commands.run('echo begun; sleep 300', { timeoutMs: 100_000, onStdout: () => void box.kill() }))
+  assert.ok(lost instanceof TimeoutError, `${lost}`)
+  assert.match(lost.message, /killed or reached its end of life/)
 })
 console.log('all of it')

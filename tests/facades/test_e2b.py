@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
+import json
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from typing import Any
 
 import e2b
@@ -51,6 +55,7 @@ def test_a_sandbox_is_created_found_kept_and_killed(client: E2B) -> None:
     assert box.commands.run("echo $FLAVOR").stdout == "sour\n"
     found = box.get_info()
     assert (found.sandbox_id, found.name, found.metadata, found.state) == (box.sandbox_id, "base", {"run": "seven & a half"}, SandboxState.RUNNING)
+    assert found.template_id == "base", "a template has no other id"
     assert 60 < (found.end_at - found.started_at).total_seconds() < 180
 
     pages = client.Sandbox.list(query=SandboxQuery(metadata={"run": "seven & a half"}), limit=1)
@@ -95,6 +100,11 @@ def test_commands_run_and_can_be_talked_to(box: Sandbox) -> None:
     box.commands.send_stdin(echo.pid, "hello\n")
     box.commands.close_stdin(echo.pid)
     assert echo.wait().stdout == "hello\nend\n"
+
+    count = box.commands.run("cat; echo end", background=True, stdin=True)
+    box.commands.stream_input(count.pid, (piece for piece in (b"one ", b"two ", b"three\n")))
+    box.commands.close_stdin(count.pid)
+    assert count.wait().stdout == "one two three\nend\n"
 
     lasting = box.commands.run("echo begun; sleep 1000", background=True)
     late = box.commands.connect(lasting.pid)
@@ -196,6 +206,8 @@ def test_metadata_stays_with_a_file_and_goes_into_snapshots(box: Sandbox, client
     files: Any = box.files  # its types are not complete
     assert files.write("kept.txt", "x", metadata={"author": "mish", "kind": "a b"}).metadata == {"author": "mish", "kind": "a b"}
     assert files.rename("kept.txt", "moved.txt").metadata == {"author": "mish", "kind": "a b"}
+    files.write("look.py", "import os\ntry: print(os.getxattr('moved.txt', 'user.e2b.author').decode())\nexcept OSError as error: print(error.errno)")
+    assert box.commands.run("python3 look.py").stdout.strip() in ("mish", str(errno.EOPNOTSUPP)), "as programs see it, where the engine has attributes"
     files.write("plain.txt", "x", metadata={"old": "1"})
     files.write("plain.txt", "y")
     shown = {entry.name: entry.metadata for entry in files.list(".")}
@@ -241,6 +253,68 @@ def test_ports_that_are_not_public_are_forbidden_without_the_token(client: E2B, 
     answers = [httpx.get(url, headers={**aimed, **more}, timeout=GIVE_UP).status_code for more in ({}, {"e2b-traffic-access-token": token})]
     assert answers == [403, 200]
     box.kill()
+
+
+def at_the_edge(box: Sandbox, server: Server, port: int) -> httpx.Response:
+    """What anybody is answered who asks for a port by its name."""
+    host = box.get_host(port)
+    return httpx.get(f"http://127.0.0.1:{host.rpartition(':')[2]}/", headers={"Host": host}, timeout=GIVE_UP)
+
+
+def test_ports_say_what_e2b_s_do(client: E2B, server: Server) -> None:
+    box = client.Sandbox.create("base", timeout=600)
+    closed = at_the_edge(box, server, 8124)
+    assert closed.status_code == 502
+    assert closed.json() == {"sandboxId": box.sandbox_id, "message": "The sandbox is running but port is not open", "port": 8124, "code": 502}
+    box.commands.run("python3 -m http.server 8124", background=True)
+    box.commands.run("until (exec 3<>/dev/tcp/127.0.0.1/8124) 2>/dev/null; do sleep 0.05; done")
+    assert at_the_edge(box, server, 8124).status_code == 200
+    gone = {"sandboxId": box.sandbox_id, "message": "The sandbox was not found", "code": 502}
+    box.pause()
+    sleeping = at_the_edge(box, server, 8124)
+    assert (sleeping.status_code, sleeping.json(), box.get_info().state) == (502, gone, SandboxState.PAUSED)
+    box.connect()
+    assert at_the_edge(box, server, 8124).status_code == 200
+    box.kill()
+    ended = at_the_edge(box, server, 8124)
+    assert (ended.status_code, ended.text) == (502, json.dumps(gone, separators=(",", ":")))
+
+
+def test_a_port_wakes_a_sandbox_that_is_to_be(client: E2B, server: Server) -> None:
+    box = client.Sandbox.create("base", timeout=100, lifecycle={"on_timeout": "pause", "auto_resume": True})
+    box.commands.run("python3 -m http.server 8125", background=True)
+    box.commands.run("until (exec 3<>/dev/tcp/127.0.0.1/8125) 2>/dev/null; do sleep 0.05; done")
+    box.pause()
+    assert at_the_edge(box, server, 8125).status_code == 200
+    found = box.get_info()
+    assert found.state is SandboxState.RUNNING
+    assert (found.end_at - datetime.now(UTC)).total_seconds() > 200, "for five minutes at least"
+    box.kill()
+
+
+def test_pages_of_a_browser_may_ask(client: E2B, box: Sandbox, server: Server) -> None:
+    page = {"Origin": "https://page.example"}
+    asking = {**page, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type,e2b-sandbox-id,x-access-token"}
+    inside = {"E2b-Sandbox-Id": box.sandbox_id, "X-Access-Token": str(box._envd_access_token)}
+    with httpx.Client(base_url=server.url, timeout=GIVE_UP) as http:
+        for path in ("/v2/sandboxes", "/process.Process/List", "/execute"):
+            before = http.options(path, headers=asking)
+            assert (before.status_code, before.headers["Access-Control-Allow-Origin"]) == (204, "*")
+            assert "authorization" in before.headers["Access-Control-Allow-Headers"].lower()
+            assert "DELETE" in before.headers["Access-Control-Allow-Methods"]
+        listed = http.get("/v2/sandboxes", headers={**page, "X-API-Key": server.key})
+        run = http.post("/process.Process/List", json={}, headers={**page, **inside})
+        refused = http.get("/health", headers={**page, "E2b-Sandbox-Id": "sb-aaaaaaaaaaaaaaaa"})
+        for answer, status in ((listed, 200), (run, 200), (refused, 502)):
+            assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"], answer.headers["Access-Control-Expose-Headers"]) == (status, "*", "*")
+        assert "Access-Control-Allow-Origin" not in http.get("/v1/sandboxes", headers=page).headers, "Corral's own API is not for pages of others"
+        assert "Access-Control-Allow-Origin" not in http.options("/v1/sandboxes", headers={**asking, "Access-Control-Request-Headers": "authorization"}).headers
+
+
+def test_a_create_that_is_repeated_makes_one_sandbox(client: E2B) -> None:
+    one, same = (client.Sandbox.create("base", timeout=120, idempotency_key="once-only") for _ in range(2))
+    assert one.sandbox_id == same.sandbox_id
+    one.kill()
 
 
 def test_a_snapshot_that_can_not_be_made_takes_no_name_away(box: Sandbox, client: E2B, server: Server) -> None:
@@ -310,12 +384,36 @@ def test_volumes_and_secrets_are_made_and_used(client: E2B) -> None:
     two = client.Sandbox.create("base", volume_mounts={"/data": volume.name})
     one.commands.run("echo both > /data/file", user="root")
     assert two.files.read("/data/file") == "both\n"
+    with pytest.raises(InvalidArgumentException, match="network filesystem"):
+        two.files.watch_dir("/data")
+    two.commands.run("mkdir /data/mine", user="root")
+    watch = two.files.watch_dir("/data/mine", allow_network_mounts=True)
+    two.commands.run("touch /data/mine/new", user="root")
+    while not (events := watch.get_new_events()):
+        pass
+    assert (events[0].name, events[0].type) == ("new", FilesystemEventType.CREATE)
+    watch.stop()
     one.kill()
     two.kill()
     assert client.Volume.destroy(volume.volume_id)
-    secret = client.Secret.create("e2b_key", "hush")
+
+
+def test_secrets_have_versions_and_metadata(client: E2B) -> None:
+    secret = client.Secret.create("OpenAI-api-key", "hush", metadata={"owner": "me"})
+    assert (secret.name, secret.version, secret.metadata) == ("openai-api-key", 1, {"owner": "me"})
+    assert client.Secret.update("openai-api-key", "hush hush").version == 2
+    client.Secret.update(secret.secret_id, "hush", metadata={})
+    found = client.Secret.get_info("OPENAI-API-KEY")
+    assert (found.secret_id, found.version, found.metadata) == (secret.secret_id, 3, {})
     # Other tests' secrets are in the same project.
-    assert "e2b_key" in {each.name for each in client.Secret.list(limit=100).next_items()}
+    assert "openai-api-key" in {each.name for each in client.Secret.list(limit=100).next_items()}
+    rules = {"api.example.com": [{"transform": {"headers": {"Authorization": f"Bearer {client.Secret.fill('openai-api-key')}"}}}]}
+    box = client.Sandbox.create("base", network={"rules": rules})
+    box.kill()
+    with pytest.raises(e2b.SecretException, match="ids of secrets"):
+        client.Secret.create("sec_1", "x")
+    with pytest.raises(e2b.SecretException, match="metadata"):
+        client.Secret.create("other", "x", metadata={"k": "x" * 1025})
     assert client.Secret.destroy(secret.secret_id)
 
 
@@ -408,9 +506,38 @@ def test_a_template_is_built_tagged_and_used(client: E2B) -> None:
     built = client.Template.build(wanted, "e2b-made:one", cpu_count=1, memory_mb=256)
     assert client.Template.exists("e2b-made")
     assert client.Template.assign_tags("e2b-made:one", "stable").tags == ["stable"]
+    assert client.Template.exists("default/e2b-made:stable"), "with the project before it"
+    assert {tag.tag for tag in client.Template.get_tags("default/e2b-made")} == {"one", "stable"}
     box = client.Sandbox.create("e2b-made:stable")
     assert box.commands.run("cat made.txt; echo $FLAVOR").stdout == "made\nsweet\n"
-    assert box.get_info().memory_mb == 256
+    assert (box.get_info().memory_mb, box.get_info().template_id) == (256, built.template_id)
     box.kill()
     assert built.build_id
     assert not client.Template.exists("e2b-never-made")
+
+
+def test_a_build_that_fails_is_blamed_on_the_line_that_asked_for_it(client: E2B) -> None:
+    wanted = client.Template().from_template("base").set_workdir("/made/for/it").run_cmd("true", user="root")
+    wanted = wanted.run_cmd("exit 5")  # it is this one
+    wanted = wanted.run_cmd("true")
+    with pytest.raises(e2b.BuildException, match="ended with 5") as failed:
+        client.Template.build(wanted, "e2b-broken")
+    assert any("it is this one" in (frame.line or "") for frame in traceback.extract_tb(failed.value.__traceback__))
+    with pytest.raises(e2b.BuildException) as failed:
+        client.Template.build(client.Template().from_template("e2b-never-made").run_cmd("true"), "e2b-broken")
+
+
+def test_templates_are_listed_in_pages(client: E2B, server: Server) -> None:
+    with httpx.Client(base_url=server.url, headers={"X-API-Key": server.key}, timeout=GIVE_UP) as http:
+        client.Template.build(client.Template().from_template("base").set_envs({"A": "1"}), "e2b-page-one")
+        client.Template.build(client.Template().from_template("base").set_envs({"A": "2"}), "e2b-page-two")
+        names: list[str] = []
+        token = None
+        while names == [] or token is not None:
+            page = http.get("/v2/templates", params={"limit": 1} if token is None else {"limit": 1, "nextToken": token})
+            assert len(page.json()) <= 1
+            names += [template["templateID"] for template in page.json()]
+            token = page.headers.get("X-Next-Token")
+        assert names == sorted(set(names))
+        assert {"e2b-page-one", "e2b-page-two"} <= set(names)
+        assert http.get("/teams").json()["code"] == 404, "what is not there is refused as E2B's API refuses"

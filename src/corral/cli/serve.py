@@ -77,9 +77,9 @@ def up(
         _remember(server)
         if ready is not None:
             with os.fdopen(ready, "w") as pipe:
-                pipe.write(server.url)
+                pipe.write("\n".join([server.url, server.domain] if server.domain else [server.url]))
         else:
-            _tell(server.url, os.getpid(), settings, json=json)
+            _tell(server.url, server.domain, os.getpid(), settings, json=json)
 
     run(settings, on_ready=started)
 
@@ -183,12 +183,13 @@ def _detached(settings: Settings, *, json: bool) -> None:
         )
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        url = pipe.read() if select.select([pipe], [], [], START_SECONDS)[0] else None
-    if url:
-        _tell(url, server.pid, settings, json=json)
+        told = pipe.read() if select.select([pipe], [], [], START_SECONDS)[0] else None
+    if told:
+        url, _, domain = told.partition("\n")
+        _tell(url, domain or None, server.pid, settings, json=json)
         server.returncode = 0  # it is init's child from now on: nobody here waits for it
         return
-    if url is None:
+    if told is None:
         raise SetupError(f"the server (pid {server.pid}) is not ready after {START_SECONDS:g} s", hint=f"look into {log}")
     server.wait()
     with log.open("rb") as said:
@@ -210,8 +211,23 @@ def _remember(server: Started) -> None:
         save(server.url, server.admin_key)
 
 
-def _tell(url: str, pid: int, settings: Settings, *, json: bool) -> None:
+def _tell(url: str, domain: str | None, pid: int, settings: Settings, *, json: bool) -> None:
+    """`domain`: below which sandboxes have names with TLS."""
     if json:
         show.as_json({"url": url, "pid": pid, "home": str(settings.home)})
-    else:
-        print(f"corral: ready at {url} (pid {pid}, home {settings.home}); `corral down` ends it", flush=True)
+        return
+    print(f"corral: ready at {url} (pid {pid}, home {settings.home}); `corral down` ends it", flush=True)
+    if domain is not None:
+        print("\n".join(["corral: for E2B's clients (docs/from-e2b.md):", *_exports(domain, settings)]), flush=True)
+
+
+def _exports(domain: str, settings: Settings) -> list[str]:
+    """What E2B's clients need to find the server by names, to be pasted into a shell. The key itself is not printed: this may be a log."""
+    import shlex
+
+    keys = settings.places.keys
+    lines = [f"export E2B_API_KEY=e2b_$(sed s/ck_// {shlex.quote(str(keys / 'admin'))})", f"export E2B_DOMAIN={shlex.quote(domain)}"]
+    if settings.tls:
+        authority = shlex.quote(str(keys / "edge-ca.pem"))
+        lines.append(f"export SSL_CERT_FILE={authority} NODE_EXTRA_CA_CERTS={authority}")
+    return lines

@@ -41,6 +41,18 @@ class Process(Protocol):
     def changed(self, sandbox: str, settings: Settings) -> None: ...
 
 
+class Guise(Protocol):
+    """What clients of a facade expect of the ports of sandboxes that they made."""
+
+    def wakes(self, record: Record) -> bool:
+        """Whether a request resumes one that is paused."""
+        ...
+
+    async def wake(self, living: Living) -> None: ...
+    def gone(self, record: Record) -> Refused: ...
+    def closed(self, record: Record, port: int) -> Refused: ...
+
+
 @dataclass(frozen=True)
 class Address:
     """How the edge is reached from outside: `{scheme}://{name}.{authority}`."""
@@ -72,12 +84,24 @@ class Previews:
         self._address = self._tunnels = Address("http", "")
         self.on_closed: Callable[[Record, int], Awaitable[Service | None]] = _nobody
         """Asked when a request has come for a port on which nothing listens; whether a service is to serve it."""
+        self.guise: Guise | None = None
+        """Of sandboxes that clients of a facade made."""
 
     def open(self, secret: bytes, process: Process, address: Address, tunnels: Address) -> None:
         """`tunnels`: how Corral's own programs reach the edge."""
         self._secret, self._process, self._address, self._tunnels = secret, process, address, tunnels
 
     # What can be asked
+
+    @property
+    def authority(self) -> str:
+        """The name and port below which each port of a sandbox has a name."""
+        return self._address.authority
+
+    @property
+    def secure_authority(self) -> str | None:
+        """The same, where TLS is spoken."""
+        return self._address.authority if self._address.scheme == "https" else None
 
     async def get(self, project: str, sandbox: str, port: int) -> Preview:
         record = (await self._sandboxes.ledger.use(project, sandbox)).record
@@ -190,10 +214,12 @@ class Previews:
         seconds = PEOPLE_WAIT if people else PROGRAMS_WAIT
         if living.record.state is State.CREATING:
             await _turn(living, seconds)
-        if living.pausing or living.record.state is State.PAUSED:
+        guise = self._guise(living.record)
+        if (living.pausing or living.record.state is State.PAUSED) and (guise is None or guise.wakes(living.record)):
             if not wake:
                 return Found(living.record.project, self._settings(living.record), None)
-            if (refused := await self._wake(living, self._sandboxes.pauses.wake(living), seconds, "resumed")) is not None:
+            waking = self._sandboxes.pauses.wake(living) if guise is None else guise.wake(living)
+            if (refused := await self._wake(living, waking, seconds, "resumed")) is not None:
                 return refused
         if living.record.state is State.STOPPED and living.record.previews.starts:
             if not wake:
@@ -214,8 +240,11 @@ class Previews:
         if isinstance(error := asking.exception(), CorralError):
             return Refused(error.status, error.code, f"the service at port {port} can't be started: {error.message}", error.hint)
         service = asking.result()
-        if service is None or service.state is ServiceState.READY:
-            return service is not None
+        if service is None:
+            guise = self._guise(living.record)
+            return False if guise is None else guise.closed(living.record, port)
+        if service.state is ServiceState.READY:
+            return True
         why = service.detail or (f"it ended with {service.exit_code}" if service.exit_code is not None else f"it is {service.state}")
         hint = f"`corral service logs {sandbox} {service.name}` shows what it said"
         return Refused(
@@ -247,6 +276,8 @@ class Previews:
                 return Found(record.project, self._settings(record), relay)
             case State.CREATING:
                 return Refused(503, "starting", f"the sandbox {record.id} is still being created", "try again in a moment", title="Starting …", retry=1)
+            case State.PAUSED | State.STOPPED if (guise := self._guise(record)) is not None:
+                return guise.gone(record)
             case State.PAUSED:
                 # Somebody has paused it again just now.
                 return Refused(503, "paused", f"the sandbox {record.id} is paused", "try again", title="This sandbox is paused", retry=1)
@@ -254,18 +285,22 @@ class Previews:
                 why = f" ({record.reason})" if record.reason else ""
                 return Refused(409, "stopped", f"the sandbox {record.id} is stopped{why}", "start it first", title="This sandbox is stopped")
             case State.TERMINATED | State.FAILED:
-                return _ended(record)
+                return self._ended(record)
 
     async def _past(self, sandbox: str) -> Refused:
         record = await self._rows.find(sandbox)
         if record is None or record.state not in lifecycle.ENDED:
             return Refused(404, "not_found", f"there is no sandbox {sandbox[:63]}", "is the address complete?", title="There is no such sandbox")
-        return _ended(record)
+        return self._ended(record)
 
+    def _ended(self, record: Record) -> Refused:
+        if (guise := self._guise(record)) is not None:
+            return guise.gone(record)
+        why = f"{record.reason or record.state}" + (f": {record.detail}" if record.detail else "")
+        return Refused(410, "sandbox_ended", f"the sandbox {record.id} has ended ({why})", "create another one", title="This sandbox has ended")
 
-def _ended(record: Record) -> Refused:
-    why = f"{record.reason or record.state}" + (f": {record.detail}" if record.detail else "")
-    return Refused(410, "sandbox_ended", f"the sandbox {record.id} has ended ({why})", "create another one", title="This sandbox has ended")
+    def _guise(self, record: Record) -> Guise | None:
+        return self.guise if record.facade else None
 
 
 def _shown(exposure: Exposure, port: int) -> None:

@@ -32,6 +32,8 @@ class Refusal(Exception):
     retry: int | None = None
     details: dict[str, Any] = field(default_factory=dict[str, Any])
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    body: dict[str, Any] | None = None
+    """In place of Corral's own words, for programs."""
 
     def __str__(self) -> str:
         return self.message
@@ -76,6 +78,8 @@ def _status_line(status: int) -> bytes:
 
 
 def _json(refusal: Refusal) -> bytes:
+    if refusal.body is not None:
+        return json.dumps(refusal.body, separators=(",", ":")).encode()
     told = {"code": refusal.code, "message": refusal.message, "hint": refusal.hint, "details": refusal.details}
     return json.dumps({"error": told}).encode()
 

@@ -265,4 +265,6 @@ def settings(message: dict[str, Any]) -> Settings:
 
 
 def refusal(told: dict[str, Any]) -> Refusal:
-    return Refusal(told["status"], told["code"], told["message"], told.get("hint"), told.get("title"), told.get("retry"), told.get("details") or {})
+    refused = Refusal(told["status"], told["code"], told["message"], told.get("hint"), told.get("title"), told.get("retry"), told.get("details") or {})
+    refused.body = told.get("body")
+    return refused

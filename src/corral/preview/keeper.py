@@ -50,6 +50,8 @@ class Refused:
     hint: str | None = None
     title: str | None = None
     retry: int | None = None
+    body: dict[str, Any] | None = None
+    """What programs are told in place of Corral's own words, where clients of a facade expect others."""
 
 
 class Knowledge(Protocol):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from urllib.parse import unquote
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -16,24 +17,27 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from corral.api.services import Services
 from corral.control.record import Record
-from corral.control.registry import Living
 from corral.control.roles import Actor
 from corral.errors import Unauthenticated
-from corral.facades.e2b import envd, interpreter
+from corral.facades.e2b import cors, envd, interpreter
 from corral.facades.e2b.envd.desk import Desk, not_found, port_closed
+from corral.facades.e2b.ports import Ports
 from corral.facades.e2b.refusal import Refused, answer, body
 from corral.facades.e2b.rest.builds import Builds
-from corral.facades.e2b.rest.call import Call, Endpoint
+from corral.facades.e2b.rest.call import SLASH, Call, Endpoint
 from corral.facades.e2b.rest.routes import ROUTES, Routes, building, unlocked
 from corral.facades.e2b.rest.webhooks import DIALECT, Telling
 from corral.facades.e2b.tokens import Tokens
 from corral.preview.doors import Door
 from corral.schema.account import Role
-from corral.schema.sandbox import SandboxUpdate, State
+from corral.schema.sandbox import State
 
 _HOST = re.compile(r"(\d{1,5})-(sb-[a-z2-7]{16})\.")
-_PATHS = ("/sandboxes", "/v2/", "/v3/", "/templates", "/snapshots", "/volumes", "/secrets", "/volumecontent/", "/events/", "/default-templates")
-_LEAST_WOKEN = 300.0
+_PATHS = (
+    *("/sandboxes", "/v2/", "/v3/", "/templates", "/snapshots", "/volumes", "/secrets", "/volumecontent/", "/events/"),
+    # What is not there is refused in E2B's words.
+    *("/default-templates", "/teams", "/api-keys", "/access-tokens", "/nodes", "/admin/"),
+)
 _NOBODY = Actor("", "", Role.READER)
 """Who has nothing but the address."""
 _RUNNING = frozenset({State.RUNNING, State.FROZEN})
@@ -59,6 +63,7 @@ class E2B:
         self._services = services
         self._tokens = tokens
         self._desk = Desk(services, tokens)
+        self._ports = services.previews.guise = Ports(services)
         self.ports: dict[int, PortHandler] = {envd.PORT: self._desk.answer, interpreter.PORT: interpreter.Interpreter(services, tokens).answer}
         """By port, what is answered outside the sandbox."""
         services.event_webhooks.dialects[DIALECT] = Telling(services.events)
@@ -70,15 +75,22 @@ class E2B:
         if scope["type"] != "http":
             await self._native(scope, receive, send)
             return
-        if (aimed := self._aim(scope)) is not None:
-            request = Request(scope, receive)
-            await (await self._inside(request, *aimed))(scope, receive, send)
-        elif scope["path"] == "/health":
+        aimed = self._aim(scope)
+        if aimed is None and scope["path"] == "/health":
             await Response(status_code=204)(scope, receive, send)
-        elif scope["path"].startswith(_PATHS):
-            await self._control(scope, receive, send)
-        else:
+            return
+        ours = aimed is not None or scope["path"].startswith(_PATHS)
+        if (before := cors.asked_before(scope, ours=ours)) is not None:
+            await before(scope, receive, send)
+            return
+        if not ours:
             await self._native(scope, receive, send)
+            return
+        send = cors.told(scope, send)
+        if aimed is not None:
+            await (await self._inside(Request(scope, receive), *aimed))(scope, receive, send)
+        else:
+            await self._control(scope, receive, send)
 
     def close(self) -> None:
         self._desk.close()
@@ -108,8 +120,8 @@ class E2B:
         living = self._services.sandboxes.ledger.registry.get(id)
         if living is None or living.reserved:
             return not_found(id)
-        if (living.pausing or living.record.state is State.PAUSED) and living.record.facade.get("auto_resume"):
-            await self._wake(living)
+        if (living.pausing or living.record.state is State.PAUSED) and self._ports.wakes(living.record):
+            await self._ports.wake(living)
         if living.record.state not in _RUNNING:
             return not_found(id)
         handler = self.ports.get(port)
@@ -120,17 +132,10 @@ class E2B:
         except Exception as error:
             return answer(error, self._services.meter)
 
-    async def _wake(self, living: Living) -> None:
-        """A request resumes it, for its timeout, and five minutes at least. That is said first: one of no time at all would be paused again before it could be."""
-        sandboxes = self._services.sandboxes
-        if living.record.timeout is not None and living.record.timeout < _LEAST_WOKEN:
-            wanted = SandboxUpdate.model_validate({"timeout": _LEAST_WOKEN})
-            await sandboxes.update(Actor("traffic", living.record.project, Role.MEMBER), living.record.id, wanted)
-        await sandboxes.pauses.wake(living)
-
     # ── control ──
 
     async def _control(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["path"] = whole(scope)
         for route in self._router.routes:
             match, child = route.matches(scope)
             if match is Match.FULL:
@@ -162,6 +167,11 @@ class E2B:
             return self._services.accounts.authenticate(native_key(given))
         except Unauthenticated:
             raise Refused(401, "this API key is unknown or revoked; `e2b_` and the digits of a living key of this server make one") from None
+
+
+def whole(scope: Scope) -> str:
+    """The path, in which a slash that was packed (`project%2Fname`) still is: it belongs to a name."""
+    return "/".join(unquote(part).replace("/", SLASH) for part in scope["raw_path"].decode("latin-1").split("/"))
 
 
 def native_key(given: str) -> str:

@@ -23,15 +23,13 @@ from corral.code.lines import Line
 from corral.code.start import IMAGE, WARM
 from corral.control.record import Record
 from corral.errors import NotFound
-from corral.facades.e2b.rest.shown import closed
+from corral.facades.e2b.rest.shown import TEMPLATE, closed
 from corral.facades.e2b.tokens import Tokens
 from corral.schema.code import CodeContext, CodeContextCreate, CodeRun
 
 __all__ = ["IMAGE", "PORT", "SIZE", "TEMPLATE", "WARM", "Interpreter"]
 
 PORT = 49999
-TEMPLATE = "code-interpreter-v1"
-"""What the clients call the image."""
 SIZE = {"cpu": 2, "memory": 1024}
 """Of the sandboxes that this protocol makes of it: its clients can't say."""
 _DEFAULTS = ("python", "javascript")

@@ -30,8 +30,13 @@ def sentence(error: CorralError) -> str:
     return f"{error.message}; {error.hint}" if error.hint else error.message
 
 
+def compact(value: object) -> str:
+    """JSON as E2B writes it, without spaces: there are those who compare texts."""
+    return json.dumps(value, separators=(",", ":"))
+
+
 def body(status: int, message: str, **more: Any) -> Response:
-    return Response(json.dumps({"code": status, "message": message, **more}), status, media_type=JSON)
+    return Response(compact({**more, "message": message, "code": status} if more else {"code": status, "message": message}), status, media_type=JSON)
 
 
 def answer(error: Exception, meter: Meter) -> Response:
@@ -46,4 +51,7 @@ def answer(error: Exception, meter: Meter) -> Response:
             meter.error(known.code)
             # 410 and 422 are unknown to the clients: an ended sandbox is one that is not there, what is not supported is a wrong request.
             status = {410: 404, 422: 400}.get(known.status, known.status)
-            return body(status, sentence(known))
+            answer = body(status, sentence(known))
+            if status == 503:
+                answer.headers["Retry-After"] = "1"
+            return answer

@@ -19,7 +19,7 @@ from corral.api.body import read
 from corral.api.stream import ByteStream, Streams, finishing
 from corral.errors import CorralError
 from corral.facades.e2b.inside import UnknownUser
-from corral.facades.e2b.refusal import JSON, Refused, sentence
+from corral.facades.e2b.refusal import JSON, Refused, compact, sentence
 
 LIMIT = 4 << 20
 """Bytes of one message. Standard input travels in messages."""
@@ -123,7 +123,7 @@ def failure(error: Exception) -> Response:
     if isinstance(error, ClientDisconnect):
         return Response(status_code=499)
     told = translate(error)
-    return Response(json.dumps(told.show()), _STATUS[told.code], media_type=JSON)
+    return Response(compact(told.show()), _STATUS[told.code], media_type=JSON)
 
 
 async def unary(request: Request, call: Callable[[Message], Awaitable[Message]]) -> Response:
@@ -138,7 +138,7 @@ async def unary(request: Request, call: Callable[[Message], Awaitable[Message]])
         answer = await call(_message(raw))
     except Exception as error:
         return failure(error)
-    return Response(json.dumps(answer), media_type=JSON)
+    return Response(compact(answer), media_type=JSON)
 
 
 async def streaming(
@@ -203,7 +203,7 @@ async def requests(request: Request) -> AsyncIterator[Message]:
 
 
 def envelope(message: Message, flags: int = 0) -> bytes:
-    raw = json.dumps(message).encode()
+    raw = compact(message).encode()
     return bytes((flags,)) + len(raw).to_bytes(4, "big") + raw
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import json
 from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.requests import Request
@@ -14,16 +13,14 @@ from corral.control.record import Record
 from corral.facades.e2b.envd import PORT, files, filesystem, process
 from corral.facades.e2b.envd.watch import Watchers, watch_dir
 from corral.facades.e2b.inside import Given, Homes, Inside, named_user
-from corral.facades.e2b.refusal import JSON, Refused, body
+from corral.facades.e2b.ports import CLOSED, GONE
+from corral.facades.e2b.refusal import JSON, Refused, body, compact
 from corral.facades.e2b.tokens import Tokens, signature
 
 Call = Callable[[Request, Inside], Awaitable[Response]]
 
 _OPEN = frozenset({"/health"})
 _UNAUTHORIZED = "unauthorized access, please provide a valid access token or method signing if supported"
-_CORS = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "*"}
-_PREFLIGHT = {**_CORS, "Access-Control-Allow-Methods": "GET, POST, HEAD, OPTIONS", "Access-Control-Allow-Headers": "*", "Access-Control-Max-Age": "7200"}
-# Browsers send files to signed addresses; what is open to them is what the token or signature opens.
 
 
 class Desk:
@@ -65,16 +62,11 @@ class Desk:
     async def answer(self, request: Request, record: Record) -> Response:
         """The answer for a running sandbox. Raises `Refused`."""
         path = request.url.path
-        if request.method == "OPTIONS":
-            return Response(status_code=204, headers=_PREFLIGHT)
         call = self._calls.get((request.method, path))
         if call is None:
             raise Refused(404, f"there is no {request.method} {path[:200]} at port {PORT} of a sandbox")
         user = self._admit(request, record, path)
-        response = await call(request, Inside(self._services, self._homes, self._given, record, user))
-        if "origin" in request.headers:
-            response.headers.update(_CORS)
-        return response
+        return await call(request, Inside(self._services, self._homes, self._given, record, user))
 
     def close(self) -> None:
         self._watchers.close()
@@ -112,14 +104,14 @@ async def _health(_request: Request, _inside: Inside) -> Response:
 
 
 async def _envs(_request: Request, inside: Inside) -> Response:
-    return Response(json.dumps(dict(inside.record.env)), media_type=JSON)
+    return Response(compact(dict(inside.record.env)), media_type=JSON)
 
 
 async def _metrics(_request: Request, inside: Inside) -> Response:
     sample = await inside.services.node.sample_now(inside.record.id)
     cores = max(1, round(inside.record.cpu))
     return Response(
-        json.dumps(
+        compact(
             {
                 "ts": int(sample.at.timestamp()),
                 "cpu_count": cores,
@@ -138,9 +130,9 @@ async def _metrics(_request: Request, inside: Inside) -> Response:
 
 def not_found(id: str) -> Response:
     """The answer when there is no such sandbox, or it does not run; the clients go by the words."""
-    return body(502, "The sandbox was not found", sandboxId=id)
+    return body(502, GONE, sandboxId=id)
 
 
 def port_closed(id: str, port: int) -> Response:
     """The answer when nothing listens at the port."""
-    return body(502, "The sandbox is running but port is not open", sandboxId=id, port=port)
+    return body(502, CLOSED, sandboxId=id, port=port)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
 import secrets
 import time
@@ -20,7 +19,7 @@ from corral.api.files import send
 from corral.facades.e2b.envd.connect import Message
 from corral.facades.e2b.envd.multipart import Parts
 from corral.facades.e2b.inside import Inside, UnknownUser, at
-from corral.facades.e2b.refusal import JSON, Refused, answer, body
+from corral.facades.e2b.refusal import JSON, Refused, answer, body, compact
 from corral.schema.file import Entry, Kind, Move, Remove
 
 _PIECE = 256 << 10
@@ -69,7 +68,7 @@ async def upload(request: Request, inside: Inside) -> Response:
         return body(401, _unknown(error))
     except Exception as error:
         return answer(error, inside.services.meter)
-    return Response(json.dumps(written), media_type=JSON)
+    return Response(compact(written), media_type=JSON)
 
 
 async def compose(request: Request, inside: Inside) -> Response:
@@ -101,7 +100,7 @@ async def compose(request: Request, inside: Inside) -> Response:
         return body(401, _unknown(error))
     except Exception as error:
         return answer(error, inside.services.meter)
-    return Response(json.dumps({"path": target, "name": posixpath.basename(target), "type": "file"}), media_type=JSON)
+    return Response(compact({"path": target, "name": posixpath.basename(target), "type": "file"}), media_type=JSON)
 
 
 class _Compose(BaseModel):

@@ -152,6 +152,11 @@ async def _opened(inside: Inside, message: Message) -> tuple[Watching, str]:
         raise RpcError(Code.NOT_FOUND, f"path {path} not found") from None
     if found.type is not Kind.DIRECTORY:
         raise RpcError(Code.INVALID_ARGUMENT, f"path {path} not a directory")
+    if not fields.flag(message, "allowNetworkMounts") and any(beneath(path, use.path) for use in inside.record.volumes):
+        raise RpcError(
+            Code.INVALID_ARGUMENT,
+            f"cannot watch path on network filesystem: {path}: what others change in a volume is not seen; allow network mounts to watch the rest",
+        )
     watching = inside.files.watch(at(path), recursive=fields.flag(message, "recursive"))
     await watching.__aenter__()
     return watching, path
@@ -176,7 +181,12 @@ async def _told(inside: Inside, event: WatchEvent, top: str, *, entries: bool) -
     told = [(_TYPES[event.type], event.path)]
     if event.to is not None:
         told.append((_TYPES["create"], event.to))
-    return [await _event(inside, kind, path, top, entries=entries) for kind, path in told if path.startswith(top.rstrip("/") + "/") or path == top]
+    return [await _event(inside, kind, path, top, entries=entries) for kind, path in told if beneath(path, top)]
+
+
+def beneath(path: str, top: str) -> bool:
+    """Whether it is this directory, or in it."""
+    return path == top or path.startswith(top.rstrip("/") + "/")
 
 
 async def _event(inside: Inside, kind: str, path: str, top: str, *, entries: bool) -> Message:

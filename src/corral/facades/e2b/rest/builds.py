@@ -9,7 +9,7 @@ import tempfile
 import uuid
 import zlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -22,7 +22,7 @@ from corral.control.roles import Actor, Permission
 from corral.facades.e2b.body import Body
 from corral.facades.e2b.refusal import Refused
 from corral.facades.e2b.rest.call import Call, told
-from corral.facades.e2b.rest.recipe import CPU, DISK, MEMORY, Template, definition, names_of
+from corral.facades.e2b.rest.recipe import CPU, DISK, MEMORY, Recipe, Template, names_of, recipe
 from corral.schema.image import BuildCreate, BuildLog, BuildState, Definition, Run, SetUser
 
 REMEMBERED = 1000
@@ -33,6 +33,7 @@ _LATEST = 1 << 52
 _LARGEST = 16 << 30
 _PIECE = 1 << 20
 _NO_USER = re.compile(r"no user (\S+) in the sandbox's /etc/passwd")
+_NOTHING = Recipe(Definition.model_validate({"source": {"kind": "scratch"}, "steps": []}))
 _STATES = {BuildState.RUNNING: "building", BuildState.READY: "ready", BuildState.FAILED: "error"}
 
 
@@ -56,7 +57,7 @@ class Build:
     tags: list[str]
     size: Mapping[str, int | None]
     progress: Progress | None = None
-    asked: Definition | None = None
+    asked: Recipe | None = None
 
 
 class Builds:
@@ -126,8 +127,8 @@ class Builds:
         def is_here(ref: str) -> bool:
             return call.services.templates.image(project, ref) is not None
 
-        asked = definition(wanted, is_here=is_here, upload=upload, size=build.size, project=project)
-        native = BuildCreate.model_validate({"definition": asked, "force": wanted.force, "template": build.template, "tag": build.tags[0]})
+        asked = recipe(wanted, is_here=is_here, upload=upload, size=build.size, project=project)
+        native = BuildCreate.model_validate({"definition": asked.definition, "force": wanted.force, "template": build.template, "tag": build.tags[0]})
         build.asked = asked
         build.progress = await call.services.builds.start(call.actor, native)
         if len(build.tags) > 1:
@@ -135,7 +136,7 @@ class Builds:
         return Response(status_code=202)
 
     async def status(self, call: Call) -> Response:
-        """How far it is, and a hundred lines of its log from an offset on."""
+        """How far it is, and a hundred lines of its log from an offset on, of those of a level at least."""
         call.actor.require(Permission.LOOK)
         build = self._find(call)
         shown: dict[str, Any] = {"templateID": build.template, "buildID": call.part("build"), "logs": [], "logEntries": [], "status": "waiting"}
@@ -143,17 +144,15 @@ class Builds:
             return told(shown)
         now = build.progress.show()
         offset, limit = call.number("logsOffset", 0, most=1 << 31), call.number("limit", PAGE, most=PAGE)
-        entries = [_entry(line) for line in build.progress.lines()]
+        entries = _entries(call, build, build.progress.lines())
         shown |= {
             "status": _STATES[now.state],
             "logEntries": entries[offset : offset + limit],
             "logs": [one["message"] for one in entries[offset : offset + limit]],
         }
         if now.error is not None:
-            reason: dict[str, Any] = {"message": _worded(now.error.message, build.asked)}
-            if now.error.step is not None:
-                reason["step"] = str(now.error.step)
-            shown["reason"] = reason
+            asked = build.asked or _NOTHING
+            shown["reason"] = {"message": _worded(now.error.message, asked.definition), "step": asked.place(now.error.step), "logEntries": []}
         return told(shown)
 
     async def logs(self, call: Call) -> Response:
@@ -162,12 +161,9 @@ class Builds:
         build = self._find(call)
         backward = call.query("direction") == "backward"
         cursor = call.number("cursor", _LATEST if backward else 0, most=_LATEST)
-        level = call.query("level") or "debug"
-        if level not in _LEVELS:
-            raise Refused(400, f"level: {level[:40]!r} is none of {', '.join(_LEVELS)}")
         lines = [] if build.progress is None else build.progress.lines()
         lines = [line for line in lines if (line.at.timestamp() * 1000 <= cursor if backward else line.at.timestamp() * 1000 >= cursor)]
-        entries = [entry for line in lines if _LEVELS.index((entry := _entry(line))["level"]) >= _LEVELS.index(level)]
+        entries = _entries(call, build, lines)
         if backward:
             entries.reverse()
         return told({"logs": entries[: call.number("limit", PAGE, most=PAGE)]})
@@ -193,9 +189,9 @@ async def _tag(call: Call, actor: Actor, build: Build, progress: Progress) -> No
             await call.services.templates.set(actor, build.template, tag, image)
 
 
-def _worded(message: str, asked: Definition | None) -> str:
+def _worded(message: str, asked: Definition) -> str:
     """As E2B says it, where clients look for its words: when a command is to run as a user who is not there."""
-    if (missing := _NO_USER.match(message)) is None or asked is None:
+    if (missing := _NO_USER.match(message)) is None:
         return message
     user = None
     for step in asked.steps:
@@ -206,9 +202,19 @@ def _worded(message: str, asked: Definition | None) -> str:
     return message
 
 
-def _entry(line: BuildLog) -> dict[str, Any]:
+def _entries(call: Call, build: Build, lines: Iterable[BuildLog]) -> list[dict[str, Any]]:
+    """Those of the level that is asked for, or above. Raises `Refused`."""
+    level = call.query("level") or "debug"
+    if level not in _LEVELS:
+        raise Refused(400, f"level: {level[:40]!r} is none of {', '.join(_LEVELS)}")
+    asked = build.asked or _NOTHING
+    entries = [_entry(line, asked.place(line.step)) for line in lines]
+    return [entry for entry in entries if _LEVELS.index(entry["level"]) >= _LEVELS.index(level)]
+
+
+def _entry(line: BuildLog, place: str) -> dict[str, Any]:
     level = "debug" if line.stream in ("stdout", "stderr") else "info"
-    return {"timestamp": line.at.isoformat().replace("+00:00", "Z"), "message": line.text, "level": level, "step": str(line.step)}
+    return {"timestamp": line.at.isoformat().replace("+00:00", "Z"), "message": line.text, "level": level, "step": place}
 
 
 async def _plain(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

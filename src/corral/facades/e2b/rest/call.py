@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,12 +17,14 @@ from corral.control.record import Record
 from corral.control.roles import Actor
 from corral.errors import NotFound, SandboxEnded
 from corral.facades.e2b.body import Body
-from corral.facades.e2b.refusal import JSON, Refused
+from corral.facades.e2b.refusal import JSON, Refused, compact
 from corral.facades.e2b.rest.shown import access
 from corral.facades.e2b.tokens import Tokens
 
+PAGE = 100
+SLASH = "%2F"
+"""How a slash that is a part of a name comes here (`front.whole`)."""
 _LIMIT = 4 << 20
-
 
 B = TypeVar("B", bound=Body)
 T = TypeVar("T")
@@ -37,12 +38,16 @@ class Call:
     services: Services
     tokens: Tokens
     actor: Actor
-    domain: str | None = None
-    """Of which sandboxes are names, when clients must be told."""
+
+    @property
+    def domain(self) -> str | None:
+        """Below which each sandbox has a name; None for clients that came by it, and so know it, or reach it in a way of their own."""
+        by_name = self.request.headers.get("host", "").startswith("api.")
+        return None if by_name else self.services.previews.authority or None
 
     def part(self, name: str) -> str:
         """A part of the path."""
-        return self.request.path_params[name]
+        return self.request.path_params[name].replace(SLASH, "/")
 
     def query(self, name: str) -> str | None:
         return self.request.query_params.get(name) or None
@@ -55,6 +60,12 @@ class Call:
         if not given.isdecimal() or len(given) > 18 or int(given) > most:
             raise Refused(400, f"{name}: {given[:40]!r} is not a whole number from 0 to {most}")
         return int(given)
+
+    def page(self, found: Iterable[T], key: Callable[[T], str]) -> tuple[list[T], dict[str, str]]:
+        """As many as are asked for (`limit`, `nextToken`), in the order of their keys, and the header that leads to the next ones. Raises `Refused`."""
+        limit, after = self.number("limit", PAGE, most=PAGE) or PAGE, self.query("nextToken")
+        left = sorted((one for one in found if after is None or key(one) > after), key=key)
+        return left[:limit], {"X-Next-Token": key(left[limit - 1])} if len(left) > limit else {}
 
     async def body(self, model: type[B]) -> B:
         """The request's JSON. Raises `Refused`."""
@@ -94,7 +105,7 @@ async def living(id: str, doing: Awaitable[T]) -> T:
 
 def told(answer: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """An answer in JSON."""
-    return Response(json.dumps(answer), status, headers, JSON)
+    return Response(compact(answer), status, headers, JSON)
 
 
 Endpoint = Callable[[Call], Awaitable[Response]]

@@ -14,6 +14,7 @@ from corral.control.events import EventLog
 from corral.control.roles import Permission
 from corral.facades.e2b.refusal import Refused
 from corral.facades.e2b.rest.call import Call, told
+from corral.facades.e2b.rest.shown import template
 from corral.schema.observe import Event
 from corral.schema.webhook import LifeKind
 
@@ -121,7 +122,7 @@ def lives(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
             "sandboxExecutionId": str(uuid.uuid5(_IDS, event.sandbox)),
             "sandboxId": event.sandbox,
             "sandboxTeamId": event.project,
-            "sandboxTemplateId": life.template,
+            "sandboxTemplateId": template(life.template),
             "timestamp": _time(event.at),
         }
 

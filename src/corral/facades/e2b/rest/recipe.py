@@ -6,6 +6,7 @@ import posixpath
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field
@@ -65,7 +66,19 @@ class Template(Body):
     ready_cmd: str | None = None
 
 
-def definition(wanted: Template, *, is_here: Callable[[str], bool], upload: Callable[[str], str], size: Mapping[str, int | None], project: str) -> Definition:
+@dataclass(frozen=True)
+class Recipe:
+    """`places`: what E2B calls the step for which each of ours that makes files is done: `base`, its number from 1, or `finalize`."""
+
+    definition: Definition
+    places: tuple[str, ...] = ()
+
+    def place(self, number: int | None) -> str:
+        """Of the step with this number from 1; of none it is what the build starts from."""
+        return self.places[number - 1] if number and number <= len(self.places) else "base"
+
+
+def recipe(wanted: Template, *, is_here: Callable[[str], bool], upload: Callable[[str], str], size: Mapping[str, int | None], project: str) -> Recipe:
     """The same in Corral's words. `is_here`: whether the project has a template of an image's name, which then stands for it. `upload` gives the digest of files that were sent under E2B's hash; `size` is what its sandboxes get, by label. Raises `Refused`."""
     if wanted.from_image_registry:
         raise Refused(400, "fromImageRegistry: give the registry's password as a secret, and build with Corral's own client (Image.from_registry)")
@@ -80,10 +93,12 @@ def definition(wanted: Template, *, is_here: Callable[[str], bool], upload: Call
         case _:
             raise Refused(400, "give either fromImage or fromTemplate")
     steps: list[dict[str, Any]] = [] if known else [{"do": "run", "command": _USER_THERE}, {"do": "user", "user": "user"}, {"do": "workdir", "path": _HOME}]
+    places = _places(steps, "base")
     user = "user"
-    for step in wanted.steps:
+    for number, step in enumerate(wanted.steps, 1):
         made, user = _step(step, user, upload)
         steps += made
+        places += _places(made, str(number))
     labels = {name: str(value) for name, value in size.items() if value is not None}
     if labels:
         steps.append({"do": "label", "labels": labels})
@@ -92,7 +107,13 @@ def definition(wanted: Template, *, is_here: Callable[[str], bool], upload: Call
         steps.append({"do": "start", "command": wanted.start_cmd, "ready": ready})
     elif wanted.ready_cmd:
         steps.append({"do": "run", "command": wanted.ready_cmd, "shell": _SHELL})
-    return Definition.model_validate({"source": source, "steps": steps})
+        places.append("finalize")
+    return Recipe(Definition.model_validate({"source": source, "steps": steps}), tuple(places))
+
+
+def _places(steps: Sequence[Mapping[str, Any]], place: str) -> list[str]:
+    """The name for each that makes files: only these are counted."""
+    return [place for step in steps if step["do"] in ("run", "copy")]
 
 
 def _step(step: Step, user: str, upload: Callable[[str], str]) -> tuple[list[dict[str, Any]], str]:

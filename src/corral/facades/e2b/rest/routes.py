@@ -30,7 +30,7 @@ ROUTES: Routes = (
     ("POST", "/sandboxes/{sandbox}/snapshots", snapshots.create),
     ("GET", "/snapshots", snapshots.listing),
     ("GET", "/templates", templates.listing),
-    ("GET", "/v2/templates", templates.listing),
+    ("GET", "/v2/templates", templates.listing_v2),
     ("GET", "/templates/aliases/{alias}", templates.alias),
     ("POST", "/templates/tags", templates.assign),
     ("DELETE", "/templates/tags", templates.remove),

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ConfigDict, SecretStr
+from pydantic import ConfigDict, SecretStr, ValidationError
 from starlette.responses import Response
 
+from corral.api import errors
 from corral.control.roles import Permission
 from corral.facades.e2b.body import Body
 from corral.facades.e2b.refusal import Refused
 from corral.facades.e2b.rest.call import Call, told
 from corral.schema.secret import Secret, SecretCreate
-
-_PAGE = 100
 
 
 class NewValue(Body):
@@ -34,7 +33,6 @@ class NewSecret(NewValue):
 async def create(call: Call) -> Response:
     call.actor.require(Permission.USE)
     wanted = await call.body(NewSecret)
-    _check(wanted)
     made = await call.services.secrets.create(call.actor, _native(wanted.name.lower(), wanted))
     return told(_shown(made), 201)
 
@@ -42,10 +40,8 @@ async def create(call: Call) -> Response:
 async def listing(call: Call) -> Response:
     """By name, in pages."""
     call.actor.require(Permission.LOOK)
-    limit, after = call.number("limit", _PAGE, most=_PAGE) or _PAGE, call.query("nextToken")
-    found = [secret for secret in await call.services.secrets.all(call.actor.project) if after is None or secret.name > after]
-    headers = {"X-Next-Token": found[limit - 1].name} if len(found) > limit else None
-    return told([_shown(secret) for secret in found[:limit]], headers=headers)
+    found, headers = call.page(await call.services.secrets.all(call.actor.project), lambda secret: secret.name)
+    return told([_shown(secret) for secret in found], headers=headers)
 
 
 async def get(call: Call) -> Response:
@@ -57,7 +53,6 @@ async def change(call: Call) -> Response:
     """Another value, which rules use at once."""
     call.actor.require(Permission.USE)
     wanted = await call.body(NewValue)
-    _check(wanted)
     secret = await _found(call)
     return told(_shown(await call.services.policies.change_secret(call.actor, _native(secret.name, wanted))))
 
@@ -77,21 +72,23 @@ async def _found(call: Call) -> Secret:
     raise Refused(404, f"secret {ref[:80]} not found")
 
 
-def _check(wanted: NewValue) -> None:
-    if wanted.metadata:
-        raise Refused(400, "metadata: secrets have none here")
-
-
 def _native(name: str, wanted: NewValue) -> SecretCreate:
-    return SecretCreate(name=name, value=wanted.value)
+    """Raises `Refused`."""
+    if name.startswith("sec_"):
+        raise Refused(400, f"name: {name[:80]!r} begins as ids of secrets do")
+    try:
+        return SecretCreate(name=name, value=wanted.value, tags=wanted.metadata)
+    except ValidationError as error:
+        told = errors.invalid(error, show=False).message
+        raise Refused(400, told.replace("tags", "metadata", 1) if told.startswith("tags") else told) from None
 
 
 def _shown(secret: Secret) -> dict[str, Any]:
     return {
         "secretID": secret.id,
         "name": secret.name,
-        "currentVersion": 1,
-        "metadata": {},
+        "currentVersion": secret.version,
+        "metadata": secret.tags,
         "createdAt": secret.created_at.isoformat(),
         "updatedAt": secret.changed_at.isoformat(),
     }

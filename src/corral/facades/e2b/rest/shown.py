@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from corral.code.start import IMAGE
 from corral.control.record import Record
 from corral.facades.e2b import envd
 from corral.facades.e2b.tokens import Tokens
@@ -13,12 +14,20 @@ from corral.schema.sandbox import State
 
 _NEVER = 365 * 86_400
 _PAUSED = frozenset({State.PAUSED, State.STOPPED})
+TEMPLATE = "code-interpreter-v1"
+"""What the clients call the image of the code interpreter."""
 CLIENT = "corral"
 """E2B's word for the machine; clients keep it and do nothing with it."""
 
 
 def instant(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def template(image: str) -> str:
+    """What the clients know an image by, which is asked for by this name: a template has no other id."""
+    name = image.partition(":")[0]
+    return TEMPLATE if name == IMAGE else name
 
 
 def state(record: Record) -> str:
@@ -28,8 +37,8 @@ def state(record: Record) -> str:
 def access(record: Record, tokens: Tokens, domain: str | None, traffic: str) -> dict[str, Any]:
     """The answer to who creates or connects to one: where it is, and the tokens that open it. `traffic`: the one for its ports."""
     shown: dict[str, Any] = {
-        "templateID": record.image_id,
-        "alias": record.image,
+        "templateID": template(record.image),
+        "alias": template(record.image),
         "sandboxID": record.id,
         "clientID": CLIENT,
         "envdVersion": envd.VERSION,
@@ -52,8 +61,8 @@ def listed(record: Record) -> dict[str, Any]:
     """One line of a list."""
     started = record.started_at or record.created_at
     return {
-        "templateID": record.image_id,
-        "alias": record.image,
+        "templateID": template(record.image),
+        "alias": template(record.image),
         "sandboxID": record.id,
         "clientID": CLIENT,
         "startedAt": instant(started),

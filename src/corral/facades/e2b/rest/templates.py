@@ -67,8 +67,20 @@ async def alias(call: Call) -> Response:
 
 
 async def listing(call: Call) -> Response:
+    """Version 1: all at once."""
     call.actor.require(Permission.LOOK)
-    return told([_shown(call, template) for template in call.services.templates.of(call.actor.project) if template.tags])
+    return told([_shown(call, template) for template in _listed(call)])
+
+
+async def listing_v2(call: Call) -> Response:
+    """By name, in pages."""
+    call.actor.require(Permission.LOOK)
+    found, headers = call.page(_listed(call), lambda template: template.name)
+    return told([_shown(call, template) for template in found], headers=headers)
+
+
+def _listed(call: Call) -> list[Template]:
+    return [template for template in call.services.templates.of(call.actor.project) if template.tags]
 
 
 async def get(call: Call) -> Response:
@@ -77,9 +89,10 @@ async def get(call: Call) -> Response:
     template = _find(call, _own(names_of(call.part("template"), [], call.actor.project)[0]))
     shown = _shown(call, template)
     also = {name: shown[name] for name in ("cpuCount", "memoryMB", "diskSizeMB", "envdVersion", "createdAt", "updatedAt")}
-    builds = [{"buildID": build_id(id), "status": "ready", "finishedAt": shown["updatedAt"], **also} for id in dict.fromkeys(template.tags.values())]
+    builds, headers = call.page({build_id(id) for id in template.tags.values()}, str)
     kept = ("templateID", "public", "aliases", "names", "createdAt", "updatedAt", "lastSpawnedAt", "spawnCount")
-    return told({**{name: shown[name] for name in kept}, "builds": builds})
+    ready = [{"buildID": id, "status": "ready", "finishedAt": shown["updatedAt"], **also} for id in builds]
+    return told({**{name: shown[name] for name in kept}, "builds": ready}, headers=headers)
 
 
 async def update(call: Call) -> Response:
