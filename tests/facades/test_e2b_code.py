@@ -66,7 +66,8 @@ def test_other_languages_and_environments(box: Sandbox) -> None:
     assert box.run_code("import { readFileSync } from 'fs'\nconsole.log(typeof readFileSync)", language="js").logs.stdout == ["function\n"]
     assert box.run_code("await Promise.resolve('Hello')", language="javascript").text == "Hello"
     assert box.run_code("const m: string = 'typed'; console.log(m)", language="ts").logs.stdout == ["typed\n"]
-    for language, code in (("python", "import os; os.getenv('FLAVOR')"), ("javascript", "process.env.FLAVOR"), ("bash", "echo $FLAVOR")):
+    codes = {"python": "import os; os.getenv('FLAVOR')", "javascript": "process.env.FLAVOR", "deno": "Deno.env.get('FLAVOR')", "bash": "echo $FLAVOR"}
+    for language, code in codes.items():
         for envs, taste in (({"FLAVOR": "sweet"}, "sweet"), (None, "sour")):
             execution = box.run_code(code, language=language, envs=envs)
             assert (execution.text or "".join(execution.logs.stdout)).strip() == taste, language
@@ -85,6 +86,9 @@ def test_contexts(box: Sandbox) -> None:
     box.remove_code_context(context)
     with pytest.raises(NotFoundException):
         box.run_code("1", context=context)
+    made = box.create_code_context(cwd="/home/user/not/there")
+    assert (made.cwd, box.run_code("import os; os.getcwd()", context=made).text) == ("/home/user/not/there", "/home/user/not/there")
+    box.remove_code_context(made)
 
 
 def test_a_client_that_gives_up_interrupts_the_code(box: Sandbox) -> None:

@@ -455,8 +455,9 @@ def deno_after(env):
     return "for (const [n, v] of Object.entries(globalThis.__was)) v === undefined ? Deno.env.delete(n) : Deno.env.set(n, v); undefined"
 
 
-AROUND = {"bash": (bash_before, bash_after), "javascript": (deno_before, deno_after), "typescript": (deno_before, deno_after)}
-WARM = {"python": "None", "javascript": "undefined", "typescript": "undefined"}
+DENO = ("deno", "javascript", "typescript")
+AROUND = {"bash": (bash_before, bash_after), **dict.fromkeys(DENO, (deno_before, deno_after))}
+WARM = {"python": "None", **dict.fromkeys(DENO, "undefined")}
 
 
 async def main(language, program):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import posixpath
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,10 +23,11 @@ from corral.code.contexts import Execution, Gap
 from corral.code.lines import Line
 from corral.code.start import IMAGE, WARM
 from corral.control.record import Record
-from corral.errors import NotFound
+from corral.errors import CorralError, NotFound
 from corral.facades.e2b.rest.shown import TEMPLATE, closed
 from corral.facades.e2b.tokens import Tokens
 from corral.schema.code import CodeContext, CodeContextCreate, CodeRun
+from corral.schema.file import Mkdir
 
 __all__ = ["IMAGE", "PORT", "SIZE", "TEMPLATE", "WARM", "Interpreter"]
 
@@ -34,6 +36,7 @@ SIZE = {"cpu": 2, "memory": 1024}
 """Of the sandboxes that this protocol makes of it: its clients can't say."""
 _DEFAULTS = ("python", "javascript")
 """Languages whose default contexts the clients expect to find."""
+_HOME = "/home/user"
 _KEEP_ALIVE = 5.0
 """Seconds without a line after which one is sent that says nothing, as E2B does."""
 _BODY = 4 << 20
@@ -118,7 +121,8 @@ class Interpreter:
                 return _json(200, [_shown(context) for context in await self._contexts(record)])
             case ("POST", ["contexts"]):
                 wanted = _Create.model_validate_json(await read(request, limit=_BODY) or b"{}")
-                return _json(200, _shown(await code.create(record.id, CodeContextCreate(language=_language(wanted.language) or "python", cwd=wanted.cwd))))
+                cwd = None if wanted.cwd is None else await self._directory(record, wanted.cwd)
+                return _json(200, _shown(await code.create(record.id, CodeContextCreate(language=_language(wanted.language) or "python", cwd=cwd))))
             case ("POST", ["contexts", id, "restart"]):
                 await code.restart(record.id, id)
                 return Response(status_code=204)
@@ -129,6 +133,13 @@ class Interpreter:
                 return _text(405, "Method Not Allowed")
             case _:
                 return _text(404, "Not Found")
+
+    async def _directory(self, record: Record, cwd: str) -> str:
+        """Where a context is to work. The clients may name a directory that is not there: it is made."""
+        path = posixpath.normpath(posixpath.join(record.workdir or _HOME, cwd))
+        with suppress(CorralError):  # what is wrong with it is said when the context is started there
+            await self._services.node.files(record.id).mkdir(Mkdir.model_validate({"path": path, "user": record.user}))
+        return path
 
     async def _contexts(self, record: Record) -> list[CodeContext]:
         """The default ones first, which are made if they are not there."""
