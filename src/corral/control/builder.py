@@ -119,15 +119,16 @@ class Builder:
         self.clock = clock
         self.turns = Turns()
 
-    async def build(self, actor: Actor, wanted: BuildCreate, progress: Progress) -> ImageRecord:
-        """The image. Raises `BuildFailed`, or what is wrong with the source."""
-        building = _Building(self, actor, wanted, progress)
+    async def build(self, actor: Actor, wanted: BuildCreate, progress: Progress, *, password: str | None = None) -> ImageRecord:
+        """The image. `password`: of the registry, where no secret holds it. Raises `BuildFailed`, or what is wrong with the source."""
+        building = _Building(self, actor, wanted, progress, password)
         return await building.definition(wanted.definition)
 
 
 class _Building:
-    def __init__(self, builder: Builder, actor: Actor, wanted: BuildCreate, progress: Progress) -> None:
+    def __init__(self, builder: Builder, actor: Actor, wanted: BuildCreate, progress: Progress, password: str | None) -> None:
         self._of = builder
+        self._password = password
         self._actor = actor
         self._wanted = wanted
         self._progress = progress
@@ -156,7 +157,7 @@ class _Building:
                 return self._present(await library.ensure(f"{source.name}-{source.release}" if source.release else source.name, say)), {}
             case FromRegistry():
                 project = self._actor.project
-                password = None if source.secret is None else (await self._of.secrets.values(project, [source.secret]))[source.secret]
+                password = self._password if source.secret is None else (await self._of.secrets.values(project, [source.secret]))[source.secret]
                 async with library.pull(project, source, password, say, anew=self._wanted.force) as found:
                     return await self._imported(found.image, found.config, found.digest, f"from {source.ref}"), {}
             case FromArchive():

@@ -60,20 +60,23 @@ class Builds:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def start(self, actor: Actor, wanted: BuildCreate) -> Progress:
-        """Begin a build, or join the same one that is under way. Raises `Conflict` whose `missing` are the digests of files that are to be uploaded first."""
+    async def start(self, actor: Actor, wanted: BuildCreate, *, password: str | None = None) -> Progress:
+        """Begin a build, or join the same one that is under way. `password`: the registry's, where no secret holds it; it is kept nowhere.
+
+        Raises `Conflict` whose `missing` are the digests of files that are to be uploaded first.
+        """
         missing = sorted({digest for digest in digests(wanted.definition) if not self._builder.uploads.has(actor.project, digest)})
         if missing:
             raise Conflict(
                 f"{len(missing)} files of the build are not here", hint="PUT /v1/images/uploads/{digest}, then ask again", details={"missing": missing}
             )
-        same = hashlib.sha256(f"{actor.project}\0{wanted.model_dump_json()}".encode()).hexdigest()
+        same = hashlib.sha256(f"{actor.project}\0{wanted.model_dump_json()}\0{password or ''}".encode()).hexdigest()
         if (running := self._builds.get(self._same.get(same, ""))) is not None:
             return running
         progress = Progress(new_id("bu"), actor.project, self._clock)
         self._builds[progress.id] = progress
         self._same[same] = progress.id
-        task = self._tasks[progress.id] = asyncio.get_running_loop().create_task(self._build(actor, wanted, progress))
+        task = self._tasks[progress.id] = asyncio.get_running_loop().create_task(self._build(actor, wanted, progress, password))
         task.add_done_callback(lambda _: self._forget(progress, same))
         await asyncio.wait({task}, timeout=QUICK)
         return progress
@@ -102,9 +105,9 @@ class Builds:
             await asyncio.wait({task})
         return progress
 
-    async def _build(self, actor: Actor, wanted: BuildCreate, progress: Progress) -> None:
+    async def _build(self, actor: Actor, wanted: BuildCreate, progress: Progress, password: str | None) -> None:
         try:
-            image = await self._builder.build(actor, wanted, progress)
+            image = await self._builder.build(actor, wanted, progress, password=password)
             if wanted.template is not None:
                 await self._templates.set(actor, wanted.template, wanted.tag, image.id)
         except asyncio.CancelledError:

@@ -130,7 +130,8 @@ class Builds:
         asked = recipe(wanted, is_here=is_here, upload=upload, size=build.size, project=project)
         native = BuildCreate.model_validate({"definition": asked.definition, "force": wanted.force, "template": build.template, "tag": build.tags[0]})
         build.asked = asked
-        build.progress = await call.services.builds.start(call.actor, native)
+        password = None if asked.password is None else asked.password.get_secret_value()
+        build.progress = await call.services.builds.start(call.actor, native, password=password)
         if len(build.tags) > 1:
             call.services.sandboxes.later(_tag(call, call.actor, build, build.progress))
         return Response(status_code=202)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, SecretStr
 
 from corral.facades.e2b.body import Body
 from corral.facades.e2b.refusal import Refused
@@ -38,9 +38,17 @@ _DIRECTORY = (
 
 
 class Registry(Body):
-    type: Literal["registry"]
+    """How to log in where an image is kept."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    type: Literal["registry", "gcp", "aws"]
     username: str | None = None
-    password: str | None = None
+    password: SecretStr | None = None
+    service_account_json: SecretStr | None = None
+    aws_access_key_id: str | None = Field(default=None, alias="awsAccessKeyId")
+    aws_secret_access_key: SecretStr | None = None
+    aws_region: str | None = None
 
 
 class Step(Body):
@@ -59,7 +67,7 @@ class Template(Body):
 
     from_image: str | None = None
     from_template: str | None = None
-    from_image_registry: dict[str, Any] | None = None
+    from_image_registry: Registry | None = None
     force: bool = False
     steps: list[Step] = Field(default_factory=list[Step])
     start_cmd: str | None = None
@@ -72,6 +80,8 @@ class Recipe:
 
     definition: Definition
     places: tuple[str, ...] = ()
+    password: SecretStr | None = None
+    """The registry's."""
 
     def place(self, number: int | None) -> str:
         """Of the step with this number from 1; of none it is what the build starts from."""
@@ -80,12 +90,13 @@ class Recipe:
 
 def recipe(wanted: Template, *, is_here: Callable[[str], bool], upload: Callable[[str], str], size: Mapping[str, int | None], project: str) -> Recipe:
     """The same in Corral's words. `is_here`: whether the project has a template of an image's name, which then stands for it. `upload` gives the digest of files that were sent under E2B's hash; `size` is what its sandboxes get, by label. Raises `Refused`."""
-    if wanted.from_image_registry:
-        raise Refused(400, "fromImageRegistry: give the registry's password as a secret, and build with Corral's own client (Image.from_registry)")
+    username, password = _login(wanted.from_image_registry)
     known = True
     match wanted.from_image, wanted.from_template:
         case None, str() as template:
             source: dict[str, Any] = {"kind": "image", "ref": named(template, project).removesuffix(":default")}
+        case str() as ref, None if username is not None:
+            known, source = False, {"kind": "registry", "ref": ref, "username": username}
         case str() as ref, None if ref in BASE_IMAGES:
             source = {"kind": "image", "ref": "code-interpreter" if "interpreter" in ref else "base"}
         case str() as ref, None:
@@ -108,7 +119,24 @@ def recipe(wanted: Template, *, is_here: Callable[[str], bool], upload: Callable
     elif wanted.ready_cmd:
         steps.append({"do": "run", "command": wanted.ready_cmd, "shell": _SHELL})
         places.append("finalize")
-    return Recipe(Definition.model_validate({"source": source, "steps": steps}), tuple(places))
+    return Recipe(Definition.model_validate({"source": source, "steps": steps}), tuple(places), password)
+
+
+def _login(registry: Registry | None) -> tuple[str | None, SecretStr | None]:
+    """Who logs in, and with what. Raises `Refused`."""
+    match registry:
+        case None:
+            return None, None
+        case Registry(type="registry", username=str() as username, password=SecretStr() as password):
+            return username, password
+        case Registry(type="gcp", service_account_json=SecretStr() as key):
+            return "_json_key", key
+        case Registry(type="aws"):
+            raise Refused(
+                400, "fromImageRegistry: AWS gives passwords for 12 hours to who asks its API: give one (`aws ecr get-login-password`) with the username AWS"
+            )
+        case _:
+            raise Refused(400, f"fromImageRegistry: what logs in is missing from {registry.type}")
 
 
 def _places(steps: Sequence[Mapping[str, Any]], place: str) -> list[str]:
