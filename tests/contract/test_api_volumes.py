@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import uuid
@@ -158,6 +159,72 @@ def test_a_copy_is_what_it_was_at_one_moment(api: Api, volume: str) -> None:
         api.ok("DELETE", f"/v1/volumes/{one['id']}")
 
 
+def test_its_files_need_no_sandbox(api: Api, server: Server, volume: str) -> None:
+    place = f"/v1/volumes/{volume}/files"
+
+    def put(path: str, content: bytes, **how: Any) -> dict[str, Any]:
+        return api.ok("PUT", place, params={"path": path, **how}, content=content)
+
+    assert put("/d/e/file", b"0123456789", mode=0o640, user="1000:1001")["mode"] == 0o640
+    assert api.request("GET", place, params={"path": "d/e/file"}).content == b"0123456789"
+    part = api.request("GET", place, params={"path": "/d/e/file"}, headers={"Range": "bytes=-3"})
+    assert (part.status_code, part.content, part.headers["content-range"]) == (206, b"789", "bytes 7-9/10")
+    # No sandbox was made for it, and one that has it sees the same.
+    assert api.ok("GET", f"/v1/volumes/{volume}")["sandboxes"] == []
+    box = api.create(volumes=at(volume))["id"]
+    assert api.run(box, "cd /data/d/e; cat file; stat -c ' %a %u %g' file; stat -c %a /data/d")[0] == b"0123456789 640 1000 1001\n777\n"
+    api.run(box, "cd /data; echo inside > d/e/file; ln -s / out; ln -s d/e/file link; printf x > $(printf 'odd\\377')")
+    assert api.request("GET", place, params={"path": "/d/e/file"}).content == b"inside\n"
+    assert put("/d/e/file", b"outside\n")["uid"] == 1000
+    assert api.run(box, "cat /data/d/e/file")[0] == b"outside\n"
+    listed = api.ok("POST", f"{place}/list", json={"path": "/", "depth": 3})
+    assert [(one["path"], one["type"], one["target"]) for one in listed["entries"]] == [
+        ("/d", "directory", None),
+        ("/d/e", "directory", None),
+        ("/d/e/file", "file", None),
+        ("/link", "symlink", "d/e/file"),
+        ("/odd\ufffd", "file", None),
+        ("/out", "symlink", "/"),
+    ]
+    odd = next(one for one in listed["entries"] if one["path"] == "/odd\ufffd")
+    assert api.request("GET", place, params={"path_b64": odd["path_b64"]}).content == b"x"
+    page = api.ok("POST", f"{place}/list", json={"path": "/", "depth": 3, "limit": 2})
+    assert (len(page["entries"]), page["more"]) == (2, True)
+    rest = api.ok("POST", f"{place}/list", json={"path": "/", "depth": 3, "after": page["entries"][-1]["path"]})
+    assert [one["path"] for one in page["entries"] + rest["entries"]] == [one["path"] for one in listed["entries"]]
+    # No link leads anywhere, nothing but files is read.
+    for path in ("/out/etc/passwd", "/link", "/../../etc/passwd", "/nothing"):
+        api.refused("file_not_found", "GET", place, params={"path": path})
+    api.refused("not_a_directory", "PUT", place, params={"path": "/out/tmp/x"}, content=b"x")
+    api.refused("is_a_directory", "GET", place, params={"path": "/d"})
+    api.refused("not_a_directory", "POST", f"{place}/list", json={"path": "/d/e/file"})
+    api.refused("file_exists", "PUT", place, params={"path": "/d/e/file", "exclusive": True}, content=b"x")
+    api.refused("invalid_argument", "PUT", place, params={"path": "/x", "user": "root"}, content=b"x")
+    api.refused("invalid_argument", "PUT", place, params={"path": "/x", "append": True}, content=b"x")
+    assert api.request("GET", place, params={"path": "/d/e/file"}, headers={"Range": "bytes=100-"}).status_code == 416
+    api.ok("POST", f"{place}/mkdir", status=204, json={"path": "/made/deep", "mode": 0o700, "user": "7"})
+    assert api.ok("POST", f"{place}/stat", json={"path": "/made/deep"})["uid"] == 7
+    api.ok("POST", f"{place}/symlink", status=204, json={"path": "/made/link", "target": "../d/e/file"})
+    assert api.run(box, "cat /data/made/link; stat -c %a /data/made/deep")[0] == b"outside\n700\n"
+    api.refused("conflict", "POST", f"{place}/remove", json={"path": "/made"})
+    for path in ("/", "/made/.."):
+        api.refused("invalid_argument", "POST", f"{place}/remove", json={"path": path, "recursive": True})
+    api.ok("POST", f"{place}/remove", status=204, json={"path": "/made", "recursive": True})
+    api.ok("POST", f"{place}/remove", status=204, json={"path": "/made", "missing_ok": True})
+    api.refused("file_not_found", "POST", f"{place}/remove", json={"path": "/made"})
+    assert api.ok("POST", f"{place}/exists", json={"path": "/made"}) == {"exists": False}
+    assert api.ok("POST", f"{place}/exists", json={"path": "/link"}) == {"exists": True}
+    # What does not fit leaves nothing.
+    api.refused("disk_full", "PUT", place, params={"path": "/big"}, content=bytes(80 << 20))
+    assert api.run(box, "ls -A /data | grep -e big -e new; echo fits > /data/small; cat /data/small")[0] == b"fits\n"
+    reader = Api(server, api.ok("POST", "/v1/keys", status=201, json={"name": "r", "role": "reader"})["value"])
+    assert reader.request("GET", place, params={"path": "/d/e/file"}).content == b"outside\n"
+    reader.refused("forbidden", "PUT", place, params={"path": "/x"}, content=b"x")
+    reader.refused("forbidden", "POST", f"{place}/remove", json={"path": "/d", "recursive": True})
+    reader.close()
+    api.delete(box)
+
+
 def test_names_and_places_are_checked(api: Api, volume: str) -> None:
     api.refused("conflict", "POST", "/v1/volumes", json={"name": volume})
     api.refused("not_found", "POST", "/v1/sandboxes", json={"image": "tiny", "volumes": at("nothing")})
@@ -175,6 +242,9 @@ def test_another_project_has_none_of_it(api: Api, server: Server, volume: str) -
         other.refused("not_found", "GET", f"/v1/volumes/{ref}", status=404)
         other.refused("not_found", "DELETE", f"/v1/volumes/{ref}", status=404)
         other.refused("not_found", "POST", "/v1/sandboxes", json={"image": "tiny", "disk": 64, "volumes": at(ref)})
+        other.refused("not_found", "GET", f"/v1/volumes/{ref}/files", params={"path": "/"})
+        other.refused("not_found", "PUT", f"/v1/volumes/{ref}/files", params={"path": "/x"}, content=b"x")
+        other.refused("not_found", "POST", f"/v1/volumes/{ref}/files/list", json={"path": "/"})
     other.refused("quota_exceeded", "POST", "/v1/volumes", json={"name": "large", "size": 101})
     assert other.ok("GET", "/v1/volumes")["volumes"] == []
     other.close()
@@ -205,9 +275,29 @@ def test_from_python_and_the_command_line(server: Server, tmp_path: Path) -> Non
     assert corral("volume", "cp", f"{name}:file", "-") == "from inside"
     (tmp_path / "tree" / "sub").mkdir(parents=True)
     (tmp_path / "tree" / "sub" / "leaf").write_text("leaf")
+    (tmp_path / "tree" / "link").symlink_to("sub/leaf")
     corral("volume", "cp", str(tmp_path / "tree"), f"{name}:tree")
-    corral("volume", "cp", f"{name}:tree", str(tmp_path / "back"))
-    assert (tmp_path / "back" / "sub" / "leaf").read_text() == "leaf"
+    assert "/tree/sub/leaf" in corral("volume", "files", f"{name}:tree", "--depth", "2")
+    # A link that lies here already leads nothing outside.
+    (tmp_path / "back").mkdir()
+    (tmp_path / "kept").write_text("kept")
+    (tmp_path / "back" / "sub").symlink_to(tmp_path)
+    for _ in range(2):
+        corral("volume", "cp", f"{name}:tree", str(tmp_path / "back"))
+        assert (tmp_path / "back" / "sub" / "leaf").read_text() == "leaf"
+        assert os.readlink(tmp_path / "back" / "link") == "sub/leaf"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "kept", "tree"]
+    files = Volume.get(name).files
+    files.write("d/text", "outside")
+    assert (files.read_text("/d/text"), files.read("/d/text", offset=3, length=2)) == ("outside", b"si")
+    files.upload(tmp_path / "kept", "d/kept")
+    files.download("d/kept", tmp_path / "copy")
+    assert (tmp_path / "copy").read_text() == "kept"
+    files.mkdir("d/sub")
+    files.remove("d/kept")
+    assert [entry.path for entry in files.list("d")] == ["/d/sub", "/d/text"]
+    assert not files.exists("d/kept")
+    assert [box.id for box in Sandbox.list() if box.info.volumes] == []
     assert name in corral("volume", "ls")
     assert corral("run", "--image", "tiny", "--volume", f"{name}:/data:ro", "--", "cat", "/data/file") == "from inside"
     box = corral("create", "--image", "tiny", "--volume", f"{name}:/data:ro").strip()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from corral.errors import FileNotFound
+from corral.node.volume_door import VolumeDoor
 from corral.node.volume_files import Owner, VolumeFiles
+from corral.schema.file import At
 
 
 @pytest.fixture
@@ -46,3 +50,30 @@ def test_a_tree_of_any_depth_can_be_removed(files: VolumeFiles, tmp_path: Path) 
     files.remove("deep")
     assert [path.name for path in tmp_path.iterdir()] == ["outside"]
     assert Path("/etc/passwd").exists()
+
+
+async def test_a_reader_who_leaves_leaves_nothing_open(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 1_000_000)
+    before = descriptors()
+
+    @asynccontextmanager
+    async def opened() -> AsyncGenerator[VolumeFiles]:
+        with VolumeFiles(tmp_path) as files:
+            yield files
+
+    door = VolumeDoor(opened)
+    entry, reading = await door.read(At(path="file", path_b64=None))
+    assert entry.size == 1_000_000
+    assert len(await anext(reading)) < 1_000_000
+    await reading.aclose()
+
+    async def broken() -> AsyncGenerator[bytes]:
+        yield b"half"
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await door.write(At(path="new", path_b64=None), broken())
+    with pytest.raises(FileNotFound):
+        await door.read(At(path="nothing", path_b64=None))
+    assert descriptors() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -32,6 +32,7 @@ from corral.api import (
     supervised,
     templates,
     tree,
+    volume_files,
     volumes,
     webhooks,
 )
@@ -58,6 +59,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     snapshots.routes,
     checkpoints.routes,
     volumes.routes,
+    volume_files.routes,
     builds.routes,
     images.routes,
     templates.routes,

@@ -14,15 +14,15 @@ from corral.api.body import pieces
 from corral.api.ranges import Range, parse_range, unsatisfiable
 from corral.api.route import Actor, Services, may, router
 from corral.api.stream import EVENT_STREAM, ByteStream, EventStream, event, last_event_id
-from corral.control.ports import Files
+from corral.control.ports import Files, Readable
 from corral.control.roles import Permission
 from corral.schema import file as schema
 
 routes = router("files", 409, 410, 507)
 
 BINARY = "application/octet-stream"
-_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {BINARY: {"schema": {"type": "string", "format": "binary"}}}}}
-_BYTES: dict[int | str, dict[str, Any]] = {
+BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {BINARY: {"schema": {"type": "string", "format": "binary"}}}}}
+BYTES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The file", "content": {BINARY: {}}},
     206: {"description": "The part that `Range` asks for", "content": {BINARY: {}}},
     416: {"description": "`Range` begins behind the end of the file; `Content-Range` tells its size"},
@@ -59,14 +59,14 @@ class Watched(Place):
     recursive: bool = False
 
 
-@routes.get("/v1/sandboxes/{sandbox}/files", response_class=Response, responses=_BYTES)
+@routes.get("/v1/sandboxes/{sandbox}/files", response_class=Response, responses=BYTES)
 @may(Permission.LOOK)
 async def read(request: Request, services: Services, actor: Actor, sandbox: str, query: Annotated[Place, Query()]) -> Response:
     """A file's bytes. `Range` asks for a part."""
     return await send(request, services, await _files(services, actor, sandbox), query.at)
 
 
-async def send(request: Request, services: Services, files: Files, at: schema.At) -> Response:
+async def send(request: Request, services: Services, files: Readable, at: schema.At) -> Response:
     """The answer to who asks for a file."""
     wanted = parse_range(request.headers.get("range"))
     if wanted is not None and wanted.last is not None and wanted.first is None:
@@ -105,7 +105,7 @@ async def send(request: Request, services: Services, files: Files, at: schema.At
     return ByteStream(body(), services.streams, status=status, headers=headers, media_type=BINARY, owns=download)
 
 
-@routes.put("/v1/sandboxes/{sandbox}/files", response_model=schema.Entry, openapi_extra=_BODY)
+@routes.put("/v1/sandboxes/{sandbox}/files", response_model=schema.Entry, openapi_extra=BODY)
 async def write(request: Request, services: Services, actor: Actor, sandbox: str, query: Annotated[Writing, Query()]) -> schema.Entry:
     """Write a file. It appears whole or not at all: a body that is cut off leaves nothing."""
     files = await _files(services, actor, sandbox)

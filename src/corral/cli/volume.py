@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from corral.cli import copy, options, show
 
+if TYPE_CHECKING:
+    from corral.sdk._sync.volume_files import VolumeFiles
+
 volume = typer.Typer(help="Storage that sandboxes share and that outlives them.", no_args_is_help=True, rich_markup_mode=None)
 
-_AT = "/volume"
 Place = Annotated[str, typer.Argument(metavar="PLACE", help="A local path, or VOLUME:PATH. `-` is standard input or output.")]
 
 
@@ -97,17 +101,65 @@ def volume_detach(sandbox: options.Box, path: Annotated[str, typer.Argument(help
         show.as_json(box.info)
 
 
+@volume.command("files")
+def volume_files(
+    place: Annotated[str, typer.Argument(metavar="VOLUME[:PATH]", help="Whose files, or those of which directory.")],
+    *,
+    depth: Annotated[int, typer.Option(min=1, max=64, help="Also of directories so far below.")] = 1,
+    json: options.Json = False,
+) -> None:
+    """List what is in a volume, without a sandbox."""
+    from corral import Client
+
+    name, _, path = place.partition(":")
+    with Client() as client:
+        found = client.volumes.get(name).files.list(path or "/", depth=depth)
+    if json:
+        show.as_json(found)
+    else:
+        show.table(
+            ("mode", "owner", "size", "age", "path"),
+            [(f"{one.mode:04o}", f"{one.uid}:{one.gid}", one.size, show.ago(one.modified_at), one.path) for one in found],
+        )
+
+
 @volume.command("cp")
 def volume_cp(source: Place, target: Place, *, json: options.Json = False) -> None:
-    """Copy a file or a directory into a volume or out of it, by way of a sandbox of this moment."""
-    from corral import Client, Volume
+    """Copy a file or a directory into a volume or out of it, without a sandbox."""
+    from corral import Client
 
     inside, outside = copy.split(source), copy.split(target)
     if (inside is None) == (outside is None):
         raise options.WrongUse("one of the two places is VOLUME:PATH, the other one is local")
     name, path = inside or outside or ("", "")
-    within = _AT if path in (".", "/") else f"{_AT}/{path.strip('/')}{'/' if path.endswith('/') else ''}"
-    with Client() as client, client.sandboxes.create("tiny", volumes={_AT: Volume.named(name, read_only=outside is None)}, timeout=None) as sandbox:
-        done = copy.out(sandbox, within, target) if outside is None else copy.into(sandbox, source, within, None)
+    with Client() as client:
+        files = client.volumes.get(name).files
+        if outside is None:
+            _out(files, name, path, target)
+        else:
+            path = _into(files, name, source, path)
     if json:
-        show.as_json({**done, "sandbox": None, "volume": name, "path": done["path"] if outside is None else path})
+        show.as_json({"volume": name, "path": path if outside is not None else target})
+
+
+def _out(files: VolumeFiles, name: str, path: str, local: str) -> None:
+    if local == "-":
+        for piece in files.pieces(path):
+            sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+    else:
+        with show.progress(f"{name}:{path} → {local}", None) as step:
+            files.download(path, local, on_bytes=step)
+
+
+def _into(files: VolumeFiles, name: str, local: str, path: str) -> str:
+    """Returns where it is now."""
+    if local == "-":
+        files.write(path, sys.stdin.buffer)
+        return path
+    source = Path(local)
+    if not source.is_dir() and (path.endswith(("/", ".")) or (files.exists(path) and files.stat(path).type == "directory")):
+        path = f"{path.rstrip('/')}/{source.name}"
+    with show.progress(f"{local} → {name}:{path}", source) as step:
+        files.upload(source, path, on_bytes=step)
+    return path

@@ -106,14 +106,21 @@ class VolumeFiles:
         self._give(_plain(path), owner)
         return self.info(path)
 
-    def remove(self, path: str) -> None:
-        """With all that is in it."""
+    def remove(self, path: str, *, recursive: bool = True) -> None:
+        """With all that is in it; without `recursive` a directory must be empty."""
         plain = _plain(path)
         with self._parent(plain) as (above, name):
-            if stat.S_ISDIR(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode):
+            if not stat.S_ISDIR(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=above)
+            elif recursive:
                 trees.remove(name, dir_fd=above)
             else:
-                os.unlink(name, dir_fd=above)
+                os.rmdir(name, dir_fd=above)
+
+    def symlink(self, target: str, path: str) -> None:
+        """Make `path` a link to `target`, which is kept as it is given. Raises `FileExistsError`."""
+        with self._parent(_plain(path)) as (above, name):
+            os.symlink(target, name, dir_fd=above)
 
     def open(self, path: str) -> int:
         """A descriptor for reading a regular file. Raises `IsADirectoryError`, and `FileNotFoundError` for what is neither."""

@@ -27,6 +27,7 @@ from corral.node import capture, ext4, mounts, syscalls
 from corral.node.disk_pool import DiskPool
 from corral.node.interface import VolumeUse
 from corral.node.turns import Turns
+from corral.node.volume_door import VolumeDoor
 from corral.node.volume_files import VolumeFiles
 from corral.places import Places
 from corral.threads import in_thread
@@ -107,6 +108,10 @@ class Volumes:
                 yield files
         finally:
             await asyncio.shield(self.release(visitor))
+
+    def files(self, id: str) -> VolumeDoor:
+        """Its files as those of a sandbox are shown."""
+        return VolumeDoor(lambda: self.opened(id))
 
     def adopt(self, sandbox: str, uses: Sequence[VolumeUse]) -> None:
         """A sandbox of an earlier server has these."""

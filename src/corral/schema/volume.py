@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from corral.schema.file import At, Path
 from corral.schema.model import Answer, Request
 
 MOST = 16
@@ -75,3 +76,22 @@ class Volumes(Answer):
     """GET /v1/volumes, by name."""
 
     volumes: list[Volume]
+
+
+# Its files, without a sandbox
+
+Numbers = Annotated[str, Field(pattern=r"^\d{1,10}(:\d{1,10})?$", description="the owner, as numbers: user, or user:group. A volume knows no names")]
+
+
+class VolumeMkdir(At):
+    """POST /v1/volumes/{volume}/files/mkdir."""
+
+    mode: int | None = Field(None, ge=0, le=0o7777, description="null: 0777, as the volume's root has it")
+    parents: bool = True
+    user: Numbers | None = None
+
+
+class VolumeSymlink(At):
+    """POST /v1/volumes/{volume}/files/symlink."""
+
+    target: Path = Field(description="what it leads to, as programs will read it")

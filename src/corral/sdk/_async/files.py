@@ -3,56 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import stat
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from pathlib import Path as LocalPath
-from typing import IO, Any, TypeVar, cast
+from typing import cast
 
-from pydantic import BaseModel
-
-from corral.errors import InvalidArgument, NotADirectory
+from corral.errors import NotADirectory
 from corral.schema import file as schema
 from corral.schema.file import Entry, Kind, WatchEvent
 from corral.sdk import faults, tree
 from corral.sdk._async import stream
-from corral.sdk._async.transport import Answer, Headers, Transport
+from corral.sdk._async.plain_files import Content, PlainFiles, Progress, counted, pieces_of
+from corral.sdk._async.transport import Transport
 from corral.sdk.flavor import ASYNC
 from corral.sdk.place import Path, at, plain
-from corral.sdk.tree import PIECE
-
-M = TypeVar("M", bound=BaseModel)
-Progress = Callable[[int], object]
-Content = str | bytes | IO[bytes] | IO[str] | Iterable[bytes] | AsyncIterable[bytes]
 
 
-class Files:
+class Files(PlainFiles):
     """Paths are absolute, or relative to the sandbox's workdir; text, or bytes when a name is not UTF-8.
 
     Errors are the sandbox's own: `FileNotFound`, `IsADirectory`, `AccessDenied`, `DiskFull`, …, which also are Python's builtin ones.
     """
 
     def __init__(self, transport: Transport, sandbox: str) -> None:
-        self._transport = transport
-        self._path = sandbox + "/files"
+        super().__init__(transport, sandbox)
         self._tree = sandbox + "/tree"
-
-    async def read(self, path: Path, *, offset: int = 0, length: int | None = None) -> bytes:
-        """A file's bytes, or `length` of them from `offset`."""
-        return b"" if length == 0 else await (await self._open(path, offset, length)).read()
-
-    async def read_text(self, path: Path, *, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """A file as text."""
-        return (await self.read(path)).decode(encoding, errors)
-
-    async def pieces(self, path: Path, *, offset: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
-        """A file's bytes piece by piece, for what does not fit in memory."""
-        answer = await self._open(path, offset, length)
-        async with aclosing(answer.pieces()) as pieces:
-            async for piece in pieces:
-                yield piece
 
     async def write(
         self,
@@ -70,43 +47,11 @@ class Files:
         `data` is text, bytes, an open file, or an iterator of bytes. `mode` defaults to what it was, else 0o644.
         """
         query = {**at(path), "mode": mode, "user": user, "parents": parents, "append": append or None, "exclusive": exclusive or None}
-        if isinstance(data, str):
-            data = data.encode()
-        if isinstance(data, (bytes, bytearray, memoryview)):
-            body = await self._transport.call(
-                "PUT", self._path, query=query, body=bytes(data), content_type="application/octet-stream", safe=not append and not exclusive
-            )
-        else:
-            length = _length(data)
-            answer = await self._transport.stream("PUT", self._path, query=query, body=_pieces(data, length), length=length)
-            body = await answer.read()
-        return faults.decode(Entry, body)
-
-    async def list(self, path: Path = ".", *, depth: int = 1) -> list[Entry]:
-        """The entries of a directory, sorted by name; with `depth` those of directories below it too."""
-        entries: list[Entry] = []
-        after: str | None = None
-        while True:
-            page = await self._ask("list", schema.ListFiles, schema.Entries, **at(path), depth=depth, after=after)
-            entries += page.entries
-            if not page.more or not page.entries:
-                return entries
-            after = page.entries[-1].path
-
-    async def stat(self, path: Path) -> Entry:
-        """What is there; of a symbolic link the link itself."""
-        return await self._ask("stat", schema.At, Entry, **at(path))
-
-    async def exists(self, path: Path) -> bool:
-        return (await self._ask("exists", schema.At, schema.Exists, **at(path))).exists
+        return await self._write(query, data, safe=not append and not exclusive)
 
     async def mkdir(self, path: Path, *, mode: int = 0o755, parents: bool = True, user: str | None = None) -> None:
         """Make a directory. With `parents` those above too, and it is no error if it is there."""
         await self._do("mkdir", faults.build(schema.Mkdir, **at(path), mode=mode, parents=parents, user=user), safe=parents)
-
-    async def remove(self, path: Path, *, recursive: bool = False, missing_ok: bool = False) -> None:
-        """Remove a file, an empty directory, or with `recursive` a whole one."""
-        await self._do("remove", faults.build(schema.Remove, **at(path), recursive=recursive, missing_ok=missing_ok), safe=missing_ok)
 
     async def move(self, source: Path, target: Path, *, overwrite: bool = False) -> None:
         await self._do("move", faults.build(schema.Move, source=plain(source), target=plain(target), overwrite=overwrite))
@@ -141,13 +86,13 @@ class Files:
         """Copy a local file, or what is in a local directory, to `remote`. `on_bytes` is told how many bytes each step sent."""
         source = LocalPath(local)
         if source.is_dir():
-            body = _counted(_pieces(tree.pack(source)), on_bytes)
+            body = counted(pieces_of(tree.pack(source)), on_bytes)
             answer = await self._transport.stream("PUT", self._tree, query={**at(remote), "user": user}, body=body)
         else:
             with source.open("rb") as file:
                 status = os.fstat(file.fileno())
                 length = status.st_size if stat.S_ISREG(status.st_mode) else None
-                body = _counted(_pieces(file, length), on_bytes)
+                body = counted(pieces_of(file, length), on_bytes)
                 query = {**at(remote), "mode": stat.S_IMODE(status.st_mode) & 0o777, "user": user, "parents": True}
                 answer = await self._transport.stream("PUT", self._path, query=query, body=body, length=length)
         await answer.read()
@@ -159,7 +104,7 @@ class Files:
             entry = entry if await self._is_file(remote) else entry.model_copy(update={"type": Kind.DIRECTORY})
         if entry.type is Kind.DIRECTORY:
             answer = await self._transport.stream("GET", self._tree, query=at(remote))
-            async with aclosing(_counted(answer.pieces(), on_bytes)) as pieces:
+            async with aclosing(counted(answer.pieces(), on_bytes)) as pieces:
                 if ASYNC:
                     loop = asyncio.get_running_loop()
                     await asyncio.to_thread(tree.unpack, lambda: asyncio.run_coroutine_threadsafe(anext(pieces, b""), loop).result(), target)
@@ -171,7 +116,7 @@ class Files:
         partial = target.with_name(target.name + ".part")
         try:
             with partial.open("wb") as file:
-                async with aclosing(_counted(self.pieces(remote), on_bytes)) as pieces:
+                async with aclosing(counted(self.pieces(remote), on_bytes)) as pieces:
                     async for piece in pieces:
                         await asyncio.to_thread(file.write, piece)
             partial.chmod(entry.mode & 0o777)
@@ -186,53 +131,3 @@ class Files:
         except NotADirectory:
             return True
         return False
-
-    async def _open(self, path: Path, offset: int, length: int | None) -> Answer:
-        if offset < 0 or (length is not None and length < 0):
-            raise InvalidArgument("offset and length can't be negative")
-        headers: Headers = []
-        if offset or length is not None:
-            last = "" if length is None else str(offset + length - 1)
-            headers = [(b"range", f"bytes={offset}-{last}".encode())]
-        return await self._transport.stream("GET", self._path, query=at(path), headers=headers)
-
-    async def _ask(self, word: str, request: type[BaseModel], answer: type[M], **fields: Any) -> M:
-        body = faults.encode(faults.build(request, **{name: value for name, value in fields.items() if value is not None}))
-        return faults.decode(answer, await self._transport.call("POST", f"{self._path}/{word}", body=body, safe=True))
-
-    async def _do(self, word: str, request: BaseModel, *, safe: bool = False) -> None:
-        await self._transport.call("POST", f"{self._path}/{word}", body=faults.encode(request), safe=safe)
-
-
-async def _counted(pieces: AsyncGenerator[bytes, None], on_bytes: Progress | None) -> AsyncGenerator[bytes, None]:
-    async with aclosing(pieces):
-        async for piece in pieces:
-            if on_bytes is not None:
-                on_bytes(len(piece))
-            yield piece
-
-
-def _length(data: object) -> int | None:
-    """Bytes left in a regular file; None when only reading tells."""
-    if not isinstance(data, (io.FileIO, io.BufferedReader, io.BufferedRandom)):
-        return None
-    status = os.fstat(data.fileno())
-    return max(0, status.st_size - data.tell()) if stat.S_ISREG(status.st_mode) else None
-
-
-async def _pieces(data: IO[bytes] | IO[str] | Iterable[bytes] | AsyncIterable[bytes], length: int | None = None) -> AsyncGenerator[bytes, None]:
-    """`length` bounds a file that grows while it is read."""
-    read: Callable[[int], str | bytes] | None = getattr(data, "read", None)
-    if read is not None:
-        while piece := await asyncio.to_thread(read, PIECE if length is None else min(PIECE, length)):
-            raw = piece.encode() if isinstance(piece, str) else piece
-            if length is not None:
-                length -= len(raw)
-            yield raw
-        return
-    if ASYNC and isinstance(data, AsyncIterable):
-        async for piece in data:
-            yield piece
-        return
-    for piece in cast("Iterable[bytes]", data):
-        yield piece

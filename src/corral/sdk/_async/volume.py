@@ -10,6 +10,7 @@ from corral.schema.volume import Volume as VolumeInfo
 from corral.schema.volume import VolumeCreate, VolumeMount
 from corral.schema.volume import Volumes as VolumeInfos
 from corral.sdk import faults
+from corral.sdk._async.volume_files import VolumeFiles
 
 if TYPE_CHECKING:
     from corral.sdk._async.client import Client
@@ -71,6 +72,14 @@ class Volume:
     @property
     def name(self) -> str:
         return self.info.name
+
+    @property
+    def files(self) -> VolumeFiles:
+        """What is in it, without a sandbox. Of one that the server was asked for: `Volume.get(name).files`."""
+        place = "/v1/volumes/" + self.info.id
+        if self._client is None:
+            raise InvalidArgument(f"{self.ref!r} is only a name", hint="Volume.get(name) asks the server")
+        return VolumeFiles(self._client.transport, place)
 
     async def clone(self, name: str) -> Self:
         """A new volume with what is in this one now. Writers of this one wait some milliseconds."""
