@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import uuid
 
 import pytest
 
-from corral import Process, Sandbox
-from corral.errors import Conflict, CorralError, SandboxEnded
+from corral import Egress, Process, Sandbox, Secret, Volume
+from corral.errors import Conflict, CorralError, InvalidArgument, NotFound, SandboxEnded
 from harness.server import Server
 from harness.site import Site, read_until
 
@@ -137,6 +138,132 @@ def test_the_source_may_be_paused_and_not_stopped(server: Server) -> None:
             box.fork()
     with pytest.raises(SandboxEnded):
         box.fork()
+
+
+ECHO = """
+import socketserver
+class Handler(socketserver.StreamRequestHandler):
+    def handle(self):
+        for line in self.rfile:
+            self.wfile.write(line)
+server = socketserver.ThreadingTCPServer(("127.0.0.1", 9000), Handler)
+print("listening", flush=True)
+server.serve_forever()
+"""
+
+
+def test_who_is_connected_from_outside_stays_so(server: Server) -> None:
+    with Sandbox.create("base") as box:
+        echo = box.exec("python3", "-c", ECHO)
+        assert next(iter(echo.stdout)) == "listening\n"
+        with box.tunnel(9000) as tunnel, socket.create_connection((tunnel.host, tunnel.port), timeout=60) as line, line.makefile("rb") as answers:
+            forked = threading.Event()
+            asked = 0
+
+            def fork() -> None:
+                try:
+                    kids.extend(box.fork(2))
+                finally:
+                    forked.set()
+
+            kids: list[Sandbox] = []
+            forking = threading.Thread(target=fork)
+            forking.start()
+            # One connection, asked without a pause before, while and after it is forked.
+            while not forked.is_set() or asked < 50:
+                asked += 1
+                line.sendall(b"%d\n" % asked)
+                assert answers.readline() == b"%d\n" % asked
+            forking.join()
+            assert len(kids) == 2
+            try:
+                for kid in kids:
+                    with kid.tunnel(9000) as theirs, socket.create_connection((theirs.host, theirs.port), timeout=60) as other:
+                        other.sendall(b"kid\n")
+                        assert other.recv(100) == b"kid\n"
+                line.sendall(b"still\n")
+                assert answers.readline() == b"still\n"
+            finally:
+                for kid in kids:
+                    kid.delete()
+
+
+WRITER = """
+import sys
+with open("/data/log", "a", buffering=1) as log:
+    print("ready", flush=True)
+    for line in sys.stdin:
+        log.write(line)
+        print("wrote", flush=True)
+"""
+
+
+def test_each_fork_has_the_volumes_that_it_is_given(server: Server) -> None:
+    mark = uuid.uuid4().hex[:8]
+    shared, only = Volume.create(f"v-{mark}", size=64), Volume.create(f"r-{mark}", size=64)
+    copies = list[Volume]()
+    with Sandbox.create("base", volumes={"/data": shared, "/only": only}) as box:
+        box.run("echo here > /only/file").check()
+        writer = box.exec("python3", "-c", WRITER)
+        assert next(iter(writer.stdout)) == "ready\n"
+        assert say(writer, "source") == "wrote\n"
+        copies = [shared.clone(f"v-{mark}-copy")]
+        with pytest.raises(InvalidArgument, match="/nothing"):
+            box.fork([{"volumes": {"/nothing": copies[0]}}])
+        with pytest.raises(NotFound):
+            box.fork([{"volumes": {"/data": "there-is-none"}}])
+        kids = list(box.fork([{}, {"volumes": {"/data": copies[0], "/only": Volume.named(only.name, read_only=True)}}]))
+        try:
+            assert kids[0].info.volumes == box.info.volumes
+            assert {path: one.volume for path, one in kids[1].info.volumes.items()} == {"/data": copies[0].id, "/only": only.id}
+            # What was open goes on, each where it belongs.
+            writers = [kid.process(writer.id) for kid in kids]
+            for number, process in enumerate(writers):
+                assert [next(iter(process.stdout)) for _ in range(2)] == ["ready\n", "wrote\n"]
+                assert say(process, f"kid {number}") == "wrote\n"
+            assert say(writer, "source again") == "wrote\n"
+            assert shared.files.read_text("log") == "source\nkid 0\nsource again\n"
+            assert copies[0].files.read_text("log") == "source\nkid 1\n"
+            assert kids[1].run("cat /only/file; echo x > /only/file || echo refused").stdout == "here\nrefused\n"
+            # It keeps them over all that may come.
+            kids[1].pause()
+            assert say(writers[1], "woken") == "wrote\n"
+            [grandchild] = kids[1].fork()
+            kids.append(grandchild)
+            assert grandchild.run("cat /data/log").stdout == "source\nkid 1\nwoken\n"
+            kids[1].stop()
+            kids[1].start()
+            assert kids[1].run("cat /data/log").stdout == "source\nkid 1\nwoken\n"
+            kids[1].detach("/data")
+            assert kids[1].run("ls -A /data").stdout == ""
+        finally:
+            for kid in kids:
+                kid.delete()
+    for volume in (shared, only, *copies):
+        volume.delete()
+
+
+def test_each_fork_has_its_own_secrets_and_keys(server: Server) -> None:
+    mark = f"S{uuid.uuid4().hex[:8]}"
+    for name in (f"{mark}_A", f"{mark}_B"):
+        Secret.create(name, f"value of {name}")
+    with Sandbox.create("base", user="root", secrets=[Secret.named(f"{mark}_A", expose=True, env="TOKEN")]) as box:
+        box.run("mkdir -p /etc/ssh; echo mine > /etc/ssh/ssh_host_ed25519_key; echo mine > /etc/ssh/ssh_host_ed25519_key.pub").check()
+        other = Secret.named(f"{mark}_B", expose=True, env="TOKEN")
+        kids = box.fork([{}, {"secrets": [other], "egress": Egress.none()}, {"secrets": []}])
+        try:
+            assert [kid.run("echo $TOKEN").stdout for kid in kids] == [f"value of {mark}_A\n", f"value of {mark}_B\n", "\n"]
+            assert kids[1].info.egress.default == "none"
+            # None has what the other was given, anywhere.
+            assert kids[0].run(f"env | grep {mark}_B; cat /proc/[0-9]*/environ | grep -a {mark}_B").stdout == ""
+            assert box.run("echo $TOKEN; cat /etc/ssh/ssh_host_ed25519_key").stdout == f"value of {mark}_A\nmine\n"
+            for kid in kids:
+                assert "mine" not in kid.run("cat /etc/ssh/ssh_host_ed25519_key*").stdout
+        finally:
+            for kid in kids:
+                kid.delete()
+    for name in (f"{mark}_A", f"{mark}_B"):
+        Secret.delete(name)
 
 
 def test_who_has_done_much_is_forked_again_and_again(server: Server) -> None:

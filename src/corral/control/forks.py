@@ -19,9 +19,11 @@ from corral.control.quota import Use
 from corral.control.record import Record
 from corral.control.registry import Living
 from corral.control.roles import Actor
-from corral.errors import CorralError, InternalError, InvalidState, NotFound, SandboxEnded, Unavailable
+from corral.control.volumes import Volumes
+from corral.errors import CorralError, InternalError, InvalidArgument, InvalidState, NotFound, SandboxEnded, Unavailable
 from corral.ids import family, new_id
-from corral.node.interface import Child, Timing
+from corral.node.interface import Child, Timing, VolumeUse
+from corral.node.volumes import name_of
 from corral.schema.fork import ForkChild, SandboxFork
 from corral.schema.sandbox import State
 
@@ -34,8 +36,9 @@ log = structlog.get_logger(__name__)
 class Forks:
     """Makes them. A fork is a sandbox like any other from the moment it is told of."""
 
-    def __init__(self, sandboxes: Sandboxes, *, node: Node, gate: Gate, clock: Callable[[], float]) -> None:
+    def __init__(self, sandboxes: Sandboxes, *, node: Node, gate: Gate, volumes: Volumes, clock: Callable[[], float]) -> None:
         self._sandboxes = sandboxes
+        self._volumes = volumes
         self._ledger = sandboxes.ledger
         self._node = node
         self._gate = gate
@@ -106,6 +109,7 @@ class Forks:
             tags=source.tags if child.tags is None else child.tags,
             secrets=source.secrets if child.secrets is None else tuple(child.secrets),
             egress=source.egress if child.egress is None else child.egress,
+            volumes=self._uses(source, child),
             forked_from=source.id,
             created_at=self._clock(),
             created_by=actor.key,
@@ -116,6 +120,16 @@ class Forks:
             detail=None,
             ended_by=None,
         )
+
+    def _uses(self, source: Record, child: ForkChild) -> tuple[VolumeUse, ...]:
+        """The source's volumes, or others in their places. Raises `InvalidArgument` for a place where there is none, `NotFound`."""
+        if strange := sorted(child.volumes.keys() - {use.path for use in source.volumes}):
+            raise InvalidArgument(
+                f"volumes: {source.id} has no volume at {strange[0]}", hint="attach it to the fork when it is there", details={"field": "volumes"}
+            )
+        own = {use.path: use for use in self._volumes.uses(source.project, child.volumes)}
+        # Its memory knows them by the names that the source's have.
+        return tuple(replace(own[use.path], name=name_of(use)) if use.path in own else use for use in source.volumes)
 
     async def _made(self, source: str, children: Sequence[Living], launches: Sequence[Launch]) -> Sequence[Timing | CorralError]:
         making = asyncio.get_running_loop().create_task(self._node.fork(source, [Child(launch.spec, launch.secrets) for launch in launches]))

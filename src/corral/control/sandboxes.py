@@ -86,7 +86,7 @@ class Sandboxes:
             watch=self._go_on,
             later=self.later,
         )
-        self.forks = Forks(self, node=node, gate=gate, clock=clock)
+        self.forks = Forks(self, node=node, gate=gate, volumes=volumes, clock=clock)
         self._alarm = Alarm(clock, self._ring)
         self._tasks: set[asyncio.Task[None]] = set()
         self.ready: Callable[[str, ImageSpec, SandboxCreate], ImageSpec | None] = lambda _project, _image, _wanted: None

@@ -54,6 +54,8 @@ class VolumeUse:
     path: str
     read_only: bool = False
     sub_path: str = ""
+    name: str = ""
+    """Under which the sandbox's memory knows it, where that does not follow from the rest: it is a fork, and has another volume in place of its source's."""
 
 
 @dataclass(frozen=True)

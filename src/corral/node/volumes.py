@@ -220,6 +220,8 @@ class Volumes:
 
 def name_of(use: VolumeUse) -> str:
     """Under which a sandbox is shown it."""
+    if use.name:
+        return use.name
     what = "\0".join((use.id, use.path, use.sub_path, str(use.read_only)))
     return "v" + hashlib.sha256(os.fsencode(what)).hexdigest()[:16]
 

@@ -9,6 +9,7 @@ from corral.schema.error import ErrorInfo
 from corral.schema.model import Answer, Request
 from corral.schema.sandbox import Env, Name, Sandbox, Tags
 from corral.schema.secret import SecretUse
+from corral.schema.volume import VolumeMounts
 
 MOST = 100
 """Forks that can be asked for at once."""
@@ -22,6 +23,10 @@ class ForkChild(Request):
     secrets: list[SecretUse] | None = Field(None, max_length=64, description="in place of the source's; commands started from now on have them")
     tags: Tags | None = None
     egress: Egress | None = Field(None, description="in place of the source's")
+    volumes: VolumeMounts = Field(
+        default_factory=dict,
+        description="by paths at which the source has one: what this fork has there instead, as a copy of that volume, or the same to be read only; the others it shares with the source",
+    )
 
 
 class SandboxFork(Request):

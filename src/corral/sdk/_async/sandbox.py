@@ -323,11 +323,13 @@ class Sandbox:
     @overload
     async def fork(self, children: int | Sequence[ForkChild | Mapping[str, Any]] = 1, *, partial: Literal[True]) -> Sequence[Self | CorralError]: ...
     async def fork(self, children: int | Sequence[ForkChild | Mapping[str, Any]] = 1, *, partial: bool = False) -> Sequence[Self | CorralError]:
-        """New sandboxes with its disk, its memory and all its processes, as they are now, while it goes on. Say how many, or what each has of its own: name, env, secrets, tags, egress.
+        """New sandboxes with its disk, its memory and all its processes, as they are now, while it goes on. Say how many, or what each has of its own: name, env, secrets, tags, egress, volumes.
+
+        `volumes` names, by paths at which this one has a volume, what the fork has there instead, as a copy that was made of it; the others are shared.
 
         If one can't be made all that were are deleted, and its error is raised; with `partial` the error takes its place in the list. Raises `Unsupported` when something in it can't be saved.
         """
-        wanted = {"count": children} if isinstance(children, int) else {"children": [dict(child) for child in children]}
+        wanted = {"count": children} if isinstance(children, int) else {"children": [_own(child) for child in children]}
         request = faults.encode(faults.build(SandboxFork, **wanted))
         answer = await self._transport.call("POST", self._path + "/fork", body=request, key=faults.new_key(), seconds=ROOM_SECONDS)
         made: dict[int, Self] = {}
@@ -492,6 +494,20 @@ class Sandbox:
 
     async def _change(self, action: str, body: bytes = b"") -> None:
         self.info = faults.decode(SandboxInfo, await self._transport.call("POST", self._path + action, body=body, safe=True))
+
+
+def _own(child: ForkChild | Mapping[str, Any]) -> dict[str, Any]:
+    """As a request says it: policies, secrets and volumes are given as for a create."""
+    own = dict(child)
+    if isinstance(egress := own.get("egress"), Egress):
+        own["egress"] = policy(egress)
+    secrets: Sequence[Any] = own.get("secrets") or ()
+    if secrets:
+        own["secrets"] = [use for one in secrets for use in (uses([one]) if isinstance(one, NamedSecret) else [one])]
+    volumes: Mapping[str, Any] = own.get("volumes") or {}
+    if volumes:
+        own["volumes"] = {path: mount(one) if isinstance(one, (str, Volume)) else one for path, one in volumes.items()}
+    return own
 
 
 def _ref(named: str | Snapshot | None) -> str | None:
