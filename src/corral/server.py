@@ -58,6 +58,7 @@ from corral.control.starts import Starts
 from corral.control.supervisor import Supervisor
 from corral.control.templates import Templates
 from corral.control.volumes import Volumes
+from corral.control.warm_starts import WarmStarts
 from corral.control.webhooks import Webhooks
 from corral.control.workbench import Workbench
 from corral.errors import CorralError, SetupError, Unavailable
@@ -160,7 +161,16 @@ class Application:
         self._builds = Builds(builder, templates=self._templates, sandboxes=self._sandboxes, events=events)
         contexts = Contexts(node.processes)
         self._ready_code = ReadyCode(sandboxes=self._sandboxes, snapshots=snapshots, contexts=contexts, node=node, most=settings.code_templates)
-        self._sandboxes.ready = self._ready_code.instead
+        self._warm_starts = WarmStarts(
+            sandboxes=self._sandboxes,
+            snapshots=snapshots,
+            images=self._images,
+            templates=self._templates,
+            starts=starts,
+            node=node,
+            most=settings.warm_templates,
+        )
+        self._sandboxes.ready += [self._ready_code.instead, self._warm_starts.instead]
         streams = Streams()
         self.services = Services(
             sandboxes=self._sandboxes,
@@ -230,6 +240,7 @@ class Application:
         await self.services.snapshots.open()
         await self._ready_code.open()
         await self._images.open()
+        await self._warm_starts.open()
         await self._builds.open()
         self._housekeeper.start()
         self.services.history.start()
@@ -293,6 +304,7 @@ class Application:
         self._supervisor.close()
         await self._builds.close()
         await self._ready_code.close()
+        await self._warm_starts.close()
         if terminate:
             await self._sandboxes.stop_all()
         await self._sandboxes.close()

@@ -64,6 +64,9 @@ class Settings(BaseModel):
     code_templates: int = Field(
         2, ge=0, le=64, description="shapes (cpu, memory) of sandboxes of code-interpreter that are kept with their kernel running, to begin with; 0: none"
     )
+    warm_templates: int = Field(
+        4, ge=0, le=64, description="memories of what templates start that are kept for new sandboxes to begin with, the newest of all projects; 0: none"
+    )
     starts: int = Field(8, ge=1, le=1024, description="sandboxes that may start at the same time")
 
     _origin: dict[str, str] = PrivateAttr(default_factory=dict[str, str])

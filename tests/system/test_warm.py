@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 
 import pytest
 
-from corral import Sandbox, Snapshot, Volume
+from corral import Client, Image, Sandbox, Snapshot, Volume
 from corral.errors import InvalidArgument, InvalidState, NotFound, SetupError, Unsupported
 from corral.node.memory import Memories
 from corral.places import Places
@@ -76,6 +77,61 @@ def test_sandboxes_of_a_snapshot_with_memory_go_on_from_it(server: Server) -> No
     assert not [name for name in left if second.id in name or snapshot.id in name]
     with pytest.raises(NotFound):
         Snapshot.get("warm-site")
+
+
+def test_what_a_template_starts_runs_already_in_its_sandboxes(server: Server) -> None:
+    memory, template = Places(server.home).memory, f"t-{uuid.uuid4().hex[:12]}"
+    before = set(memory.glob("sn-*"))
+    command = "head -c 16 /dev/urandom | sha256sum > /tmp/mark; touch /tmp/ready; exec sleep 1000"
+    built = Image.named("tiny").run(f"echo {template} > /word").start(command, ready={"file": "/tmp/ready"}, warm=True).build(template=template)
+
+    def marked(box: Sandbox) -> str:
+        [started] = [process for process in box.processes() if process.tag == "start"]
+        assert started.running
+        return box.run("cat /tmp/mark").check().stdout
+
+    def warm() -> Sandbox:
+        while "restore" not in (box := Sandbox.create(template)).timing:  # until there is a memory
+            box.delete()
+        return box
+
+    with Sandbox.create(template) as cold:
+        assert "restore" not in cold.timing
+        alone = marked(cold)
+    boxes = [warm(), Sandbox.create(template, name=f"{template}-a", disk=512)]
+    try:
+        # They come out of one memory, and each is somebody of its own.
+        marks = {marked(box) for box in boxes}
+        assert len(marks) == 1
+        assert alone not in marks
+        assert [box.run("hostname").stdout for box in boxes] == [f"{boxes[0].id}\n", f"{template}-a\n"]
+        with Client() as client:
+            assert set(client.templates.get(template).sandboxes) == {box.id for box in boxes}
+        # A program finds out its variables when it starts.
+        with Sandbox.create(template, env={"FLAVOR": "sour"}) as other:
+            assert "restore" not in other.timing
+            assert marked(other) not in marks
+        assert [one for one in Snapshot.list() if one.info.sandbox not in {box.id for box in boxes}] == []
+        [kept] = set(memory.glob("sn-*")) - before
+        # It outlives the server, and is made anew where it would not do any more.
+        server.kill()
+        server.start()
+        with Sandbox.create(template) as again:
+            assert marked(again) in marks
+        saved = json.loads((kept / "memory.json").read_bytes())
+        saved["needs"]["cpu"] = [*saved["needs"]["cpu"], "a-feature-of-another-processor"]
+        (kept / "memory.json").write_text(json.dumps(saved))
+        server.kill()
+        server.start()
+        boxes.append(warm())
+        assert marked(boxes[-1]) not in marks
+    finally:
+        for box in boxes:
+            box.delete()
+    with Client() as client:
+        client.templates.delete(template)
+        client.images.delete(built.id)
+    assert set(memory.glob("sn-*")) == before
 
 
 def test_a_memory_that_cannot_be_used_is_told_and_the_sandbox_starts_cold(server: Server) -> None:

@@ -184,6 +184,7 @@ def template_build(
     start: Annotated[str | None, typer.Option(metavar="COMMAND", help="What runs in every new sandbox of it.")] = None,
     ready_port: Annotated[int | None, typer.Option(metavar="PORT", help="A sandbox is ready when something listens there.")] = None,
     ready_command: Annotated[str | None, typer.Option(metavar="COMMAND", help="A sandbox is ready when this ends with 0.")] = None,
+    warm: Annotated[bool, typer.Option("--warm", help="Sandboxes begin with it running, out of a memory that is kept.")] = False,
     cpu: Cpu = None,
     memory: Memory = None,
     disk: Disk = None,
@@ -197,10 +198,10 @@ def template_build(
     described = _described(source, build_arg, target, context)
     ready = {"port": ready_port, "command": ready_command}
     given = {key: value for key, value in ready.items() if value is not None}
-    if given and start is None:
-        raise options.WrongUse("--ready-port and --ready-command need --start")
+    if (given or warm) and start is None:
+        raise options.WrongUse("--ready-port, --ready-command and --warm need --start")
     if start is not None:
-        described = described.start(start, ready=given or None)
+        described = described.start(start, ready=given or None, warm=warm)
     word, _, tag = name.partition(":")
     with Client() as client:
         made = described.build(

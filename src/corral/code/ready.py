@@ -7,8 +7,6 @@ of the server's own, so nobody sees, counts or deletes them.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 
 import structlog
 
@@ -16,10 +14,11 @@ from corral.code import start
 from corral.code.contexts import Contexts
 from corral.control.accounts import OWN
 from corral.control.ports import Node
-from corral.control.record import BUILD
 from corral.control.roles import Actor
 from corral.control.sandboxes import Sandboxes
+from corral.control.shelf import SnapshotRecord
 from corral.control.snapshots import Snapshots
+from corral.control.warm import SHAPE, digest, plain, shape
 from corral.errors import ImageNotFound
 from corral.node.interface import ImageSpec
 from corral.schema.account import Role
@@ -27,11 +26,11 @@ from corral.schema.egress import EgressPolicy
 from corral.schema.sandbox import SandboxCreate
 
 ACTOR = Actor("node", OWN, Role.MEMBER)
+_PREFIX = "code-"
 _SECONDS = 900.0
 """How long the sandbox of which a template is made may live."""
 _WAIT = 600.0
 """How long it may wait for room."""
-_SHAPE = {"cpu", "memory", "pids", "sudo"}
 
 log = structlog.get_logger(__name__)
 
@@ -48,12 +47,13 @@ class ReadyCode:
         self._tried: dict[str, asyncio.Task[None]] = {}
 
     async def open(self) -> None:
-        """Drop what is of another image or another program of ours, and what a server that was killed had begun. After the snapshots."""
+        """Drop what is of another image, another program of ours, another runsc or another processor, and what a server that was killed had begun. After the snapshots."""
         for record in [record for record in self._sandboxes.records() if record.project == OWN]:
             await self._sandboxes.delete(ACTOR, record.id)
         current = self._current()
-        for kept in self._snapshots.page(OWN, sandbox=None, before=None, limit=1 << 20):
-            if self._most == 0 or current is None or not (kept.name or "").startswith(current):
+        for kept in self._kept():
+            # Of another runsc or processor it would do as long as it can be brought back, and be worse than one that is made anew.
+            if self._most == 0 or current is None or not (kept.name or "").startswith(current) or not self._node.is_current(kept.id):
                 await self._snapshots.withdraw(kept)
 
     async def close(self) -> None:
@@ -65,20 +65,24 @@ class ReadyCode:
 
     def instead(self, project: str, image: ImageSpec, wanted: SandboxCreate) -> ImageSpec | None:
         """The template for a sandbox that is wanted of this image, if there is one. If there is none and could be, it is made when the caller has gone on."""
-        if project == OWN or image.name != start.IMAGE or image.warm is not None or not _plain(image, wanted):
+        if project == OWN or image.name != start.IMAGE or image.warm is not None or not plain(image, wanted):
             return None
-        name = _base(image) + _shape(wanted)
-        there = {kept.name: kept.id for kept in self._snapshots.page(OWN, sandbox=None, before=None, limit=1 << 20)}
+        name = _base(image) + shape(wanted)
+        there = {kept.name: kept.id for kept in self._kept()}
         if name in there:
             return self._node.image(there[name])
         if name not in self._tried and len({*there, *self._tried}) < self._most:
             self._tried[name] = asyncio.get_running_loop().create_task(self._make(name, wanted), name="code-template")
         return None
 
+    def _kept(self) -> list[SnapshotRecord]:
+        return [kept for kept in self._snapshots.page(OWN, sandbox=None, before=None, limit=1 << 20) if (kept.name or "").startswith(_PREFIX)]
+
     async def _make(self, name: str, like: SandboxCreate) -> None:
         """Tried once in the life of a server: what fails, fails for a reason that lasts."""
-        shape = like.model_dump(include=_SHAPE)
-        wanted = SandboxCreate.model_validate({**shape, "image": start.IMAGE, "timeout": _SECONDS, "wait": _WAIT, "freeze": False, "egress": EgressPolicy()})
+        wanted = SandboxCreate.model_validate(
+            {**like.model_dump(include=SHAPE), "image": start.IMAGE, "timeout": _SECONDS, "wait": _WAIT, "freeze": False, "egress": EgressPolicy()}
+        )
         try:
             record = await self._sandboxes.create(ACTOR, wanted)
             try:
@@ -100,19 +104,4 @@ class ReadyCode:
 
 def _base(image: ImageSpec) -> str:
     """What the names of all templates of an image begin with, while the program that starts contexts is the same."""
-    return f"code-{_digest(image.id.encode() + start.program())}-"
-
-
-def _shape(wanted: SandboxCreate) -> str:
-    """What the guest believes of itself is in its memory, so it has to be as it is asked for."""
-    return _digest(json.dumps(wanted.model_dump(include=_SHAPE), sort_keys=True).encode())
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
-
-
-def _plain(image: ImageSpec, wanted: SandboxCreate) -> bool:
-    """Nothing is asked for that a kernel finds out when it starts: variables, its user and directory."""
-    kept = wanted.user in (None, image.user) and wanted.workdir in (None, image.workdir)
-    return kept and not wanted.env and not wanted.secrets and BUILD not in wanted.tags
+    return f"{_PREFIX}{digest(image.id.encode() + start.program())}-"

@@ -7,11 +7,12 @@ configuration. Each carries the key of what it was made by; the newest row with 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
 
+from corral.control.accounts import OWN
 from corral.control.events import EventLog
 from corral.control.ports import ImageRows, Node
 from corral.control.record import Record, moment
@@ -70,6 +71,8 @@ class Images:
         self._records: dict[tuple[str, str], ImageRecord] = {}
         self._keys: dict[tuple[str, str], str] = {}
         self.named: Callable[[str, str], list[str]] = lambda _project, _image: []
+        self.on_gone: Callable[[str], Awaitable[None]] | None = None
+        """Told that no project has an image any more, by what the node knows it by."""
 
     async def load(self) -> None:
         """What the rows say."""
@@ -120,9 +123,14 @@ class Images:
         found = [record for record in self._records.values() if record.project == project and record.kept is kept]
         return sorted(found, key=lambda record: (record.created_at, record.id), reverse=True)
 
+    def uses(self, node_image: str) -> bool:
+        """Whether any project has it."""
+        return any(record.node_image == node_image for record in self._records.values())
+
     def on(self, record: ImageRecord) -> list[str]:
-        """Living sandboxes that stand on it."""
-        return [box.id for box in self._living() if box.image_id == record.node_image and box.project == record.project]
+        """Living sandboxes that stand on it, or on a memory that the server has kept of what it starts."""
+        own = {record.node_image, *(kept.id for kept in self._shelf.on(record.node_image) if kept.project == OWN)}
+        return [box.id for box in self._living() if box.image_id in own and box.project == record.project]
 
     def config(self, project: str, ref: str) -> ImageConfig:
         """Of an image of the project, or of one that ships with Corral or is a snapshot. Raises `ImageNotFound`."""
@@ -233,8 +241,10 @@ class Images:
 
     async def _let_go(self, record: ImageRecord) -> None:
         """Its files go when nothing stands on them any more."""
-        if any(other.node_image == record.node_image for other in self._records.values()):
+        if self.uses(record.node_image):
             return
+        if self.on_gone is not None:
+            await self.on_gone(record.node_image)
         if (snapshot := self._shelf.find(record.project, record.node_image)) is not None:
             self._shelf.hide(snapshot, None)
             await self._shelf.collect()

@@ -89,8 +89,8 @@ class Sandboxes:
         self.forks = Forks(self, node=node, gate=gate, volumes=volumes, clock=clock)
         self._alarm = Alarm(clock, self._ring)
         self._tasks: set[asyncio.Task[None]] = set()
-        self.ready: Callable[[str, ImageSpec, SandboxCreate], ImageSpec | None] = lambda _project, _image, _wanted: None
-        """What a new sandbox of a project begins with in place of the image that it is asked for, when that gives the same sooner."""
+        self.ready: list[Callable[[str, ImageSpec, SandboxCreate], ImageSpec | None]] = []
+        """Asked for what a new sandbox of a project begins with in place of the image that it is asked for, when that gives the same sooner."""
         self.make_image: Callable[[str, str], Awaitable[bool]] | None = None
         """Makes the image that a project means by a word, when it ships with Corral and is not there yet; says whether it did."""
         self.on_exit: Callable[[Living, int], None] = lambda _living, _count: None
@@ -157,9 +157,16 @@ class Sandboxes:
     # Making one
 
     async def create(
-        self, actor: Actor, wanted: SandboxCreate, *, claim: Claim | None = None, facade: Mapping[str, Any] | None = None, build: bool = False
+        self,
+        actor: Actor,
+        wanted: SandboxCreate,
+        *,
+        claim: Claim | None = None,
+        facade: Mapping[str, Any] | None = None,
+        build: bool = False,
+        image_id: str | None = None,
     ) -> Record:
-        """A running sandbox. `facade` is kept with it; `build`: one in which an image is built.
+        """A running sandbox. `facade` is kept with it; `build`: one in which an image is built; `image_id`: what the node knows the image by, for the server's own that have no name for it.
 
         Raises `ImageNotFound`, `InvalidArgument`, `Conflict` (the name is taken), `QuotaExceeded`, `Unavailable` (no room for `wait` seconds), or what
         the node met; then nothing is left of it but its row.
@@ -170,11 +177,11 @@ class Sandboxes:
         if wanted.egress is not None:
             await self.policies.check(wanted.egress)
         try:
-            record = self._plan(actor, wanted, facade or {})
+            record = self._plan(actor, wanted, facade or {}, image_id)
         except ImageNotFound:
             if self.make_image is None or not await self.make_image(actor.project, wanted.image):
                 raise
-            record = self._plan(actor, wanted, facade or {})
+            record = self._plan(actor, wanted, facade or {}, image_id)
         image = self.node.image(record.image_id)
         living = self.ledger.registry.add(record, reserved=True)
         try:
@@ -198,9 +205,9 @@ class Sandboxes:
                 raise
         return record
 
-    def _plan(self, actor: Actor, wanted: SandboxCreate, facade: Mapping[str, Any]) -> Record:
-        image = self.node.image(self._shelf.image(actor.project, wanted.image))
-        image = self.ready(actor.project, image, wanted) or image
+    def _plan(self, actor: Actor, wanted: SandboxCreate, facade: Mapping[str, Any], image_id: str | None) -> Record:
+        image = self.node.image(image_id or self._shelf.image(actor.project, wanted.image))
+        image = next((sooner for ask in self.ready if (sooner := ask(actor.project, image, wanted)) is not None), image)
         if image.warm is not None and BUILD not in wanted.tags:
             wanted = fitting(wanted, image.warm)
         self._gate.capacity().check(cpu=wanted.cpu, memory=wanted.memory, disk=wanted.disk, reserve=wanted.reserve)

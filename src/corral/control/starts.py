@@ -39,7 +39,12 @@ class Starts:
         config = self._config(record)
         if config is None or config.start is None:
             return
-        start = SetStart.model_validate(config.start)
+        if "restore" in (record.timing or {}) and any(process.tag == TAG for process in self._node.processes(record.id).list()):
+            return  # it came out of a memory, and runs
+        await self.begin(record, SetStart.model_validate(config.start))
+
+    async def begin(self, record: Record, start: SetStart) -> None:
+        """Start it, and wait until it is ready. Raises as `after`."""
         words = {"command": start.command} if isinstance(start.command, str) else {"argv": start.command}
         seen = self._events.seq
         process = await self._node.processes(record.id).start(ProcessStart.model_validate({**words, "tag": TAG}))

@@ -392,6 +392,11 @@ class RunscEngine:
         while not self._leaving and not _tightened(box):  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(TIGHTEN_AGAIN)
 
+    @property
+    def own_needs(self) -> Needs:
+        """What the memory of a sandbox started now will need."""
+        return self._open.members.programs.needs
+
     def needs(self, id: str) -> Needs | None:
         """What a box' memory will need; None: it is of an earlier Corral, which did not say."""
         return self._living(id).member.needs

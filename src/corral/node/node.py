@@ -369,6 +369,16 @@ class Node:
         await self._engine.kill(id)
         await self.volumes.release(id)
 
+    def engine_of(self, id: str) -> str | None:
+        """The version of runsc that the memory of a paused sandbox, or of a snapshot, needs; None: it has none."""
+        saved = self._pauses.memories.get(id)
+        return None if saved is None else saved.needs.runsc
+
+    def is_current(self, id: str) -> bool:
+        """Whether a snapshot's memory was saved by the runsc and the guest agent in use, on a processor that can do the same: so that one taken now would be no better."""
+        saved = self._pauses.memories.get(id)
+        return saved is not None and saved.needs == self._engine.own_needs
+
     async def remove(self, id: str) -> None:
         """End it and delete everything of it. Idempotent."""
         self._leave(id)

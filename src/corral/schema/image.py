@@ -212,6 +212,10 @@ class SetStart(Request):
     do: Literal["start"] = "start"
     command: str | Words
     ready: Ready | None = None
+    warm: bool = Field(
+        default=False,
+        description="new sandboxes begin with it running, out of a memory that the first of their shape has made aside; for what needs neither network nor variables of the sandbox when it starts",
+    )
 
 
 class SetNotes(Request):

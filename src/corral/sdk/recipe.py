@@ -89,11 +89,12 @@ def place(files: LocalFiles, target: str) -> tuple[list[str], str]:
     return ["." if files.is_directory else files.path.name], target
 
 
-def started(command: str | Sequence[str], ready: Ready | Mapping[str, Any] | None) -> dict[str, Any]:
+def started(command: str | Sequence[str], ready: Ready | Mapping[str, Any] | None, *, warm: bool = False) -> dict[str, Any]:
     """The words of `start`. Raises `InvalidArgument`."""
     probe = ready if ready is None or isinstance(ready, Ready) else faults.build(Ready, **ready)
     words: dict[str, Any] = {"command": command if isinstance(command, str) else list(command)}
     faults.build(SetStart, **words)
+    words |= {"warm": True} if warm else {}
     return words | ({} if probe is None else {"ready": probe.model_dump(mode="json", exclude_unset=True)})
 
 

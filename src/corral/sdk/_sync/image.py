@@ -210,9 +210,12 @@ class Image:
     def label(self, labels: Mapping[str, str] | None = None, **more: str) -> Self:
         return type(self)(self.recipe.step("label", labels={**(labels or {}), **more}))
 
-    def start(self, command: str | Sequence[str], *, ready: Ready | Mapping[str, Any] | None = None) -> Self:
-        """Run this in every new sandbox, before its create is answered; `ready` such as {"port": 8000} says when it is."""
-        return type(self)(self.recipe.step("start", **recipe.started(command, ready)))
+    def start(self, command: str | Sequence[str], *, ready: Ready | Mapping[str, Any] | None = None, warm: bool = False) -> Self:
+        """Run this in every new sandbox, before its create is answered; `ready` such as {"port": 8000} says when it is.
+
+        `warm`: sandboxes begin with it running already, once the server has kept the memory of one of their shape; it must need no network to start.
+        """
+        return type(self)(self.recipe.step("start", **recipe.started(command, ready, warm=warm)))
 
     # Building
 
