@@ -28,7 +28,7 @@ type obstaclesArgs struct {
 	Files bool `json:"files"`
 }
 
-// obstacles answers the request of that name: connections to elsewhere, and with `files` also files of the sandbox's disk that are open and deleted, which takes
+// obstacles answers the request of that name: connections to elsewhere, and with `files` also files of the sandbox's disk and volumes that are open and deleted, which takes
 // a look at every descriptor of every process.
 func obstacles(_ *link, args *obstaclesArgs) (any, error) {
 	all := connections()
@@ -72,13 +72,12 @@ func connections() []obstacle {
 
 const deletedMark = " (deleted)"
 
-// deletedFiles lists descriptors and working directories on the sandbox's disk whose names are gone.
+// tmpfsMagic is what statfs says of a file system in memory (linux/magic.h).
+const tmpfsMagic = 0x01021994
+
+// deletedFiles lists descriptors and working directories on the sandbox's disk and its volumes whose names are gone.
 func deletedFiles() []obstacle {
 	found := []obstacle{}
-	var disk syscall.Stat_t
-	if err := syscall.Stat("/", &disk); err != nil {
-		return found
-	}
 	for _, pid := range allPIDs() {
 		dir := "/proc/" + strconv.Itoa(pid)
 		links := []string{dir + "/cwd"}
@@ -94,8 +93,8 @@ func deletedFiles() []obstacle {
 			if err != nil || !strings.HasSuffix(target, deletedMark) {
 				continue
 			}
-			var st syscall.Stat_t
-			if syscall.Stat(link, &st) == nil && st.Dev != disk.Dev {
+			var fs syscall.Statfs_t
+			if syscall.Statfs(link, &fs) == nil && fs.Type == tmpfsMagic {
 				continue // in memory, which is saved
 			}
 			s, _ := readStat(pid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import uuid
 from collections.abc import Callable, Iterator
@@ -180,3 +181,29 @@ def test_a_key_that_can_not_be(admin: Api, body: dict[str, str]) -> None:
 @pytest.mark.parametrize("body", [{}, {"name": "Bad Name"}, {"name": "p", "max_memory": -1}, {"name": "p", "max_cpu": "much"}])
 def test_a_project_that_can_not_be(admin: Api, body: dict[str, str]) -> None:
     admin.refused("invalid_argument", "POST", "/v1/projects", json=body)
+
+
+def test_a_project_goes_with_what_is_its_own_and_not_while_something_is_kept_in_it(admin: Api, server: Server) -> None:
+    project = f"p-{uuid.uuid4().hex[:8]}"
+    inside = {"Corral-Project": project}
+    digest = hashlib.sha256(b"uploaded").hexdigest()
+    admin.ok("POST", "/v1/projects", status=201, json={"name": project})
+    box = admin.ok("POST", "/v1/sandboxes", status=201, json={"image": "tiny"}, headers=inside)["id"]
+    kept = admin.ok("POST", f"/v1/sandboxes/{box}/snapshots", status=201, json={"name": "kept"}, headers=inside)["id"]
+    admin.ok("POST", "/v1/volumes", status=201, json={"name": "kept", "size": 64}, headers=inside)
+    admin.ok("PUT", "/v1/templates/mine", json={"image": "tiny"}, headers=inside)
+    admin.ok("PUT", f"/v1/images/uploads/{digest}", content=b"uploaded", headers=inside)
+    for what, path in (("sandboxes", f"sandboxes/{box}"), ("snapshots", f"snapshots/{kept}"), ("volumes", "volumes/kept")):
+        error = admin.refused("conflict", "DELETE", f"/v1/projects/{project}")
+        assert error["details"][what] == 1
+        admin.ok("DELETE", f"/v1/{path}", headers=inside)
+    admin.ok("DELETE", f"/v1/projects/{project}", status=204)
+    # A later one of its name begins with nothing, also with the next server.
+    server.kill()
+    server.start()
+    admin.ok("POST", "/v1/projects", status=201, json={"name": project})
+    assert [one["name"] for one in admin.ok("GET", "/v1/templates", headers=inside)["templates"] if one["project"] is not None] == []
+    assert [one["id"] for one in admin.ok("GET", "/v1/images", headers=inside)["images"] if one["built"]] == []
+    usage = admin.ok("GET", "/v1/images/usage", headers=inside)
+    assert (usage["images"], usage["layers"], usage["uploads"]) == (0, 0, 0)
+    admin.ok("DELETE", f"/v1/projects/{project}", status=204)

@@ -156,6 +156,82 @@ def test_another_project_sees_and_starts_none_of_it(api: Api, server: Server, bo
     api.ok("DELETE", f"/v1/projects/p-{mark}", status=204)
 
 
+def test_a_snapshot_that_is_shared_is_anothers_image_and_not_anothers_to_change(api: Api, server: Server, box: str, mark: str) -> None:
+    project = f"p-{mark}"
+    api.ok("POST", "/v1/projects", status=201, json={"name": project})
+    key = api.ok("POST", "/v1/keys", status=201, json={"name": "other", "project": project})
+    other = Api(server, key["value"])
+    api.run(box, "echo shared > /file")
+    made, private = snapshot(api, box, name=f"s-{mark}"), snapshot(api, box)
+    id = made["id"]
+    api.refused("not_found", "PATCH", f"/v1/snapshots/{id}", json={"shared_with": [project, "nobody"]})
+    other.refused("image_not_found", "POST", "/v1/sandboxes", json={"image": id})
+    # By its owner's word, and not by another's.
+    other.refused("not_found", "PATCH", f"/v1/snapshots/{id}", json={"shared_with": [project]})
+    assert api.ok("PATCH", f"/v1/snapshots/{id}", json={"shared_with": [project]})["shared_with"] == [project]
+    # It outlives the server that was told.
+    server.kill()
+    server.start()
+    assert [one["id"] for one in other.ok("GET", "/v1/snapshots", params={"shared": True})["snapshots"]] == [id]
+    assert other.ok("GET", "/v1/snapshots")["snapshots"] == []
+    assert (shown := other.ok("GET", f"/v1/snapshots/{id}"))["project"] == "default"
+    assert shown["shared_with"] == [project]
+    theirs = other.create(image=id)["id"]
+    assert other.run(theirs, "cat /file; echo theirs >> /file; cat /file")[0] == b"shared\nshared\ntheirs\n"
+    on_it = snapshot(other, theirs)["id"]
+    # Names are the project's, and what is not shared is not there.
+    for ref in (made["name"], private["id"]):
+        other.refused("not_found", "GET", f"/v1/snapshots/{ref}", status=404)
+        other.refused("image_not_found", "POST", "/v1/sandboxes", json={"image": ref})
+    other.refused("not_found", "DELETE", f"/v1/snapshots/{id}", status=404)
+    other.refused("conflict", "PUT", f"/v1/templates/t-{mark}", json={"image": id})
+    # The owner is told how much stands on it, and takes nothing of another's along.
+    error = api.refused("conflict", "DELETE", f"/v1/snapshots/{id}")
+    assert error["details"] == {"sandboxes": [], "snapshots": [], "others": 1}
+    assert theirs not in str(error)
+    assert api.ok("PATCH", f"/v1/snapshots/{id}", json={"shared_with": []})["shared_with"] == []
+    other.refused("image_not_found", "POST", "/v1/sandboxes", json={"image": id})
+    api.ok("DELETE", f"/v1/snapshots/{id}", params={"cascade": True})
+    other.ok("POST", f"/v1/sandboxes/{theirs}/stop")
+    other.ok("POST", f"/v1/sandboxes/{theirs}/start")
+    assert other.run(theirs, "cat /file")[0] == b"shared\ntheirs\n"
+    other.delete(theirs)
+    again = other.create(image=on_it)["id"]
+    assert other.run(again, "cat /file")[0] == b"shared\ntheirs\n"
+    other.delete(again)
+    other.ok("DELETE", f"/v1/snapshots/{on_it}")
+    point = api.ok("POST", f"/v1/sandboxes/{box}/checkpoints", status=201, json={"name": "mine"})["id"]
+    api.refused("invalid_argument", "PATCH", f"/v1/snapshots/{point}", json={"shared_with": [project]})
+    # A later project of that name is another.
+    api.ok("PATCH", f"/v1/snapshots/{private['id']}", json={"shared_with": [project]})
+    other.close()
+    api.ok("DELETE", f"/v1/projects/{project}", status=204)
+    assert api.ok("GET", f"/v1/snapshots/{private['id']}")["shared_with"] == []
+    remove(api, private["id"])
+
+
+def test_the_disk_of_a_paused_sandbox_is_kept_and_compared_without_waking_it(api: Api, box: str) -> None:
+    api.run(box, "echo before > /file")
+    api.ok("POST", f"/v1/sandboxes/{box}/checkpoints", status=201, json={"name": "before"})
+    api.run(box, "echo paused > /file; echo unsynced > /new")
+    paused = api.ok("POST", f"/v1/sandboxes/{box}/pause")
+    assert "runsc" in paused["detail"]
+    kept = snapshot(api, box)["id"]
+    api.ok("POST", f"/v1/sandboxes/{box}/checkpoints", status=201, json={"name": "while-paused"})
+    changes = api.ok("GET", f"/v1/sandboxes/{box}/diff", params={"before": "before"})["changes"]
+    assert [(one["path"], one["change"]) for one in changes] == [("/file", "changed"), ("/new", "added")]
+    error = api.refused("invalid_state", "POST", f"/v1/sandboxes/{box}/rewind", json={"checkpoint": "before"})
+    assert "resume" in error["hint"]
+    assert api.ok("GET", f"/v1/sandboxes/{box}")["state"] == "paused"
+    child = api.create(image=kept)["id"]
+    assert api.run(child, "cat /file /new")[0] == b"paused\nunsynced\n"
+    api.delete(child)
+    # And it goes on where it was.
+    assert api.run(box, "cat /file; echo on >> /new; cat /new")[0] == b"paused\nunsynced\non\n"
+    assert api.ok("GET", f"/v1/sandboxes/{box}")["detail"] is None
+    remove(api, kept)
+
+
 def test_snapshots_count_for_the_quota_of_disk(api: Api, server: Server, mark: str) -> None:
     api.ok("POST", "/v1/projects", status=201, json={"name": f"p-{mark}", "max_disk": 4100})
     key = api.ok("POST", "/v1/keys", status=201, json={"name": "small", "project": f"p-{mark}"})

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import threading
+import uuid
 
 import pytest
 
-from corral import Sandbox
+from corral import Sandbox, Volume
 from corral.errors import InvalidState, SandboxEnded, Unsupported
+from corral.node.runsc import probe
 from corral.places import Places
 from harness import leaks
 from harness.server import Server
@@ -156,6 +160,62 @@ def test_what_cannot_be_saved_is_named_and_goes_on(server: Server) -> None:
             process.wait(timeout=60)
             box.pause()
         assert box.run("echo alive").stdout == "alive\n"
+
+
+def test_it_comes_back_with_the_engine_that_it_was_saved_with(server: Server, shared: Places) -> None:
+    there = [*shared.engines.glob("*/runsc"), *shared.home.parent.glob("recent/runsc")]
+    with Sandbox.create("tiny") as box:
+        process = box.exec("cat")
+        process.stdin.write("before\n")
+        assert next(iter(process.stdout)) == "before\n"
+        box.pause()
+        told = str(box.info.detail)
+        others = [runsc for path in there if (runsc := probe(path)).version not in told]
+        if not others:
+            pytest.skip("there is only one runsc on this machine")
+        kept = Places(server.home).engines / re.sub(r"[^A-Za-z0-9.-]", "_", others[0].version)
+        server.kill()
+        server.start("--runsc", str(others[0].path))
+        try:
+            process.stdin.write("after\n")
+            assert next(iter(process.stdout)) == "after\n"
+            # One that begins now is of the engine in use.
+            with Sandbox.create("tiny") as fresh:
+                fresh.pause()
+                assert others[0].version in str(fresh.info.detail)
+                fresh.resume()
+            box.pause()
+            assert box.info.detail == told
+        finally:
+            server.kill()
+            shutil.rmtree(kept, ignore_errors=True)
+            server.start()
+        box.resume()
+        process.stdin.write("again\n")
+        assert next(iter(process.stdout)) == "again\n"
+
+
+def test_a_deleted_file_of_a_volume_is_named_and_goes_on(server: Server) -> None:
+    volume = Volume.create(f"held-{uuid.uuid4().hex[:8]}", size=64)
+    held = "import os, sys; f = open('/data/held', 'w+'); os.unlink('/data/held'); m = open('/tmp/memory', 'w'); os.unlink('/tmp/memory'); print('held', flush=True); sys.stdin.readline(); f.write('on'); f.seek(0); print(f.read(), flush=True)"
+    with Sandbox.create("base", volumes={"/data": volume}) as box:
+        process = box.exec("python3", "-c", held)
+        assert next(iter(process.stdout)) == "held\n"
+        for deed in (box.pause, box.fork):
+            try:
+                deed()
+            except Unsupported as error:
+                assert [(one["kind"], one["process"], one["what"]) for one in error.details["obstacles"]] == [("deleted_file", "python3", "/data/held")]
+                assert "close the file" in str(error.hint)
+                assert box.refresh().state in ("running", "frozen")
+        for kid in [kid for kid in Sandbox.list() if kid.info.forked_from == box.id]:
+            kid.delete()
+        process.stdin.write("\n")
+        assert next(iter(process.stdout)) == "on\n"
+        assert process.wait(timeout=60) == 0
+        box.pause()
+        assert box.run("ls -A /data").stdout == ""
+    volume.delete()
 
 
 def test_a_sandbox_whose_time_is_up_pauses_if_it_is_to(server: Server) -> None:

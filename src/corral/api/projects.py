@@ -44,11 +44,18 @@ async def get(services: Services, actor: Actor, name: str) -> Project:
 @routes.delete("/v1/projects/{name}", status_code=204)
 @may(Permission.ADMINISTER)
 async def delete(services: Services, actor: Actor, name: str) -> None:  # noqa: ARG001 - an admin's key is needed
-    """Remove a project without living sandboxes; its keys are revoked, its secrets forgotten."""
+    """Remove a project without living sandboxes, snapshots and volumes; its keys are revoked, its secrets, templates, images and uploads forgotten."""
     services.accounts.project(name)
-    if (count := services.sandboxes.living_in(name)) > 0:
-        raise Conflict(f"the project {name} has {count} living sandboxes", hint="delete them first", details={"sandboxes": count})
+    snapshots = services.snapshots.page(name, sandbox=None, before=None, limit=1 << 20)
+    has = {"sandboxes": services.sandboxes.living_in(name), "snapshots": len(snapshots), "volumes": len(services.volumes.of(name))}
+    if any(has.values()):
+        told = ", ".join(f"{count} {'living ' if what == 'sandboxes' else ''}{what}" for what, count in has.items() if count)
+        raise Conflict(f"the project {name} has {told}", hint="delete them first", details=has)
     await services.accounts.remove_project(name)
     services.policies.project_removed(name)
+    await services.snapshots.project_removed(name)
+    await services.templates.project_removed(name)
+    await services.images.project_removed(name)
+    services.node.library.uploads.prune(name, older_than=None, keep_size=None, now=services.clock())
     await services.webhooks.forget(name)
     await services.event_webhooks.forget(name)

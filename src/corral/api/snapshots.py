@@ -15,7 +15,7 @@ from corral.api.route import JSON, Actor, Services, may, router
 from corral.control.idempotency import Answer, Claim
 from corral.control.roles import Permission
 from corral.errors import NotFound
-from corral.schema.snapshot import Snapshot, SnapshotCreate, SnapshotPage
+from corral.schema.snapshot import Snapshot, SnapshotCreate, SnapshotPage, SnapshotUpdate
 
 routes = router("snapshots", 409, 410, 429, 507)
 
@@ -26,6 +26,7 @@ class Listing(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     sandbox: str | None = Field(None, max_length=63, description="only those of this sandbox, by its id")
+    shared: bool = Field(False, description="those of other projects that are shared with this one, in place of its own")
     limit: int = Field(100, ge=1, le=1000)
     cursor: str | None = Field(None, max_length=256, description="`next` of the page before")
 
@@ -54,18 +55,29 @@ async def create(request: Request, services: Services, actor: Actor, sandbox: st
 @may(Permission.LOOK)
 async def listing(services: Services, actor: Actor, query: Annotated[Listing, Query()]) -> SnapshotPage:
     """Snapshots of the project, newest first; without checkpoints."""
-    records = services.snapshots.page(actor.project, sandbox=query.sandbox, before=pages.position(query.cursor), limit=query.limit + 1)
+    before = pages.position(query.cursor)
+    records = services.snapshots.page(actor.project, sandbox=query.sandbox, before=before, limit=query.limit + 1, shared=query.shared)
     more = len(records) > query.limit
     records = records[: query.limit]
-    return SnapshotPage(snapshots=[record.show() for record in records], next=pages.cursor(records[-1].created_at, records[-1].id) if more else None)
+    return SnapshotPage(
+        snapshots=[record.show(to=actor.project) for record in records], next=pages.cursor(records[-1].created_at, records[-1].id) if more else None
+    )
 
 
 @routes.get("/v1/snapshots/{snapshot}", response_model=Snapshot)
 @may(Permission.LOOK)
 async def get(services: Services, actor: Actor, snapshot: str) -> Snapshot:
-    """One snapshot, by its id or name."""
-    record = services.snapshots.get(actor.project, snapshot)
-    return record.show(unshared=services.snapshots.unshared(record))
+    """One snapshot, by its id or name; one that another project shares with this one, by its id."""
+    record = services.snapshots.look(actor.project, snapshot)
+    return record.show(unshared=services.snapshots.unshared(record), to=actor.project)
+
+
+@routes.patch("/v1/snapshots/{snapshot}", response_model=Snapshot)
+async def update(services: Services, actor: Actor, snapshot: str, wanted: SnapshotUpdate) -> Snapshot:
+    """Say which other projects may start sandboxes of it."""
+    for project in wanted.shared_with:
+        services.accounts.project(project)
+    return (await services.snapshots.share(actor, snapshot, wanted.shared_with)).show()
 
 
 @routes.delete("/v1/snapshots/{snapshot}", response_model=Snapshot)

@@ -35,13 +35,32 @@ def snapshot_create(
 
 @snapshot.command("ls")
 def snapshot_ls(
-    *, sandbox: Annotated[str | None, typer.Option(metavar="SANDBOX", help="Only those of this one, by its id.")] = None, json: options.Json = False
+    *,
+    sandbox: Annotated[str | None, typer.Option(metavar="SANDBOX", help="Only those of this one, by its id.")] = None,
+    shared: Annotated[bool, typer.Option("--shared", help="Those that other projects share with yours.")] = False,
+    json: options.Json = False,
 ) -> None:
     """List snapshots, the newest first."""
     from corral import Client
 
     with Client() as client:
-        _table(list(client.snapshots.list(sandbox=sandbox)), json=json)
+        _table(list(client.snapshots.list(sandbox=sandbox, shared=shared)), json=json)
+
+
+@snapshot.command("share")
+def snapshot_share(
+    name: Annotated[str, typer.Argument(metavar="SNAPSHOT", help="Its id or name.")],
+    projects: Annotated[list[str] | None, typer.Argument(metavar="[PROJECT]...", help="All that may use it from now on [default: none].")] = None,
+    *,
+    json: options.Json = False,
+) -> None:
+    """Let other projects start sandboxes of a snapshot, by its id. Prints the id."""
+    from corral import Client
+
+    with Client() as client:
+        found = client.snapshots.get(name)
+        found.share(*(projects or ()))
+        _print(found, json=json)
 
 
 @snapshot.command("rm")

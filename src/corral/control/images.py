@@ -228,6 +228,11 @@ class Images:
             layers=sum(not record.kept for record in old), images=sum(record.kept for record in old), uploads=0, size=sum(record.size for record in old)
         )
 
+    async def project_removed(self, project: str) -> None:
+        """Forget all of it, results of steps too."""
+        for record in [record for record in self._records.values() if record.project == project]:
+            await self._remove(record)
+
     def _prunable(self, project: str, *, images: bool) -> list[ImageRecord]:
         """The longest unused first."""
         found = self.of(project, kept=False)

@@ -97,6 +97,10 @@ class Ledger:
         await self._write(fresh, tuple(changes), self._event(kind, fresh, actor=actor, **data))
         return fresh
 
+    async def settle(self) -> None:
+        """What was written until now is there after a power cut too."""
+        await self._rows.settle()
+
     def removed(self, record: Record) -> Record:
         """The node has nothing of it any more."""
         fresh = replace(record, removed=True)

@@ -101,7 +101,11 @@ class Pauses:
             living.pausing = False
         # It may have ended by itself in the meantime, which was written down then.
         if Action.PAUSE in lifecycle.TABLE[living.record.state]:
-            self._ledger.move(living, Action.PAUSE, reason=reason, actor=actor, timing=timing)
+            engine = self._node.engine_of(record.id)
+            detail = None if engine is None else f"its memory needs runsc {engine}"
+            self._ledger.move(living, Action.PAUSE, reason=reason, detail=detail, actor=actor, timing=timing)
+            # Its memory and disk are safe, and would be taken for nobody's without its row.
+            await self._ledger.settle()
         self._freed(living.record)
         return living.record
 

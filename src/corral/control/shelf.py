@@ -45,6 +45,8 @@ class SnapshotRecord:
     """Nobody sees it any more, but something may stand on it."""
     memory: int = 0
     """0: it has none."""
+    shared_with: tuple[str, ...] = ()
+    """Other projects that may start sandboxes of it."""
 
     @property
     def layer(self) -> bool:
@@ -56,8 +58,8 @@ class SnapshotRecord:
         """Within what its name is unique: the project, or its sandbox."""
         return self.sandbox if self.checkpoint else ""
 
-    def show(self, *, unshared: int | None = None, timing: Mapping[str, float] | None = None) -> Snapshot:
-        """As the API shows it."""
+    def show(self, *, unshared: int | None = None, timing: Mapping[str, float] | None = None, to: str | None = None) -> Snapshot:
+        """As the API shows it. `to`: the project that asks; another than its own is not told with whom else it is shared."""
         return Snapshot(
             id=self.id,
             name=self.name,
@@ -70,6 +72,7 @@ class SnapshotRecord:
             disk=self.disk,
             size=self.size,
             memory=self.memory or None,
+            shared_with=list(self.shared_with) if to in (None, self.project) else [to],
             unshared=unshared,
             created_at=moment(self.created_at),
             created_by=self.created_by,
@@ -119,9 +122,14 @@ class Shelf:
             raise NotFound(f"there is no {what} {ref[:80]!r}{where}", hint=hint)
         return record
 
+    def shared(self, project: str, id: str) -> SnapshotRecord | None:
+        """Another project's that this one may use, by its id."""
+        record = self._records.get(id)
+        return record if record is not None and project in record.shared_with and not record.removed else None
+
     def image(self, project: str, ref: str) -> str:
-        """What a sandbox of this project gets when it asks for that image: a snapshot's id, or the word itself. Raises `ImageNotFound` for another's snapshot."""
-        if (record := self.find(project, ref)) is not None:
+        """What a sandbox of this project gets when it asks for that image: a snapshot's id, or the word itself. Raises `ImageNotFound` for another's snapshot that is not shared with it."""
+        if (record := self.find(project, ref) or self.shared(project, ref)) is not None:
             return record.id
         if (meant := self.also(project, ref)) is not None:
             return meant
@@ -174,6 +182,12 @@ class Shelf:
 
     def put(self, record: SnapshotRecord) -> None:
         self._put(record)
+
+    def share(self, record: SnapshotRecord, projects: tuple[str, ...], event: Event | None) -> tuple[SnapshotRecord, asyncio.Future[None]]:
+        """Those other projects may use it from now on, and no more."""
+        changed = replace(record, shared_with=projects)
+        self._put(changed)
+        return changed, self._rows.share(record.id, projects, [] if event is None else [event])
 
     def hide(self, record: SnapshotRecord, event: Event | None) -> asyncio.Future[None]:
         """It is deleted for everybody; `collect` removes it when it can."""

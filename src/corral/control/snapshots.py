@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from corral.control import lifecycle
+from corral.control.accounts import OWN
 from corral.control.events import EventLog
 from corral.control.idempotency import Claim
 from corral.control.ports import Node, SnapshotRows
@@ -28,7 +30,7 @@ from corral.schema.snapshot import Diff, Merge, MergeRequest
 
 AUTOMATIC = 20
 """Automatic checkpoints that a sandbox keeps: the newest."""
-_HAVE_DISK = frozenset({State.RUNNING, State.FROZEN, State.STOPPED})
+_HAVE_DISK = frozenset({State.RUNNING, State.FROZEN, State.PAUSED, State.STOPPED})
 
 
 class Snapshots:
@@ -62,9 +64,14 @@ class Snapshots:
         """Bytes that only it has."""
         return self._node.snapshots.unshared(record.id)
 
-    def page(self, project: str, *, sandbox: str | None, before: tuple[float, str] | None, limit: int) -> list[SnapshotRecord]:
-        """Newest first, without checkpoints."""
-        found = [record for record in self._shelf.of(project) if not record.checkpoint and not record.layer and sandbox in (None, record.sandbox)]
+    def look(self, project: str, ref: str) -> SnapshotRecord:
+        """The project's own, or by its id one that another shares with it. Raises `NotFound`."""
+        return self._shelf.shared(project, ref) or self._shelf.get(project, ref)
+
+    def page(self, project: str, *, sandbox: str | None, before: tuple[float, str] | None, limit: int, shared: bool = False) -> list[SnapshotRecord]:
+        """Newest first, without checkpoints. `shared`: those of others that the project may use, in place of its own."""
+        candidates = [record for record in self._shelf.all() if project in record.shared_with] if shared else self._shelf.of(project)
+        found = [record for record in candidates if not record.checkpoint and not record.layer and sandbox in (None, record.sandbox)]
         found = [record for record in found if before is None or (record.created_at, record.id) < before]
         return sorted(found, key=lambda record: (record.created_at, record.id), reverse=True)[:limit]
 
@@ -156,6 +163,8 @@ class Snapshots:
             written = self._rows.create(record, events, claim, instead_of=None if old is None else old.id)
             self._events.when_stored(written, *events)
             await written
+            # Its files are safe. Without its row the next server would take them for somebody's who was killed over them.
+            await self._rows.settle()
             if old is not None:
                 self._shelf.displace(old, record)
                 await self._shelf.collect()
@@ -183,16 +192,21 @@ class Snapshots:
         Raises `Conflict`, which tells what stands on it, otherwise.
         """
         record = self._shelf.get(actor.project, ref)
-        sandboxes = [box.id for box in self._sandboxes.records() if box.image_id == record.id]
-        above = [other for other in self._shelf.on(record.id) if not other.removed and other.sandbox not in sandboxes]
-        if not cascade and (sandboxes or above):
+        boxes = [box for box in self._sandboxes.records() if box.image_id == record.id]
+        ids = {box.id for box in boxes}
+        # What the server itself keeps goes when it can.
+        above = [other for other in self._shelf.on(record.id) if not other.removed and other.sandbox not in ids and other.project != OWN]
+        if not cascade and (boxes or above):
+            # What others have that it is shared with is theirs to know.
+            own = [box.id for box in boxes if box.project == record.project], [other.id for other in above if other.project == record.project]
+            others = len(boxes) + len(above) - len(own[0]) - len(own[1])
             raise Conflict(
-                f"{len(sandboxes)} sandboxes and {len(above)} snapshots stand on {record.id}",
-                hint="delete them first, or ask for cascade, which deletes the snapshots and lets the sandboxes end in their own time",
-                details={"sandboxes": sandboxes, "snapshots": [other.id for other in above]},
+                f"{len(boxes)} sandboxes and {len(above)} snapshots stand on {record.id}{f', {others} of them of other projects' if others else ''}",
+                hint="delete them first, or ask for cascade, which deletes the project's snapshots and lets the rest end in its own time",
+                details={"sandboxes": own[0], "snapshots": own[1], **({"others": others} if others else {})},
             )
-        for doomed in self._with_descendants(record):
-            self._hide(doomed, actor.key)
+        # On the disk before it is answered, also where something stands on it and its files stay.
+        await asyncio.gather(*(self._hide(doomed, actor.key) for doomed in self._with_descendants(record)))
         await self._shelf.collect()
         return record
 
@@ -205,7 +219,7 @@ class Snapshots:
         """Delete a checkpoint of a sandbox."""
         box = await self._sandboxes.get(actor.project, sandbox)
         record = self._shelf.get(actor.project, ref, sandbox=box.id)
-        self._hide(record, actor.key)
+        await self._hide(record, actor.key)
         await self._shelf.collect()
         return record
 
@@ -213,13 +227,40 @@ class Snapshots:
         found, todo = [record], [record]
         while todo:
             above = [other for other in self._shelf.on(todo.pop().id) if not other.removed and not other.checkpoint]
+            # Those of projects that it was shared with are theirs, and keep what they stand on.
+            above = [other for other in above if other.project == record.project]
             found += above
             todo += above
         return found
 
-    def _hide(self, record: SnapshotRecord, actor: str | None) -> None:
+    def _hide(self, record: SnapshotRecord, actor: str | None) -> asyncio.Future[None]:
         event = self._event("checkpoint.deleted" if record.checkpoint else "snapshot.deleted", record, actor)
-        self._events.when_stored(self._shelf.hide(record, event), event)
+        written = self._shelf.hide(record, event)
+        self._events.when_stored(written, event)
+        return written
+
+    # Sharing
+
+    async def share(self, actor: Actor, ref: str, projects: Iterable[str]) -> SnapshotRecord:
+        """Have these other projects, and no others, start sandboxes of a snapshot by its id. What they have made of it goes on when they may no more.
+
+        Raises `InvalidArgument` for a checkpoint, which ends with its sandbox.
+        """
+        record = self._shelf.get(actor.project, ref)
+        if record.checkpoint or record.layer:
+            raise InvalidArgument(f"{record.id} can't be shared: it is of its sandbox alone", hint="take a snapshot", details={"field": "shared_with"})
+        wanted = tuple(sorted({*projects} - {record.project}))
+        event = self._events.next("snapshot.shared", record.project, sandbox=record.sandbox, actor=actor.key, data={"snapshot": record.id, "with": wanted})
+        record, written = self._shelf.share(record, wanted, event)
+        self._events.when_stored(written, event)
+        await written
+        return record
+
+    async def project_removed(self, project: str) -> None:
+        """A later one of its name is another: what was shared with it is not shared with that."""
+        shared = [record for record in self._shelf.all() if project in record.shared_with]
+        left = [(record, tuple(other for other in record.shared_with if other != project)) for record in shared]
+        await asyncio.gather(*(self._shelf.share(record, others, None)[1] for record, others in left))
 
     # Going back
 
@@ -228,6 +269,12 @@ class Snapshots:
         async with self._sandboxes.hold(actor.project, sandbox) as living:
             box = living.record
             target = self._shelf.get(actor.project, ref, sandbox=box.id)
+            if box.state is State.PAUSED:
+                raise InvalidState(
+                    "a sandbox that is paused can't be rewound: its memory belongs to its disk as it is",
+                    hint="resume it first, or stop it, which gives up the memory",
+                    details={"state": box.state},
+                )
             before, _ = await self._make(living, self._next_name(living, "before-rewind"), actor=actor.key, checkpoint=True, automatic=True)
             record = await self._sandboxes.restart(
                 living, lambda: self._node.rewind(box.id, target.id), why=f"rewound to {target.name or target.id}", actor=actor
@@ -268,7 +315,8 @@ class Snapshots:
         async with self._sandboxes.hold(actor.project, sandbox) as living:
             box = living.record
             if box.state not in (State.RUNNING, State.FROZEN):
-                raise InvalidState(f"nothing can be merged into a sandbox that is {box.state}", hint="start it first", details={"state": box.state})
+                hint = "resume it first" if box.state is State.PAUSED else "start it first"
+                raise InvalidState(f"nothing can be merged into a sandbox that is {box.state}", hint=hint, details={"state": box.state})
             theirs = self._shelf.get(actor.project, self._moment(box, wanted.snapshot))
             base = self._moment(box, wanted.base) if wanted.base is not None else self._ancestor(box, theirs)
             before = None

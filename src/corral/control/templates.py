@@ -15,6 +15,7 @@ from corral.control.record import Record, moment
 from corral.control.roles import Actor
 from corral.control.shelf import Shelf
 from corral.errors import Conflict, ImageNotFound, NotFound
+from corral.ids import is_id
 from corral.images.builtin import BENEATH as ON_FIRST_USE
 from corral.images.config import ImageConfig
 from corral.images.keys import base_key, image_id
@@ -159,7 +160,7 @@ class Templates:
         """An image of the project for what is none yet: one that ships with Corral. Raises `ImageNotFound`; `Conflict` for a snapshot, which can be deleted."""
         await self.make(actor.project, ref)
         node_image = self._shelf.image(actor.project, ref)
-        if self._shelf.find(actor.project, node_image) is not None:
+        if is_id(node_image, "sn"):
             raise Conflict(f"{ref[:80]!r} is a snapshot, which may be deleted", hint="build an image of it: Image.from_snapshot(…).build()")
         spec = self._node.image(node_image)
         key = base_key("image", spec.id)
@@ -194,3 +195,9 @@ class Templates:
             del tags[tag]
         await self._rows.remove(actor.project, name, tag)
         self._events.note("template.deleted", actor.project, actor=actor.key, data={"template": name, "tag": tag})
+
+    async def project_removed(self, project: str) -> None:
+        """A later project of its name begins without them."""
+        for whose, name in [key for key in self._records if key[0] == project]:
+            del self._records[whose, name]
+            await self._rows.remove(project, name, None)

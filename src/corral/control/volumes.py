@@ -131,6 +131,8 @@ class Volumes:
             written = self._rows.create(record, [event], claim)
             self._events.when_stored(written, event)
             await written
+            # What is synced in it must not be taken for nobody's after a power cut.
+            await self._rows.settle()
         except BaseException:
             self._drop(record)
             await self._node.remove(record.id)

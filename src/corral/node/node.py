@@ -30,7 +30,7 @@ from corral.ids import is_id
 from corral.images import Catalog, StoredImage
 from corral.images.library import Library
 from corral.net.authority import Authority
-from corral.node import identity, metadata, record, rootfs, trust
+from corral.node import identity, metadata, record, rootfs, spool, trust
 from corral.node.box import RunscBox
 from corral.node.differences import Differences
 from corral.node.disks import PoolDisks
@@ -60,6 +60,7 @@ from corral.schema.egress import Approval, Decision, EgressPolicy, Flow, Flows, 
 from corral.schema.observe import LogLine, Sample
 from corral.schema.sandbox import Reason
 from corral.schema.snapshot import Change, Diff, MergeConflict
+from corral.threads import in_thread
 from corral.wire import messages, requests
 
 FLOWS = 1000
@@ -327,7 +328,13 @@ class Node:
             del self._running[id]
             self._books[id] = running.suspend()
 
-        return await asyncio.shield(self._pauses.pause(running, leave))
+        timing = await asyncio.shield(self._pauses.pause(running, leave))
+        try:
+            # What it wrote has to outlive the machine with it.
+            await in_thread(spool.settle, self._places.spool / id)
+        except OSError as error:
+            log.error("a paused sandbox' output may not survive a power cut", sandbox=id, error=str(error))
+        return timing
 
     async def resume(self, spec: BoxSpec, *, secrets: Mapping[str, str] | None = None) -> Timing:
         """Have a paused sandbox go on where it was. When it fails it is paused as before."""
@@ -362,13 +369,6 @@ class Node:
     def paused(self, id: str) -> bool:
         return id in self._pauses
 
-    async def stop(self, id: str) -> None:
-        """End its processes; disk and output stay. Idempotent."""
-        self._leave(id)
-        await self._forget_memory(id)
-        await self._engine.kill(id)
-        await self.volumes.release(id)
-
     def engine_of(self, id: str) -> str | None:
         """The version of runsc that the memory of a paused sandbox, or of a snapshot, needs; None: it has none."""
         saved = self._pauses.memories.get(id)
@@ -378,6 +378,13 @@ class Node:
         """Whether a snapshot's memory was saved by the runsc and the guest agent in use, on a processor that can do the same: so that one taken now would be no better."""
         saved = self._pauses.memories.get(id)
         return saved is not None and saved.needs == self._engine.own_needs
+
+    async def stop(self, id: str) -> None:
+        """End its processes; disk and output stay. Idempotent."""
+        self._leave(id)
+        await self._forget_memory(id)
+        await self._engine.kill(id)
+        await self.volumes.release(id)
 
     async def remove(self, id: str) -> None:
         """End it and delete everything of it. Idempotent."""

@@ -375,7 +375,7 @@ class Pruned(Answer):
 class TemplateSet(Request):
     """PUT /v1/templates/{name}: let a name and tag mean an image."""
 
-    image: str = Field(min_length=1, max_length=512, description="an image's or snapshot's id or name")
+    image: str = Field(min_length=1, max_length=512, description="an image's id, or the name of one that ships with Corral")
     tag: Tag = "latest"
 
 

@@ -33,11 +33,20 @@ class Snapshot(Answer):
     automatic: bool = Field(False, description="nobody asked for it by name")
     disk: int = Field(description="MiB that the sandbox could write")
     size: int = Field(description="bytes its disk refers to; what sandboxes and other snapshots share with it is counted here too")
+    shared_with: list[str] = Field(default_factory=list[str], description="other projects that may start sandboxes of it, by its id")
     memory: int | None = Field(None, description="bytes of the memory that is kept with it, which `max_disk` counts too; null: it is a disk alone")
     unshared: int | None = Field(None, description="bytes that only it has, and that its removal would free; told of a single snapshot")
     created_at: datetime
     created_by: str
     timing: dict[str, float] | None = Field(None, description="of one made just now, seconds: total, and stopped: for how long writers had to wait")
+
+
+class SnapshotUpdate(Request):
+    """PATCH /v1/snapshots/{snapshot}."""
+
+    shared_with: list[Name] = Field(
+        max_length=100, description="the other projects that may start sandboxes of it from now on: all of them, none if it is empty"
+    )
 
 
 class SnapshotPage(Answer):

@@ -96,8 +96,21 @@ class Database:
         if self._newest is not None and not self._newest.done():
             await asyncio.wait([self._newest])
 
+    async def settle(self) -> None:
+        """What was written until now is there after a power cut too; else that may take its last moments. In a worker thread: it waits for the disk."""
+        path = self._file()
+        if path is None:
+            return  # PostgreSQL answers when that is so, and what is in memory never is
+
+        def sync() -> None:
+            # SQLite writes whole transactions behind each other, each with its sum: those that are in the file count.
+            with contextlib.suppress(FileNotFoundError), Path(f"{path}-wal").open("rb") as log_of_writes:
+                os.fsync(log_of_writes.fileno())
+
+        await asyncio.get_running_loop().run_in_executor(self._readers, sync)
+
     async def checkpoint(self) -> None:
-        """Move what was written into SQLite's main file, in a worker thread and beside the writer: this alone waits for the disk."""
+        """Move what was written into SQLite's main file, in a worker thread and beside the writer: this waits for the disk too."""
         if self._url.get_backend_name() != "sqlite":
             return
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 from corral.errors import SetupError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-HEAD = "0014"
+HEAD = "0015"
 """The newest revision in `migrations/versions`; a test holds it there."""
 
 log = structlog.get_logger(__name__)

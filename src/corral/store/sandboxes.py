@@ -38,6 +38,10 @@ class SandboxRows:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    async def settle(self) -> None:
+        """What was written until now is there after a power cut too."""
+        await self._database.settle()
+
     def create(self, record: Record, happened: Sequence[Event], claim: Claim | None) -> asyncio.Future[None]:
         """A new row; with a claim, what its Idempotency-Key made, in the same transaction."""
 

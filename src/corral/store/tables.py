@@ -80,6 +80,7 @@ snapshots = Table(
     Column("created_by", String(32), nullable=False),
     Column("removed", Boolean, nullable=False),
     Column("memory", BigInteger, nullable=False, server_default="0", comment="bytes; 0: it has none"),
+    Column("shared_with", Text, nullable=False, server_default="[]", comment="JSON list: other projects that may start sandboxes of it"),
 )
 
 volumes = Table(

@@ -24,6 +24,10 @@ class VolumeRows:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    async def settle(self) -> None:
+        """What was written until now is there after a power cut too."""
+        await self._database.settle()
+
     async def all(self) -> list[VolumeRecord]:
         rows: Sequence[Any] = await self._database.read(lambda connection: connection.execute(select(volumes)).mappings().all())
         return [VolumeRecord(**row) for row in rows]

@@ -110,9 +110,9 @@ class Snapshots:
     async def get(self, id_or_name: str) -> Snapshot:
         return await Snapshot.get(id_or_name, client=self._client)
 
-    def list(self, *, sandbox: str | None = None) -> AsyncGenerator[Snapshot, None]:
+    def list(self, *, sandbox: str | None = None, shared: bool = False) -> AsyncGenerator[Snapshot, None]:
         """See `Snapshot.list`."""
-        return Snapshot.list(sandbox=sandbox, client=self._client)
+        return Snapshot.list(sandbox=sandbox, shared=shared, client=self._client)
 
 
 class VolumeList:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Self
 
 from corral.schema.snapshot import Snapshot as SnapshotInfo
-from corral.schema.snapshot import SnapshotPage
+from corral.schema.snapshot import SnapshotPage, SnapshotUpdate
 from corral.sdk import faults
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ class Snapshot:
         return cls(client, faults.decode(SnapshotInfo, await client.transport.call("GET", "/v1/snapshots/" + faults.segment(id_or_name))))
 
     @classmethod
-    async def list(cls, *, sandbox: str | None = None, client: Client | None = None) -> AsyncGenerator[Self, None]:
-        """The project's snapshots, newest first; with `sandbox`, those of that one, by its id."""
+    async def list(cls, *, sandbox: str | None = None, shared: bool = False, client: Client | None = None) -> AsyncGenerator[Self, None]:
+        """The project's snapshots, newest first; with `sandbox`, those of that one, by its id. `shared`: in their place, those that other projects share with it."""
         client = client or await _default()
-        query: dict[str, str | list[str] | None] = {"sandbox": sandbox}
+        query: dict[str, str | list[str] | None] = {"sandbox": sandbox, "shared": "true" if shared else None}
         while True:
             page = faults.decode(SnapshotPage, await client.transport.call("GET", "/v1/snapshots", query=query))
             for info in page.snapshots:
@@ -75,6 +75,14 @@ class Snapshot:
         """Ask the server how it is; `info.unshared` tells what its removal would free."""
         self.info = faults.decode(SnapshotInfo, await self.client.transport.call("GET", "/v1/snapshots/" + self.id))
         return self
+
+    async def share(self, *projects: str) -> None:
+        """Let these other projects, and no others, start sandboxes of it by its id; without any, nobody. What they have made of it goes on when they may no more.
+
+        With memory, what was secret in it is theirs too. Raises `NotFound` for a project that there is not.
+        """
+        body = faults.encode(faults.build(SnapshotUpdate, shared_with=list(projects)))
+        self.info = faults.decode(SnapshotInfo, await self.client.transport.call("PATCH", "/v1/snapshots/" + self.id, body=body, safe=True))
 
     async def delete(self, *, cascade: bool = False) -> None:
         """Delete it. Raises `Conflict` while something stands on it; `cascade` deletes snapshots that do, and lets sandboxes go on until they end."""

@@ -109,9 +109,9 @@ class Snapshots:
     def get(self, id_or_name: str) -> Snapshot:
         return Snapshot.get(id_or_name, client=self._client)
 
-    def list(self, *, sandbox: str | None = None) -> Generator[Snapshot, None]:
+    def list(self, *, sandbox: str | None = None, shared: bool = False) -> Generator[Snapshot, None]:
         """See `Snapshot.list`."""
-        return Snapshot.list(sandbox=sandbox, client=self._client)
+        return Snapshot.list(sandbox=sandbox, shared=shared, client=self._client)
 
 
 class VolumeList:
