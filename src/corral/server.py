@@ -139,6 +139,7 @@ class Application:
         self._sandboxes.on_approval = webhooks.approval
         previews = Previews(sandboxes=self._sandboxes, accounts=accounts, node=node, rows=self._store.sandboxes)
         self._keeper = Keeper(places, previews)
+        node.silence_ports_with(self._keeper.quiet)
         logins = Logins(sandboxes=self._sandboxes, accounts=accounts)
         self._ssh = SshKeeper(places, logins)
         accounts.on_revoked = self._keeper.revoked

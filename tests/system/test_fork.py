@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import threading
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -78,6 +80,67 @@ def test_a_server_with_a_database_and_a_terminal_forks_eight_ways(server: Server
         finally:
             for kid in kids:
                 kid.delete()
+
+
+SINK = r"""
+import socket, threading
+def swallow(connection):
+    while connection.recv(65536): pass
+server = socket.create_server(("127.0.0.1", 9000))
+print("ready", flush=True)
+while True:
+    threading.Thread(target=swallow, args=(server.accept()[0],), daemon=True).start()
+"""
+
+
+def dial(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
+@contextmanager
+def now_and_then(*deeds: Callable[[], object]) -> Iterator[None]:
+    """Each is done ten times a second, by a thread of its own, for as long as this lasts. None may fail."""
+    stop, failed = threading.Event(), list[BaseException]()
+
+    def again(deed: Callable[[], object]) -> None:
+        try:
+            while not stop.wait(0.1):
+                deed()
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=again, args=(deed,)) for deed in deeds]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert failed == []
+
+
+@pytest.mark.parametrize("way", ["control", "ports"])
+def test_one_that_is_being_used_is_forked_whole(server: Server, way: str) -> None:
+    """gVisor 20240729 takes packets for the agent while it writes itself down; one that came in the middle of that made forks that never heard of a packet again."""
+    with Sandbox.create("base", memory=512) as box:
+        swallow = box.exec("sh", "-c", "cat > /dev/null")
+        sink = box.exec("python3", "-c", SINK)
+        assert next(iter(sink.stdout)) == "ready\n"
+        with box.tunnel(9000) as tunnel, dial(tunnel.address) as connection:
+            use = {"control": lambda: swallow.stdin.write("x"), "ports": lambda: connection.sendall(b"x")}[way]
+            with now_and_then(use):
+                for _ in range(15):
+                    with box.fork()[0] as kid:
+                        assert kid.run("echo heard").check().stdout == "heard\n"
+                        with kid.tunnel(9000) as other, dial(other.address) as fresh:
+                            fresh.shutdown(socket.SHUT_WR)
+                            assert fresh.recv(1) == b""
+            # And the source's own connection has gone on.
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(1) == b""
 
 
 def test_each_fork_is_somebody_of_its_own(server: Server) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -14,14 +12,6 @@ from corral.control.roles import GRANTS, Actor, Permission, acting_in
 from corral.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from corral.schema.account import KeyCreate, ProjectCreate, Role
 from corral.store import Store
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    store = Store(f"sqlite:///{tmp_path}/corral.db")
-    store.open()
-    yield store
-    await store.close()
 
 
 async def opened(store: Store) -> tuple[Accounts, str | None]:

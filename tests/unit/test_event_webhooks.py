@@ -75,14 +75,6 @@ class Place:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    store = Store(f"sqlite:///{tmp_path}/corral.db")
-    store.open()
-    yield store
-    await store.close()
-
-
-@pytest.fixture
 async def place(store: Store, tmp_path: Path) -> AsyncIterator[Place]:
     place = Place(store, tmp_path / "secrets.key")
     await place.events.open()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -13,14 +11,6 @@ from corral.control import events as module
 from corral.control.events import EventLog
 from corral.schema.observe import Event
 from corral.store import Store
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    store = Store(f"sqlite:///{tmp_path}/corral.db")
-    store.open()
-    yield store
-    await store.close()
 
 
 async def opened(store: Store) -> EventLog:

@@ -133,6 +133,32 @@ async def test_answers_come_to_whom_they_belong_in_any_order(ends: Ends) -> None
     assert not ends.link.busy
 
 
+async def test_nothing_is_sent_behind_the_last_word_until_it_may_speak_again(ends: Ends, tmp_path: Path) -> None:
+    guest = await ends.guest(tmp_path)
+    process, channel = await ends.start(guest)
+    last = asyncio.create_task(ends.link.request(Ping(), last=True))
+    number, _ = await ends.peer.request("ping")
+    later = asyncio.create_task(ends.link.request(Stat(path=b"/", follow=False), messages.Started))
+    await ends.peer.data(channel, 1, 0, b"out")
+    await ends.peer.answer(number, {"ok": True})
+    await last
+    writing = asyncio.create_task(guest.processes.write_stdin(process, b"in"))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    with pytest.raises(BlockingIOError):
+        ends.peer.socket.recv(1)
+    assert ends.link.busy
+    ends.link.speak()
+    number, request = await ends.peer.request()
+    assert request["op"] == "stat"
+    await ends.peer.answer(number, {"ok": True, "pid": 3})
+    assert (await later).pid == 3
+    while (got := await ends.peer.frame()).type is not Type.DATA:
+        assert got.type is Type.ACK
+    assert bytes(got.payload) == b"in"
+    assert await writing == 2
+
+
 async def test_a_refusal_carries_its_reason(ends: Ends) -> None:
     asking = asyncio.create_task(ends.link.request(Ping()))
     number, _ = await ends.peer.request()

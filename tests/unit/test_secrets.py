@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -26,14 +25,6 @@ VALUE = "s3cr3t value \U0001f512\n"
 
 def wanted(name: str, value: str = VALUE) -> SecretCreate:
     return SecretCreate.model_validate({"name": name, "value": value})
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    store = Store(f"sqlite:///{tmp_path}/corral.db")
-    store.open()
-    yield store
-    await store.close()
 
 
 @pytest.fixture

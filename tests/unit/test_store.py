@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import stat
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,14 +30,6 @@ from harness.records import record
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "corral.db"
-
-
-@pytest.fixture
-async def store(path: Path) -> AsyncIterator[Store]:
-    store = Store(f"sqlite:///{path}")
-    store.open()
-    yield store
-    await store.close()
 
 
 def event(seq: int, **fields: object) -> Event:

@@ -3,14 +3,13 @@
 source     as `moment` says
 children   at once: disk from the copy, processes' records, a prepared member, memory restored → hello → identity and hooks
 
-The memory is kept in memory for as long as that takes, or on the disk when it is large. A child that fails leaves nothing and harms no other.
+The memory is in files without names for as long as that takes. A child that fails leaves nothing and harms no other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-import shutil
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -19,21 +18,17 @@ import structlog
 
 from corral.errors import CorralError, InternalError, SandboxEnded, Unavailable
 from corral.node.box import RunscBox
-from corral.node.cgroup import MIB
 from corral.node.disks import PoolDisks
 from corral.node.engine import RunscEngine
 from corral.node.interface import Child, Timing
 from corral.node.memory import Returning
 from corral.node.moment import Moment, Moments
-from corral.node.place import InMemory, OnDisk
-from corral.node.pool import available
+from corral.node.place import Nameless
 from corral.node.running import Running
 from corral.node.urpc import SentryGone
 from corral.node.volumes import Volumes
 from corral.places import Places
 
-SHARE = 8
-"""A memory that may take more than this fraction of what is available is written to the disk."""
 PREFIX = ".fork-"
 
 log = structlog.get_logger(__name__)
@@ -51,11 +46,8 @@ class Forks:
 
     def sweep(self) -> None:
         """Remove what a server left that was killed over a fork. Before the first one."""
-        for half_made in (*self._places.paused.glob(f"{PREFIX}*"), *self._places.memory.glob(f"{PREFIX}*")):
-            if half_made.is_dir():
-                shutil.rmtree(half_made)
-            else:
-                half_made.unlink()
+        for half_made in self._places.paused.glob(f"{PREFIX}*"):
+            half_made.unlink()
 
     async def fork(
         self, source: Running, children: Sequence[Child], enter: Callable[[Child, RunscBox], Awaitable[None]], leave: Callable[[str], Awaitable[None]]
@@ -97,22 +89,10 @@ class Forks:
     async def _moment(self, source: Running) -> AsyncGenerator[Moment]:
         """A sandbox at this moment; gone at the end."""
         name = f"{PREFIX}{source.spec.id}-{secrets.token_hex(4)}"
-        place, disk = self._place(source, name), self._places.paused / f"{name}.img"
+        place, disk = Nameless(self._places.memory), self._places.paused / f"{name}.img"
         try:
             yield await self._moments.take(source, place, disk)
         finally:
-            match place:
-                case OnDisk():
-                    await asyncio.shield(asyncio.to_thread(shutil.rmtree, place.directory))
-                case InMemory():
-                    place.close()
+            await asyncio.shield(asyncio.to_thread(place.close))
             disk.unlink(missing_ok=True)
             self._moments.release(source)
-
-    def _place(self, source: Running, name: str) -> InMemory | OnDisk:
-        if source.box.group.usage().memory < available() // SHARE:
-            return InMemory()
-        log.info("a fork's memory goes by the disk", sandbox=source.spec.id, mib=source.box.group.usage().memory // MIB)
-        directory = self._places.memory / name
-        directory.mkdir(mode=0o700)
-        return OnDisk(directory)

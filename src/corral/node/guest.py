@@ -110,8 +110,10 @@ class Guest:
         return await self._ask(requests.Usage(), messages.UsageNow)
 
     async def quiesce(self, *, on: bool) -> None:
-        """Before a save: nothing is under way when it returns."""
-        await self._ask(requests.Quiesce(on=on), messages.Done)
+        """Before a save: nothing is under way when it returns, and nothing is sent until it is turned off."""
+        if not on:
+            self.link.speak()
+        await self._ask(requests.Quiesce(on=on), messages.Done, last=on)
 
     async def restored(self, *, hostname: str, files: Sequence[requests.GuestFile], env: Mapping[str, str] | None = None, fork: bool = False) -> list[str]:
         """Tell a guest that has come back where it is now: files that name its address, and `env` in place of its variables. As a `fork` it gets an identity of its own and its
@@ -134,9 +136,9 @@ class Guest:
         self.processes.close()
         self.link.close()
 
-    async def _ask(self, request: requests.Request, answer: type[T], *, timeout: float = 30.0) -> T:
+    async def _ask(self, request: requests.Request, answer: type[T], *, timeout: float = 30.0, last: bool = False) -> T:
         try:
-            return await self.link.request(request, answer, timeout=timeout)
+            return await self.link.request(request, answer, timeout=timeout, last=last)
         except RequestFailed as error:
             raise refusal(error.problem) from error
 

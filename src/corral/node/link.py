@@ -93,6 +93,8 @@ class Link:
         self._number = secrets.randbits(32)
         self._out: deque[bytes] = deque()
         self._acks: dict[tuple[int, int], bytes] = {}
+        self._later: deque[bytes] | None = None
+        """What is to be sent when something may be sent again; None: it may."""
         self._ready: deque[Port] = deque()
         self._waiting_ready: set[int] = set()
         self._blocked = False
@@ -123,8 +125,10 @@ class Link:
         self._greeting = (number, take)
         await self.request(request, Greeting, timeout=timeout, number=number)
 
-    async def request(self, request: Request, answer: type[T] = messages.Done, *, timeout: float = REQUEST_TIMEOUT, number: int | None = None) -> T:
-        """Ask and wait for the answer (`number`: one taken already). Raises `RequestFailed` when the agent refuses, `Unavailable` after `timeout` seconds, `SandboxEnded` when the link ends."""
+    async def request(
+        self, request: Request, answer: type[T] = messages.Done, *, timeout: float = REQUEST_TIMEOUT, number: int | None = None, last: bool = False
+    ) -> T:
+        """Ask and wait for the answer (`number`: one taken already; `last`: nothing is sent behind it until `speak`). Raises `RequestFailed` when the agent refuses, `Unavailable` after `timeout` seconds, `SandboxEnded` when the link ends."""
         if self.error is not None:
             await self._settled.wait()
         self.check()
@@ -136,6 +140,8 @@ class Link:
         self._pending[number] = reply
         try:
             self._post(number, request)
+            if last:
+                self.hush()
             async with asyncio.timeout(timeout):
                 payload = await reply
         except TimeoutError:
@@ -172,8 +178,24 @@ class Link:
                 f"the request `{_name(request)}` takes {len(payload)} bytes, more than the {self._limit - wire.HEADER_SIZE} that fit",
                 hint="pass large arguments in a file",
             )
-        self._out.append(wire.message(Type.REQUEST, number, payload))
+        (self._out if self._later is None else self._later).append(wire.message(Type.REQUEST, number, payload))
         self._flush()
+
+    def hush(self) -> None:
+        """Send nothing more than what was said already, until `speak`: whatever else is to be sent waits.
+
+        For while a sentry writes its memory down. gVisor before 2026 takes packets even then, and what it writes of who waits for them may be half of the old and half of the new:
+        an agent that comes back from that never hears of a packet again.
+        """
+        if self._later is None:
+            self._later = deque()
+
+    def speak(self) -> None:
+        """Send what has waited, and go on."""
+        if self._later is not None:
+            self._out += self._later
+            self._later = None
+            self._flush()
 
     @contextmanager
     def working(self) -> Generator[None]:
@@ -221,7 +243,7 @@ class Link:
     @property
     def busy(self) -> bool:
         """Whether an answer is awaited, a transfer waits for the guest, or something is yet to be sent: the guest must not be frozen."""
-        return bool(self._pending or self._out or self._acks or self._ready or self._held)
+        return bool(self._pending or self._out or self._later or self._acks or self._ready or self._held)
 
     def _flush(self) -> None:
         """Send until there is nothing to send, the socket is full, or the turn is over."""
@@ -268,6 +290,8 @@ class Link:
             size = self._socket.send(self._out[0])
             self._out.popleft()
             return size
+        if self._later is not None:
+            return 0
         if self._acks:
             key = next(iter(self._acks))
             size = self._socket.send(self._acks[key])

@@ -14,7 +14,7 @@ import secrets
 import signal
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -213,13 +213,20 @@ class Members:
         finally:
             connection.close()
 
-    def talk(self, member: Member) -> AbstractAsyncContextManager[urpc.Sentry]:
-        """A connection to the member's sentry. Raises `SentryGone`."""
+    @asynccontextmanager
+    async def talk(self, member: Member) -> AsyncGenerator[urpc.Sentry]:
+        """A connection to the member's sentry. Raises `SentryGone`, also when it refuses something because it, or its gofer, has ended: it says so before it goes."""
         try:
             _, address = sentry.control_socket(self.runsc_root, member.id)
         except (FileNotFoundError, ProcessLookupError):
             raise urpc.SentryGone(f"the sentry of {member.id} has ended") from None
-        return self._talk(member.id, address)
+        try:
+            async with self._talk(member.id, address) as calls:
+                yield calls
+        except urpc.UrpcError as error:
+            if isinstance(error, urpc.SentryGone) or member.sentry.alive:
+                raise
+            raise urpc.SentryGone(f"the sentry of {member.id} has ended: {error.message}") from error
 
     async def adopt(self, id: str, identity: Identity, slot: int | None, needs: Needs | None) -> Member:
         """A member of an earlier server, with the number of its slot. Raises `ProcessLookupError` when its sentry is gone, `HolderError` when its sockets are."""

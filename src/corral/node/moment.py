@@ -47,7 +47,7 @@ class Moments:
         id = source.spec.id
         needs = self._pauses.needs(id)
         await asyncio.gather(asyncio.to_thread(self._engine.keep_programs, needs, id), self._disks.write_back(id))
-        with source.link.working():
+        async with self._pauses.unspoken(source):
             try:
                 await self._pauses.prepare(source)
                 branch = source.guest.processes.branch()

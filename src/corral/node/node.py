@@ -17,7 +17,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -614,6 +615,10 @@ class Node:
         """The descriptor of a running sandbox's relay link, to be lent to the preview process; None when it does not run (any more)."""
         running = self._running.get(id)
         return None if running is None or running.link.error is not None else running.box.relay.fileno()
+
+    def silence_ports_with(self, quiet: Callable[[str], AbstractAsyncContextManager[None]]) -> None:
+        """`quiet`: of those whom relay links are lent to; while it lasts for a sandbox they send it nothing. Used while its memory is written down."""
+        self._pauses.ports_quiet = quiet
 
     def keep_awake(self, id: str, *, on: bool) -> None:
         """Whether it is used by others than this node, so that it must not be frozen. Nothing happens when it does not run."""

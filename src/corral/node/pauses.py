@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -42,6 +43,8 @@ class Pauses:
 
     def __init__(self, places: Places, engine: RunscEngine, disks: PoolDisks, volumes: Volumes, memories: Memories) -> None:
         self.memories = memories
+        self.ports_quiet: Callable[[str], AbstractAsyncContextManager[None]] = lambda _: nullcontext()
+        """While it lasts nothing is sent to a sandbox' ports by whoever else has a link to its agent."""
         self._copies = places.paused
         self._engine = engine
         self._disks = disks
@@ -80,7 +83,7 @@ class Pauses:
         needs = self.needs(id)
         await asyncio.gather(asyncio.to_thread(self._engine.keep_programs, needs, id), self._disks.write_out(id))
         place = await asyncio.to_thread(self.memories.begin, id)
-        with running.link.working():
+        async with self.unspoken(running):
             try:
                 await self.prepare(running)
                 async with self._engine.still(id) as still:
@@ -101,6 +104,13 @@ class Pauses:
         await self._volumes.release(id)
         ended = time.perf_counter()
         return {"quiet": stopped - began, "save": saved - stopped, "sync": safe - saved, "end": ended - safe, "total": ended - began}
+
+    @asynccontextmanager
+    async def unspoken(self, running: Running) -> AsyncGenerator[None]:
+        """For as long as it lasts a guest is in use, and nobody sends it anything but who saves it (`Link.hush` says why)."""
+        with running.link.working():
+            async with self.ports_quiet(running.spec.id):
+                yield
 
     def needs(self, id: str) -> Needs:
         """What the memory of a running sandbox will need. Raises `Unsupported` where nobody knows."""

@@ -129,7 +129,12 @@ class Pool:
         self._full.clear()
         self._wanted.set()
         self._taken_at = time.monotonic()
-        return self._ready.popleft() if self._ready else None
+        while self._ready:
+            member = self._ready.popleft()
+            if member.sentry.alive:
+                return member
+            self._let_go(member)  # before the holder has told of it
+        return None
 
     async def make(self) -> Member:
         """A member for a claim that found none. Waits for its turn: first come, first served."""
@@ -156,9 +161,11 @@ class Pool:
 
     def _bury(self, member: Member) -> None:
         """A member has died while it waited (or since; then it is no longer ours)."""
-        if member not in self._ready:
-            return
-        self._ready.remove(member)
+        if member in self._ready:
+            self._ready.remove(member)
+            self._let_go(member)
+
+    def _let_go(self, member: Member) -> None:
         log.warning("a waiting member ended", member=member.id)
         task = asyncio.create_task(self._destroyed(member))
         self._funerals.add(task)

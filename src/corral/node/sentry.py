@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,14 @@ class Sentry:
     @property
     def pids(self) -> list[int]:
         return [pid for pid in (self.identity.pid, self.identity.gofer) if pid]
+
+    @property
+    def alive(self) -> bool:
+        """Whether both processes run still, as the kernel says it now: the holder tells of an end a moment later."""
+        ends = select.poll()
+        for fd in self._pidfds.values():
+            ends.register(fd, select.POLLIN)
+        return not ends.poll(0)
 
     async def watch(self) -> None:
         """Have the holder tell when either process ends (`HolderClient.exit_of`)."""

@@ -116,6 +116,13 @@ class Box:
             del self._listeners[at]
             self._tell(exposed=at, on=False)
 
+    async def hush(self) -> None:
+        """Send it nothing; all that was sent has been read when this returns."""
+        await self._guest.hush()
+
+    def speak(self) -> None:
+        self._guest.speak()
+
     # Awake
 
     def used(self) -> None:
@@ -168,6 +175,8 @@ class Boxes:
         self._desk = desk
         self._boxes: dict[str, Box] = {}
         self._asking: dict[tuple[str, bool, bool], asyncio.Task[Box | Asleep]] = {}
+        self._hushed: dict[str, asyncio.Event] = {}
+        """Those that nothing may be sent to now, and what ends the waiting for that."""
 
     async def find(self, id: str, *, people: bool) -> Box | Asleep:
         """Raises `Refusal`: not there, ended, not in time. `people`: they are shown a page that waits, instead of waiting themselves."""
@@ -214,6 +223,12 @@ class Boxes:
         if not fds:
             return Asleep(id, answer["project"], settings(answer))
         relay = socket.socket(fileno=fds[0])
+        try:
+            if (hushed := self._hushed.get(id)) is not None:
+                await hushed.wait()
+        except BaseException:
+            relay.close()
+            raise
         if (other := self._boxes.get(id)) is not None:
             # The one with people, the other without.
             if other.alive:
@@ -243,6 +258,24 @@ class Boxes:
         """Its settings are others now."""
         if (box := self._boxes.get(id)) is not None:
             box.settings = settings(message)
+
+    async def hush(self, id: str) -> None:
+        """Nothing is sent to it from when this returns until `speak`. A hush that the server does not end, since it has gone, ends with `speak_all`."""
+        self._hushed.setdefault(id, asyncio.Event())
+        if (box := self._boxes.get(id)) is not None:
+            await box.hush()
+            if id not in self._hushed:
+                box.speak()
+
+    def speak(self, id: str) -> None:
+        if (hushed := self._hushed.pop(id, None)) is not None:
+            hushed.set()
+        if (box := self._boxes.get(id)) is not None:
+            box.speak()
+
+    def speak_all(self) -> None:
+        for id in list(self._hushed):
+            self.speak(id)
 
     def retell(self) -> None:
         """A new server does not know which are to be kept awake."""

@@ -1,8 +1,9 @@
 """The preview process' connection to the server: what it asks, and what it is told. Without a server what is known goes on; what is not waits a while.
 
 process → server   {"q": n, "ask": "box", "sandbox", "people", "wake"} · {"q": n, "ask": "key", "key", "project"} · {"q": n, "ask": "serve", "sandbox", "port", "people"} · {"awake": sandbox, "on": bool} ·
-                   {"exposed": "NAME:PORT", "sandbox", "on": bool}
-server → process   {"a": n, …} with the relay link of a box beside it · {"op": "config", …} with listeners · {"op": "settings", "sandbox", …} · {"op": "keys"} · {"op": "stop"}
+                   {"exposed": "NAME:PORT", "sandbox", "on": bool} · {"hushed": sandbox}
+server → process   {"a": n, …} with the relay link of a box beside it · {"op": "config", …} with listeners · {"op": "settings", "sandbox", …} · {"op": "hush", "sandbox"} · {"op": "speak", "sandbox"} ·
+                   {"op": "keys"} · {"op": "stop"}
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ WINDOW = 512 << 10
 """Bytes of one stream that are under way at most, in each direction."""
 DIAL_TIMEOUT = 15.0
 HELLO_TIMEOUT = 15.0
+HUSH_TIMEOUT = 1.0
 _TOLD = 1024
 """Connections of which a listener tells that nobody has read of yet."""
 _SMALL = 4096
@@ -113,6 +114,17 @@ class Guest:
         """One of which `listener` has told. Raises `PortClosed` when it waits no more, `Unreachable`."""
         request = requests.Accept(channel=0, listener=listener.number, connection=connection, window=WINDOW)
         return await self._stream(request, "ECONNABORTED")
+
+    async def hush(self) -> None:
+        """Nothing is on its way to the guest when this returns, and nothing is sent until `speak`."""
+        try:
+            await self._link.request(requests.Ping(), timeout=HUSH_TIMEOUT, last=True)
+        except (CorralError, RequestFailed):
+            self._link.hush()  # it may not answer at all, and has then nothing to be torn in the middle of
+
+    def speak(self) -> None:
+        """What waited is sent."""
+        self._link.speak()
 
     def close(self) -> None:
         """Leave the link and its streams."""

@@ -7,7 +7,8 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,8 @@ from corral.preview.process import VERSION
 
 PATIENCE = 20.0
 """Seconds a fresh process may take to greet; it takes half a one, more on a busy machine."""
+HUSH_PATIENCE = 2.0
+"""Seconds it may take to be silent towards a sandbox."""
 RETRY = (0.1, 30.0)
 """Seconds before it is started again: the first time, and at most."""
 
@@ -109,6 +112,8 @@ class Keeper:
         self._lost = asyncio.Event()
         self._awake: set[str] = set()
         self._known: set[str] = set()
+        self._hushing: dict[str, asyncio.Future[None]] = {}
+        """Sandboxes that nothing is to be sent to now; done when the process has said that it sends nothing."""
         self.pid = 0
         self.port = 0
         """Where the edge listens …"""
@@ -151,6 +156,21 @@ class Keeper:
             self._known.discard(sandbox)
             self._send({"op": "drop", "sandbox": sandbox})
 
+    @asynccontextmanager
+    async def quiet(self, sandbox: str) -> AsyncGenerator[None]:
+        """While this lasts, nothing is sent to a sandbox' ports: what comes for them waits."""
+        hushed = self._hushing[sandbox] = asyncio.get_running_loop().create_future()
+        try:
+            # Also when it does not know the sandbox: it may be about to.
+            if self._link is not None and self._link.open:
+                self._send({"op": "hush", "sandbox": sandbox})
+                await asyncio.wait([hushed], timeout=HUSH_PATIENCE)
+            yield
+        finally:
+            del self._hushing[sandbox]
+            hushed.cancel()
+            self._send({"op": "speak", "sandbox": sandbox})
+
     def revoked(self) -> None:
         """A key that may have been believed is no longer one."""
         self._send({"op": "keys"})
@@ -174,6 +194,9 @@ class Keeper:
             task.add_done_callback(self._answering.discard)
         elif "awake" in message:
             self._keep_awake(str(message["awake"]), on=bool(message["on"]))
+        elif "hushed" in message:
+            if (hushed := self._hushing.get(str(message["hushed"]))) is not None and not hushed.done():
+                hushed.set_result(None)
         elif "exposed" in message:
             self._knowledge.exposed(str(message["sandbox"]), str(message["exposed"]), on=bool(message["on"]))
 
@@ -285,6 +308,8 @@ class Keeper:
     def _gone(self) -> None:
         if self._greeting is not None and not self._greeting.done():
             self._greeting.set_exception(ConnectionResetError("the preview process hung up"))
+        for hushed in self._hushing.values():
+            hushed.cancel()
         self._lost.set()
 
 

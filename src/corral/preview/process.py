@@ -17,6 +17,7 @@ import socket
 import ssl
 import struct
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from corral.preview.doors import Table, from_message
 from corral.preview.duplex import Connection
 from corral.preview.proxy import Proxy
 
-VERSION = 4
+VERSION = 5
 DESCRIPTORS = 1 << 20
 HANDSHAKE_SECONDS = 20.0
 
@@ -63,6 +64,7 @@ class Process:
         if self._link is not None:
             self._link.close()
             self._desk.detach()
+            self._boxes.speak_all()
         self._link = Link(connection, self._message, self._lost)
         self._link.send(
             {"preview": VERSION, "pid": os.getpid(), "listens": [[secure, *at] for secure, at in self._listening.items()], "boxes": self._boxes.ids()}
@@ -72,6 +74,7 @@ class Process:
     def _lost(self) -> None:
         self._link = None
         self._desk.detach()
+        self._boxes.speak_all()
 
     def _message(self, message: dict[str, Any], fds: list[int]) -> None:
         if "a" in message:
@@ -86,6 +89,10 @@ class Process:
                 self._boxes.change(message["sandbox"], message)
             case "drop":
                 self._boxes.drop(message["sandbox"])
+            case "hush":
+                self._do(self._hush(message["sandbox"]))
+            case "speak":
+                self._boxes.speak(message["sandbox"])
             case "keys":
                 self._proxy.forget_keys()
             case "stop":
@@ -107,9 +114,16 @@ class Process:
             del self._listening[secure]
         for secure, listener in fresh.items():
             self._listening[secure] = listener.getsockname()[:2]
-            task = asyncio.get_running_loop().create_task(self._listen(listener, secure=secure))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._do(self._listen(listener, secure=secure))
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _hush(self, sandbox: str) -> None:
+        await self._boxes.hush(sandbox)
+        self._desk.tell(hushed=sandbox)
 
     async def _listen(self, listener: socket.socket, *, secure: bool) -> None:
         def connection() -> Connection:
