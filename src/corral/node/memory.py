@@ -80,7 +80,7 @@ class Still:
 
 
 class Memories:
-    """All blocking but cheap, except `settle` and `drop`, which are for threads."""
+    """All blocking but cheap, except `write_out`, `settle` and `drop`, which are for threads."""
 
     def __init__(self, places: Places) -> None:
         self._directory = places.memory
@@ -122,15 +122,18 @@ class Memories:
         place.mkdir(mode=0o700)
         return OnDisk(place)
 
-    def settle(self, saved: Saved) -> None:
-        """What was written at its new place is whole and safe on the disk when this returns."""
+    def write_out(self, saved: Saved) -> None:
+        """What was written at its new place is whole and safe on the disk when this returns, but nobody's yet."""
         place = self._directory / f"{_NEW}{saved.id}"
         document = place / _DOCUMENT
         document.write_text(json.dumps({"version": VERSION, **asdict(saved)}, indent=2))
         for path in place.rglob("*"):
             _sync(path)
         _sync(place)
-        place.rename(self._directory / saved.id)
+
+    def settle(self, saved: Saved) -> None:
+        """Take what `write_out` made safe as what it is. By then the disk that belongs to it is safe as well, since a power cut may leave what is on either side of this."""
+        (self._directory / f"{_NEW}{saved.id}").rename(self._directory / saved.id)
         _sync(self._directory)
         self._known[saved.id] = saved
 

@@ -55,6 +55,7 @@ class WarmSnapshots:
                 moment = await self._moments.take(source, place, disk)
                 saved = Saved(id, moment.needs, moment.at, place.size())
                 await asyncio.to_thread(moment.branch.write, records(place))
+                await asyncio.to_thread(self._memories.write_out, saved)
                 await asyncio.to_thread(self._memories.settle, saved)
             finally:
                 self._moments.release(source)
