@@ -157,7 +157,16 @@ class Application:
         self._sandboxes.on_created = starts.after
         self._supervisor = Supervisor(node=node, events=events, starts=starts, config=self._templates.config_of)
         previews.on_closed = self._supervisor.serve
-        self._sandboxes.on_running, self._sandboxes.on_gone = self._supervisor.runs, self._supervisor.gone
+
+        def runs(record: Record) -> None:
+            self._supervisor.runs(record)
+            previews.runs(record)
+
+        def gone(sandbox: str) -> None:
+            self._supervisor.gone(sandbox)
+            previews.left(sandbox)
+
+        self._sandboxes.on_running, self._sandboxes.on_gone = runs, gone
         builder = Builder(images=self._images, templates=self._templates, shelf=shelf, node=node, uploads=node.library.uploads, secrets=secrets, bench=bench)
         self._builds = Builds(builder, templates=self._templates, sandboxes=self._sandboxes, events=events)
         contexts = Contexts(node.processes)

@@ -28,6 +28,11 @@ def serve(c):
             if target == "/refuse":
                 c.sendall(b"HTTP/1.1 413 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"); c.close(); return
             c.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if target == "/count":
+            c.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            while n := int(f.readline(), 16):
+                c.sendall(b"%x\r\n%s\r\n" % (n, f.read(n).upper())); f.readline()
+            f.readline(); c.sendall(b"0\r\n\r\n"); continue
         size, trailers = 0, []
         if "content-length" in got:
             left = int(got["content-length"])
@@ -52,6 +57,15 @@ def serve(c):
                 c.sendall(b"data: %d\n\n" % n)
                 f.read1(1) if n == 9 else time.sleep(0.05)
             c.close(); return
+        elif path == "/wait":
+            c.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 0\n\n")
+            gone_on.wait(60); c.sendall(b"data: 1\n\n"); c.close(); return
+        elif path == "/go-on":
+            gone_on.set(); c.sendall(b"HTTP/1.1 204 No\r\n\r\n")
+        elif path == "/large":
+            c.sendall(b"HTTP/1.1 204 No\r\nX-Large: %s\r\n\r\n" % (b"a" * int(target.partition("?")[2])))
+        elif path == "/go-to":
+            c.sendall(b"HTTP/1.1 302 Found\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % target.partition("?")[2].encode())
         elif path == "/bulk":
             n = int(target.partition("?")[2]); piece = bytes(1 << 20)
             c.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % n)
@@ -71,6 +85,7 @@ def serve(c):
             c.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + (b"" if method == "HEAD" else body))
         if got.get("connection", "").lower() == "close" or version == "HTTP/1.0": c.close(); return
 
+gone_on = threading.Event()
 listener = socket.create_server(("127.0.0.1", int(sys.argv[2])), backlog=128)
 print("listening", flush=True)
 while True:

@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -59,6 +60,122 @@ def test_connections_outlive_the_server_and_the_server_outlives_the_process(serv
             except OSError:
                 assert time.monotonic() < deadline, "no other preview process has come"
         assert int(pid_file.read_text()) != pid
+
+
+UPGRADE = ("Connection: Upgrade", "Upgrade: websocket")
+
+
+def echoes(line: Wire, word: bytes) -> bool:
+    line.say(word)
+    return line.some(len(word)) == word
+
+
+def test_connections_go_on_when_their_sandbox_was_paused(server: Server) -> None:
+    with Sandbox.create("base") as box:
+        process = box.exec("python3", "-c", web.SERVER, box.id, "8000")
+        assert process.stdout.readline() == "listening\n"
+        port, host = edge_of(box)
+        token = f"Corral-Token: {box.preview_token()}"
+        with wire(port) as upgraded, wire(port) as kept, wire(port) as events, box.tunnel(8000) as tunnel, wire(tunnel.port) as through:
+            assert upgraded.ask("GET", "/ws", host, token, *UPGRADE).status == 101
+            assert through.ask("GET", "/ws", host, *UPGRADE).status == 101
+            first = kept.ask("GET", "/", host, token).json
+            events.say(f"GET /wait HTTP/1.1\r\nHost: {host}\r\n{token}\r\n\r\n".encode())
+            told = b""
+            while not told.endswith(b"data: 0\n\n"):
+                told += events.some(1)
+            box.pause()
+            assert box.refresh().state == "paused", "an open connection alone wakes nobody"
+            assert echoes(upgraded, b"who speaks wakes it")
+            assert box.refresh().state in ("running", "frozen")
+            # Nobody says anything when it comes back by another server.
+            box.pause()
+            server.kill()
+            server.start()
+            box.resume()
+            assert echoes(through, b"through the tunnel")
+            assert kept.ask("GET", "/go-on", host, token).status == 204
+            assert events.rest() == b"data: 1\n\n"
+            assert kept.ask("GET", "/", host, token).json["peer"] == first["peer"]
+            # A fork has connections of its own, and takes none of these.
+            [child] = box.fork(1)
+            with child:
+                assert echoes(upgraded, b"forked")
+                child_port, child_host = edge_of(child)
+                with wire(child_port) as theirs:
+                    assert theirs.ask("GET", "/", child_host, f"Corral-Token: {child.preview_token()}").status == 200
+            upgraded.socket.shutdown(socket.SHUT_WR)
+            assert upgraded.rest() == b"bye"
+            box.pause()
+            box.delete()
+            with pytest.raises(ConnectionResetError):
+                through.rest()
+
+
+def test_no_byte_is_lost_or_said_twice_when_a_sandbox_is_paused(server: Server) -> None:
+    with Sandbox.create("base") as box:
+        process = box.exec("python3", "-c", web.SERVER, box.id, "8000")
+        assert process.stdout.readline() == "listening\n"
+        port, host = edge_of(box)
+        data = os.urandom(24 << 20)
+        with wire(port) as line:
+            assert line.ask("GET", "/ws", host, f"Corral-Token: {box.preview_token()}", *UPGRADE).status == 101
+            said = threading.Event()
+
+            def say() -> None:
+                for at in range(0, len(data), 1 << 20):
+                    line.say(data[at : at + (1 << 20)])
+                    if at == 4 << 20:
+                        said.set()
+                line.socket.shutdown(socket.SHUT_WR)
+
+            saying = threading.Thread(target=say)
+            saying.start()
+            # Nobody reads yet: both directions are full of what nobody has taken.
+            assert line.some(1 << 20) == data[: 1 << 20]
+            box.pause()
+            assert line.some(4 << 20) == data[1 << 20 : 5 << 20]
+            said.wait()
+            box.pause()
+            box.resume()
+            box.pause()
+            assert line.rest() == data[5 << 20 :] + b"bye"
+            saying.join()
+
+
+def test_a_tunnel_is_one_whatever_happens_on_its_way(server: Server) -> None:
+    with Sandbox.create("base") as box:
+        process = box.exec("python3", "-c", web.SERVER, box.id, "8000")
+        assert process.stdout.readline() == "listening\n"
+        with box.tunnel(8000) as tunnel:
+
+            def answered() -> bool:
+                with wire(tunnel.port) as line:
+                    return line.ask("GET", "/", "localhost").json["me"] == box.id
+
+            assert answered()
+            ended = os.pidfd_open(int(Places(server.home).preview_pid.read_text()))
+            signal.pidfd_send_signal(ended, signal.SIGKILL)
+            select.select([ended], [], [])
+            os.close(ended)
+            # Nobody listens just now: whoever comes waits until somebody does.
+            assert answered()
+            box.pause()
+            assert answered()
+            server.kill()
+            server.start()
+            assert answered()
+
+
+def test_the_kernel_asks_silent_clients_whether_they_are_there(server: Server) -> None:
+    with Sandbox.create("base") as box:
+        port, host = edge_of(box)
+        with wire(port) as line:
+            assert line.ask("GET", "/", host).status == 401
+            here = f":{line.socket.getsockname()[1]:04X}"
+            ends = [words.split() for words in Path("/proc/net/tcp").read_text().splitlines()]
+            [theirs] = [words for words in ends if words[1].endswith(f":{port:04X}") and words[2].endswith(here)]
+            assert theirs[5].startswith("02:"), "its timer is none of keep-alive"
 
 
 def test_tunnels_carry_each_half_and_many_at_once(server: Server) -> None:

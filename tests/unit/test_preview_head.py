@@ -87,6 +87,47 @@ def test_what_is_taken_is_read_alike_by_another_parser(raw: bytes) -> None:
         assert theirs.trailing_data == (b"", False)
 
 
+FIELDS = st.lists(
+    st.sampled_from(
+        [b"Content-Length: 5", b"Content-Length: 0", b"Content-Length:5 ", b"Transfer-Encoding: chunked", b"Connection: close", b"Connection: X, keep-alive", b"X: 1", b" folded", b"Set-Cookie: a=1; Domain=b"]
+    )
+    | st.binary(max_size=20),
+    max_size=5,
+)  # fmt: skip
+
+
+@given(
+    st.sampled_from([b"200 OK", b"204 No", b"304 Not", b"200", b"200 ", b"99 X", b"700 X"]),
+    st.sampled_from([b"\r\n", b"\n"]),
+    FIELDS,
+    st.sampled_from(["GET", "HEAD"]),
+)
+def test_what_is_taken_of_an_answer_is_read_alike_by_another_parser(status: bytes, end: bytes, fields: list[bytes], method: str) -> None:
+    try:
+        mine = head.response(b"HTTP/1.1 " + end.join([status, *fields]) + b"\r\n\r\n")
+    except BadHead as error:
+        assert (error.status, error.code) == (502, "bad_gateway")
+        return
+    request = asked(f"{method} / HTTP/1.1\nHost: a\n\n")
+    theirs = h11.Connection(h11.CLIENT)
+    theirs.send(h11.Request(method=method, target="/", headers=[("Host", "a")]))
+    theirs.send(h11.EndOfMessage())
+    theirs.receive_data(onward.response(mine, Target("sb-a", 80, By.HOST), request, host=None, secure=False, persists=True))
+    event = theirs.next_event()
+    assert isinstance(event, h11.Response)
+    assert event.status_code == mine.status
+    # Whether a body follows, and how long it is.
+    body = framing.of_response(mine, request.method)
+    ended = isinstance(theirs.next_event(), h11.EndOfMessage)
+    assert ended == body.done
+    if isinstance(body, framing.Sized) and not ended:
+        theirs.receive_data(b"12345")
+        came = theirs.next_event()
+        assert isinstance(came, h11.Data)
+        assert bytes(came.data) == b"12345"
+        assert isinstance(theirs.next_event(), h11.EndOfMessage)
+
+
 @given(st.lists(st.binary(min_size=1, max_size=50), max_size=6), st.integers(1, 7), st.binary(max_size=5))
 def test_the_end_of_chunks_is_found_however_they_are_cut(chunks: list[bytes], step: int, rest: bytes) -> None:
     body = b"".join(b"%x;ext=1\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\nTrailer: yes\r\n\r\n"
@@ -182,6 +223,7 @@ def test_the_guest_sees_nothing_that_was_said_to_corral() -> None:
         "Connection: X-Hop, keep-alive",
         "X-Hop: 1",
         "X-Forwarded-For: 6.6.6.6",
+        "Referer: https://8000-sb-a.corral.localhost/q?corral_expires=2&z=1&corral_signature=s",
         target="/p?corral_signature=s&q=1&corral_expires=2&corral_path=/",
     )
     sent = onward.request(request, Target("sb-a", 80, By.HOST), onward.Origin("127.0.0.9", secure=True), own=TABLE.own_headers(), host="localhost:80")
@@ -189,6 +231,7 @@ def test_the_guest_sees_nothing_that_was_said_to_corral() -> None:
         "GET /p?q=1 HTTP/1.1",
         "Host: localhost:80",
         "Cookie: a=1; b=2",
+        "Referer: https://8000-sb-a.corral.localhost/q?z=1",
         "X-Forwarded-For: 127.0.0.9",
         "X-Forwarded-Proto: https",
         "X-Forwarded-Host: 8000-sb-a.corral.localhost",
@@ -206,11 +249,35 @@ def test_a_credential_of_the_guest_reaches_it() -> None:
 
 def test_cookies_of_a_guest_stay_on_its_host() -> None:
     answer = head.response(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=1; Domain=corral.localhost; Path=/\r\nAlt-Svc: h3\r\nConnection: x\r\nX: 1\r\n\r\n")
-    told = onward.response(answer, Target("sb-a", 80, By.HOST), minor=1, persists=True)
+    told = onward.response(answer, Target("sb-a", 80, By.HOST), get(), host=None, secure=False, persists=True)
     assert told == b"HTTP/1.1 200 OK\r\nSet-Cookie: a=1; Path=/\r\n\r\n"
-    by_path = onward.response(answer, Target("sb-a", 80, By.PATH, base=b"/v1/sandboxes/sb-a/ports/80"), minor=1, persists=True)
+    by_path = onward.response(answer, Target("sb-a", 80, By.PATH, base=b"/v1/sandboxes/sb-a/ports/80"), get(), host=None, secure=False, persists=True)
     assert b"Set-Cookie" not in by_path
     assert b"Content-Security-Policy: sandbox" in by_path
+
+
+@pytest.mark.parametrize(
+    ("value", "base", "secure", "host", "seen"),
+    [
+        (b"/x", b"", False, None, b"/x"),
+        (b"/x", b"/b", False, None, b"/b/x"),
+        (b"/b/x", b"/b", False, None, b"/b/x"),
+        (b"//c.example/x", b"/b", False, None, b"//c.example/x"),
+        (b"x?y", b"/b", False, None, b"x?y"),
+        (b"http://a:7443/x?y", b"", True, None, b"https://a:7443/x?y"),
+        (b"http://A:7443", b"/b", False, None, b"http://a:7443/b"),
+        (b"https://a:7443/x", b"", False, None, b"https://a:7443/x"),
+        (b"http://localhost/x", b"", True, "localhost:80", b"https://a:7443/x"),
+        (b"https://localhost:80/x", b"", True, "localhost:80", b"https://a:7443/x"),
+        (b"http://localhost:81/x", b"", True, "localhost:80", b"http://localhost:81/x"),
+        (b"http://a:7443@c.example/", b"/b", True, None, b"http://a:7443@c.example/"),
+    ],
+)
+def test_a_guest_sends_clients_to_where_they_find_it(value: bytes, base: bytes, *, secure: bool, host: str | None, seen: bytes) -> None:
+    answer = head.response(b"HTTP/1.1 302 Found\r\nLocation: " + value + b"\r\n\r\n")
+    target = Target("sb-a", 80, By.PATH if base else By.HOST, base=base)
+    told = onward.response(answer, target, get(host="a:7443"), host=host, secure=secure, persists=True)
+    assert b"\r\nLocation: " + seen + b"\r\n" in told
 
 
 @pytest.mark.parametrize(

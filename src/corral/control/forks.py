@@ -110,6 +110,7 @@ class Forks:
             secrets=source.secrets if child.secrets is None else tuple(child.secrets),
             egress=source.egress if child.egress is None else child.egress,
             volumes=self._uses(source, child),
+            previews=replace(source.previews, held_until=None),
             forked_from=source.id,
             created_at=self._clock(),
             created_by=actor.key,

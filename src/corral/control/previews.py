@@ -39,6 +39,8 @@ class Process(Protocol):
     @property
     def port(self) -> int: ...
     def changed(self, sandbox: str, settings: Settings) -> None: ...
+    def back(self, sandbox: str) -> None: ...
+    def gone(self, sandbox: str) -> None: ...
 
 
 class Guise(Protocol):
@@ -90,6 +92,19 @@ class Previews:
     def open(self, secret: bytes, process: Process, address: Address, tunnels: Address) -> None:
         """`tunnels`: how Corral's own programs reach the edge."""
         self._secret, self._process, self._address, self._tunnels = secret, process, address, tunnels
+
+    # What becomes of sandboxes
+
+    def runs(self, record: Record) -> None:
+        """A sandbox runs from now on."""
+        if self._process is not None:
+            self._process.back(record.id)
+
+    def left(self, sandbox: str) -> None:
+        """It does not run any more. The connections of one that is paused wait."""
+        living = self._sandboxes.ledger.registry.get(sandbox)
+        if self._process is not None and (living is None or living.record.state is not State.PAUSED):
+            self._process.gone(sandbox)
 
     # What can be asked
 
@@ -155,11 +170,14 @@ class Previews:
         return self._token(await self._write(living, actor, exposure, "preview.token_rotated"))
 
     async def hold(self, actor: Actor, sandbox: str, seconds: float, reason: str) -> Held:
-        """Keep it awake, as if it were used, for so long from now."""
+        """Keep it awake, as if it were used, for so long from now; also over the end of this server, and where it is paused or stopped and runs again meanwhile."""
         record = await self._sandboxes.use(actor.project, sandbox)
         self._node.hold(record.id, seconds)
-        self._sandboxes.ledger.log.note("sandbox.held", record.project, sandbox=record.id, actor=actor.key, data={"seconds": seconds, "reason": reason})
-        return Held(until=moment(self._clock() + seconds) if seconds else None)
+        living = await self._sandboxes.ledger.use(actor.project, record.id)
+        exposure = replace(living.record.previews, held_until=self._clock() + seconds if seconds else None)
+        told = {"seconds": seconds, "reason": reason}
+        await self._sandboxes.ledger.decree(living, actor=actor.key, kind="sandbox.held", data=told, previews=exposure)
+        return Held(until=None if exposure.held_until is None else moment(exposure.held_until))
 
     async def _write(self, living: Living, actor: Actor, exposure: Exposure, kind: str, **data: object) -> Record:
         if exposure == living.record.previews:
@@ -217,7 +235,7 @@ class Previews:
         guise = self._guise(living.record)
         if (living.pausing or living.record.state is State.PAUSED) and (guise is None or guise.wakes(living.record)):
             if not wake:
-                return Found(living.record.project, self._settings(living.record), None)
+                return Found(living.record.project, self._settings(living.record), None, paused=True)
             waking = self._sandboxes.pauses.wake(living) if guise is None else guise.wake(living)
             if (refused := await self._wake(living, waking, seconds, "resumed")) is not None:
                 return refused

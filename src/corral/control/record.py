@@ -20,7 +20,7 @@ BUILD = "corral.build"
 @dataclass(frozen=True)
 class Exposure:
     """Who may see the ports of a sandbox. `hosts`: what a port's server is told as Host. `generation` of its preview token, which is derived, not kept.
-    `starts`: a request starts it when it is stopped. `only`: no other ports are shown to anybody; None: any may be."""
+    `starts`: a request starts it when it is stopped. `only`: no other ports are shown to anybody; None: any may be. `held_until`: it counts as used until then."""
 
     public: tuple[int, ...] = ()
     every: bool = False
@@ -28,6 +28,7 @@ class Exposure:
     generation: int = 0
     starts: bool = False
     only: tuple[int, ...] | None = None
+    held_until: float | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ class Record:
             on_request="start" if self.previews.starts else "resume",
             ports=None if self.previews.only is None else list(self.previews.only),
             public_ports="all" if self.previews.every else list(self.previews.public),
+            held_until=_moment(self.previews.held_until),
         )
 
 

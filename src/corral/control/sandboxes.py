@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -120,6 +120,8 @@ class Sandboxes:
             if (decided := fate(record, alive=record.id in alive, paused=self.node.paused(record.id), booted_at=self._booted_at)) is not None:
                 record = self.ledger.move(one, decided.action, reason=decided.reason, detail=decided.detail)
                 log.info("sandbox_recovered", sandbox=record.id, state=record.state, reason=record.reason)
+            if record.state in (State.RUNNING, State.FROZEN):
+                self._hold_on(record)
             self._watch(record)
         await self.policies.open(one for one in living if one.record.id in alive)
         failed = [one.record for one in living if one.record.state is State.FAILED]
@@ -271,6 +273,7 @@ class Sandboxes:
 
     def _go_on(self, living: Living) -> None:
         """It runs from now on; or it has ended before the answer came that it does."""
+        self._hold_on(living.record)
         self._watch(living.record)
         if (ended := living.overtaken) is not None:
             living.overtaken = None
@@ -519,6 +522,12 @@ class Sandboxes:
             return time.monotonic() - self.node.last_activity(id)
         except (InvalidState, SandboxEnded):
             return 0.0
+
+    def _hold_on(self, record: Record) -> None:
+        """It is held for as long as was asked for, whoever was the server then."""
+        if (left := (record.previews.held_until or 0.0) - self._clock()) > 0:
+            with suppress(InvalidState, SandboxEnded):  # it has just ended
+                self.node.hold(record.id, left)
 
     def _watch(self, record: Record) -> None:
         """Set its alarm."""

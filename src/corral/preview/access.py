@@ -10,7 +10,8 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from urllib.parse import quote, unquote_to_bytes
@@ -26,6 +27,8 @@ START = "pt_"
 _KEY = re.compile(rb"ck_[0-9a-f]{40}\Z")
 _COOKIE_VALUE = re.compile(rb"([0-9]{1,12})\.([A-Za-z0-9_-]{0,4096})\.([A-Za-z0-9_-]{43})\Z")
 _DECIMAL = re.compile(rb"[0-9]{1,12}\Z")
+_COOKIE_PATH = re.compile(rb"/[A-Za-z0-9/_.~!$&'()*+=:@%-]{0,1000}\Z")
+"""What can be said to a browser as a cookie's path."""
 _UNCLEAR = re.compile(rb"%2e|%2f|%5c|\\|//|/\.{1,2}(?:/|\Z)", re.IGNORECASE)
 """What a server behind us may read as another path than we do."""
 SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS"})
@@ -76,7 +79,8 @@ class Credentials:
     key: str | None
     token: str | None
     link: Signed | None
-    cookie: Signed | None
+    cookies: tuple[Signed, ...]
+    """A page of another sandbox can set some for the whole domain beside the one that is ours: any one good is enough."""
 
 
 class Verdict(Enum):
@@ -118,7 +122,7 @@ def credentials(head: Request, token_headers: Sequence[bytes], by: By) -> Creden
         key=None if key is None else key.decode("latin-1"),
         token=None if token is None else token.decode("latin-1"),
         link=_link(head.query),
-        cookie=_cookie(head) if by is By.HOST else None,
+        cookies=tuple(_cookies(head)) if by is By.HOST else (),
     )
 
 
@@ -139,25 +143,21 @@ def _link(query: bytes | None) -> Signed | None:
     return Signed(given.get(PATH, b"/"), int(given[EXPIRES]), given[SIGNATURE])
 
 
-def _cookie(head: Request) -> Signed | None:
+def _cookies(head: Request) -> Iterator[Signed]:
     for value in head.names.get(b"cookie", ()):
         for part in value.split(b";"):
             name, _, text = part.strip().partition(b"=")
             if name == COOKIE and (found := _COOKIE_VALUE.match(text)):
-                try:
-                    path = base64.urlsafe_b64decode(found[2] + b"=" * (-len(found[2]) % 4))
-                except ValueError:
-                    return None
-                return Signed(path, int(found[1]), found[3])
-    return None
+                with suppress(ValueError):
+                    yield Signed(base64.urlsafe_b64decode(found[2] + b"=" * (-len(found[2]) % 4)), int(found[1]), found[3])
 
 
 def cookie(signed: Signed, *, secure: bool, now: float) -> bytes:
-    """The Set-Cookie header that keeps a link on its host. Without a Domain: no other host gets it."""
-    path = base64.urlsafe_b64encode(signed.path).rstrip(b"=")
+    """The Set-Cookie header that keeps a link on its host. Without a Domain: no other host gets it. With the link's path, so that a browser keeps those of several links."""
+    path, at = base64.urlsafe_b64encode(signed.path).rstrip(b"="), signed.path.rstrip(b"/") or b"/"
     fields = [
         COOKIE + b"=%d." % signed.expires + path + b"." + signed.signature,
-        b"Path=/",
+        b"Path=" + (at if _COOKIE_PATH.match(at) else b"/"),
         b"Max-Age=%d" % max(0, signed.expires - int(now)),
         b"HttpOnly",
         b"SameSite=Lax",
@@ -169,6 +169,12 @@ def decide(given: Credentials, settings: Settings, target: Target, head: Request
     """Any one good credential is enough. A key is believed last, since asking for it costs a round trip. What changes the sandbox, as a name served from outside does, takes a key."""
     if target.name is not None:
         return Verdict.CHECK_KEY if given.key is not None else Verdict.NOTHING_GIVEN
+    path = head.path[len(target.base) :] or b"/"
+    linked = None if given.link is None else _judge(given.link, settings, target, path, now=now)
+    if linked is Verdict.ALLOWED:
+        # Before all else, so that its page never reads a signature in its own address.
+        keeps = target.by is By.HOST and head.method == b"GET" and head.upgrade is None
+        return Verdict.TO_COOKIE if keeps else Verdict.ALLOWED
     if (settings.every or target.port in settings.public) and not target.tunnel:
         return Verdict.ALLOWED
     verdict = Verdict.NOTHING_GIVEN
@@ -176,18 +182,15 @@ def decide(given: Credentials, settings: Settings, target: Target, head: Request
         if hmac.compare_digest(given.token.encode("latin-1"), settings.token.encode()):
             return Verdict.ALLOWED
         verdict = Verdict.WRONG
-    path = head.path[len(target.base) :] or b"/"
-    if given.cookie is not None:
-        verdict = _judge(given.cookie, settings, target, path, now=now)
+    if given.cookies:
+        judged = {_judge(cookie, settings, target, path, now=now) for cookie in given.cookies}
+        verdict = next((each for each in (Verdict.ALLOWED, Verdict.EXPIRED, Verdict.OTHER_PATH) if each in judged), Verdict.WRONG)
         if verdict is Verdict.ALLOWED:
             verdict = Verdict.ALLOWED if _from_own_page(head) else Verdict.OTHER_PAGE
         if verdict is Verdict.ALLOWED:
             return verdict
-    if given.link is not None:
-        verdict = _judge(given.link, settings, target, path, now=now)
-        if verdict is Verdict.ALLOWED:
-            keeps = target.by is By.HOST and head.method == b"GET" and head.upgrade is None
-            return Verdict.TO_COOKIE if keeps else Verdict.ALLOWED
+    if linked is not None:
+        verdict = linked
     return Verdict.CHECK_KEY if given.key is not None else verdict
 
 
@@ -223,6 +226,13 @@ def without_link(query: bytes | None) -> bytes | None:
         return query
     kept = [part for part in query.split(b"&") if part.partition(b"=")[0] not in LINK]
     return b"&".join(kept) if kept else None
+
+
+def without_link_in(address: bytes) -> bytes:
+    """An address, as of a page that a request comes from, as the guest gets it."""
+    base, mark, query = address.partition(b"?")
+    kept = without_link(query) if mark else None
+    return base if kept is None else base + mark + kept
 
 
 def without_cookie(value: bytes) -> bytes:

@@ -1,16 +1,18 @@
-"""Sandboxes as the preview process knows them: asked for at the first request, kept while their relay link lives, kept awake while requests pass."""
+"""Sandboxes as the preview process knows them: asked for at the first request, kept while their relay link lives, and while they are paused as long as somebody is connected; kept awake while
+requests pass."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from corral.preview.access import Settings
 from corral.preview.answers import Refusal
 from corral.preview.desk import Desk
+from corral.preview.duplex import Broken
 from corral.preview.guest import Guest, Listener, PortClosed, PortTaken, Stream, Unreachable
 
 AWAKE_SECONDS = 2.0
@@ -28,13 +30,27 @@ class Tell(Protocol):
 
 
 class Box:
-    """One running sandbox."""
+    """One sandbox that runs, or is paused and has connections that go on when it is resumed."""
 
-    def __init__(self, id: str, project: str, settings: Settings, relay: socket.socket, *, tell: Tell, gone: Callable[[Box], None]) -> None:
+    def __init__(
+        self,
+        id: str,
+        project: str,
+        settings: Settings,
+        relay: socket.socket,
+        *,
+        tell: Tell,
+        wake: Callable[[], Awaitable[None]],
+        asleep: Callable[[Box], None],
+        gone: Callable[[Box], None],
+    ) -> None:
+        """`wake` has it resumed; `asleep` is told that its link has ended and connections wait, `gone` that it is of no more use."""
         self.id, self.project, self.settings = id, project, settings
-        self._guest = Guest(relay, self._lost)
+        self._guest = Guest(relay, self._lost, wake)
         self._tell = tell
+        self._asleep = asleep
         self._gone = gone
+        self._entering = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._connections = 0
         self._waiting = 0
@@ -42,10 +58,30 @@ class Box:
         self._timer: asyncio.TimerHandle | None = None
         self._listeners: dict[str, Listener] = {}
         self.alive = True
+        """Whether it can be reached just now."""
+        self._closed = False
 
     async def open(self) -> None:
         self.used()
         await self._guest.open()
+
+    async def come_back(self, relay: socket.socket) -> None:
+        """It was resumed. Raises `Refusal`; then its connections have ended."""
+        async with self._entering:
+            if not self.alive and not self._closed:
+                try:
+                    await self._guest.come_back(relay)
+                except Unreachable as error:
+                    self.close(str(error))
+                else:
+                    self.alive = True
+                    self.used()
+            else:
+                relay.close()
+        if self._closed:
+            raise Refusal(502, "unreachable", f"the sandbox {self.id} can't be reached: it has just ended", "try again", retry=2)
+        if not self._guest.reached:
+            self._lost()  # just now: nobody was told while it came back
 
     @property
     def awake(self) -> bool:
@@ -152,11 +188,20 @@ class Box:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._gone(self)
+        if self._entering.locked() or self._closed:
+            return
+        if self._guest.connected:
+            self._asleep(self)
+        else:
+            self.close("the sandbox has ended")
 
-    def close(self) -> None:
-        self._lost()
-        self._guest.close()
+    def close(self, why: str = "the sandbox was left") -> None:
+        """End its connections."""
+        if not self._closed:
+            self._closed = True
+            self._lost()
+            self._guest.close(why)
+            self._gone(self)
 
 
 @dataclass(frozen=True)
@@ -166,6 +211,8 @@ class Asleep:
     id: str
     project: str
     settings: Settings
+    paused: bool
+    """Its connections go on when it is woken."""
 
 
 class Boxes:
@@ -177,6 +224,7 @@ class Boxes:
         self._asking: dict[tuple[str, bool, bool], asyncio.Task[Box | Asleep]] = {}
         self._hushed: dict[str, asyncio.Event] = {}
         """Those that nothing may be sent to now, and what ends the waiting for that."""
+        self._looking: set[asyncio.Task[None]] = set()
 
     async def find(self, id: str, *, people: bool) -> Box | Asleep:
         """Raises `Refusal`: not there, ended, not in time. `people`: they are shown a page that waits, instead of waiting themselves."""
@@ -221,7 +269,7 @@ class Boxes:
         if "refuse" in answer:
             raise refusal(answer["refuse"])
         if not fds:
-            return Asleep(id, answer["project"], settings(answer))
+            return Asleep(id, answer["project"], settings(answer), paused=answer["paused"])
         relay = socket.socket(fileno=fds[0])
         try:
             if (hushed := self._hushed.get(id)) is not None:
@@ -230,12 +278,20 @@ class Boxes:
             relay.close()
             raise
         if (other := self._boxes.get(id)) is not None:
-            # The one with people, the other without.
-            if other.alive:
-                relay.close()
-                return other
-            other.close()
-        box = Box(id, answer["project"], settings(answer), relay, tell=self._teller(id), gone=self._forget)
+            # The one with people, the other without; or it was paused.
+            other.settings = settings(answer)
+            await other.come_back(relay)
+            return other
+
+        async def woken() -> None:
+            """For one of its connections."""
+            try:
+                await self.wake(id, people=False)
+            except Refusal as error:
+                if error.code not in ("starting", "paused"):
+                    raise Broken(error.message) from None
+
+        box = Box(id, answer["project"], settings(answer), relay, tell=self._teller(id), wake=woken, asleep=self._fell_asleep, gone=self._forget)
         self._boxes[id] = box
         try:
             await box.open()
@@ -243,6 +299,27 @@ class Boxes:
             box.close()
             raise Refusal(502, "unreachable", f"the sandbox {id} can't be reached: {error}", "try again", retry=2) from None
         return box
+
+    def _fell_asleep(self, box: Box) -> None:
+        """Its link has ended: whether it is paused, or runs again already, is known to the server."""
+
+        async def look() -> None:
+            try:
+                found = await self._ask(box.id, people=False, wake=False)
+            except Refusal as error:
+                box.close(error.message)
+            else:
+                if isinstance(found, Asleep) and not found.paused:
+                    box.close("the sandbox was stopped")
+
+        task = asyncio.create_task(look())
+        self._looking.add(task)
+        task.add_done_callback(self._looking.discard)
+
+    def back(self, id: str) -> None:
+        """It runs again."""
+        if (box := self._boxes.get(id)) is not None and not box.alive:
+            self._fell_asleep(box)
 
     def _teller(self, id: str) -> Tell:
         def tell(*, on: bool, exposed: str | None = None) -> None:
@@ -278,10 +355,12 @@ class Boxes:
             self.speak(id)
 
     def retell(self) -> None:
-        """A new server does not know which are to be kept awake."""
+        """A new server does not know which are to be kept awake. What became of the others meanwhile we do not know."""
         for box in self._boxes.values():
             if box.awake:
                 self._desk.tell(awake=box.id, on=True)
+            elif not box.alive:
+                self._fell_asleep(box)
 
     def ids(self) -> list[str]:
         return list(self._boxes)

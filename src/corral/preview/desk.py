@@ -2,8 +2,8 @@
 
 process → server   {"q": n, "ask": "box", "sandbox", "people", "wake"} · {"q": n, "ask": "key", "key", "project"} · {"q": n, "ask": "serve", "sandbox", "port", "people"} · {"awake": sandbox, "on": bool} ·
                    {"exposed": "NAME:PORT", "sandbox", "on": bool} · {"hushed": sandbox}
-server → process   {"a": n, …} with the relay link of a box beside it · {"op": "config", …} with listeners · {"op": "settings", "sandbox", …} · {"op": "hush", "sandbox"} · {"op": "speak", "sandbox"} ·
-                   {"op": "keys"} · {"op": "stop"}
+server → process   {"a": n, …} with the relay link of a box beside it, or "paused" · {"op": "config", …} with listeners · {"op": "settings", "sandbox", …} · {"op": "back", "sandbox"} ·
+                   {"op": "drop", "sandbox"} · {"op": "hush", "sandbox"} · {"op": "speak", "sandbox"} · {"op": "keys"} · {"op": "stop"}
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Ports inside sandboxes, reached through the guest agent's relay link: no network is needed, servers on 127.0.0.1 are reached. The guest is hostile; see docs/wire.md."""
+"""Ports inside sandboxes, reached through the guest agent's relay link: no network is needed, servers on 127.0.0.1 are reached, and what is connected goes on when a paused sandbox comes back
+with another link. The guest is hostile; see docs/wire.md."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import secrets
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -17,20 +18,16 @@ from corral.node.channel import Channel
 from corral.node.link import Link, RequestFailed
 from corral.node.notice import Notice
 from corral.preview.duplex import Broken
+from corral.preview.stream import WINDOW, Stream
 from corral.wire import messages, requests
-from corral.wire.channel import Receiver, Sender
 from corral.wire.frame import MAX_CHANNEL, ProtocolError
 from corral.wire.messages import Event
 
-WINDOW = 512 << 10
-"""Bytes of one stream that are under way at most, in each direction."""
 DIAL_TIMEOUT = 15.0
 HELLO_TIMEOUT = 15.0
 HUSH_TIMEOUT = 1.0
 _TOLD = 1024
 """Connections of which a listener tells that nobody has read of yet."""
-_SMALL = 4096
-_JOINED = 64 << 10
 
 
 class PortClosed(Exception):
@@ -46,30 +43,62 @@ class Unreachable(Exception):
 
 
 class Guest:
-    """The relay link of one sandbox. `on_lost` is called once when it ends."""
+    """One sandbox by its relay link. `on_lost` is called when that ends; connections that were dialed then wait for `come_back`, or for `close`. Who has something to say on one of them calls `wake`, which raises `Broken` when the sandbox does not come back."""
 
-    def __init__(self, relay: socket.socket, on_lost: Callable[[], None]) -> None:
-        self._socket = relay
-        self._link = Link(relay)
-        self._link.on_end = lambda _error: self._end()
+    def __init__(self, relay: socket.socket, on_lost: Callable[[], None], wake: Callable[[], Awaitable[None]]) -> None:
         self._on_lost = on_lost
+        self._wake = wake
+        self._streams: dict[int, Stream] = {}
+        self._use(relay)
         # Channels of an earlier process are closed by `open`; a random start makes meeting one of their late frames improbable.
         self._channel = secrets.randbits(30)
 
+    @property
+    def connected(self) -> bool:
+        """Whether there are connections that can wait."""
+        return bool(self._streams)
+
+    @property
+    def reached(self) -> bool:
+        """Whether its link lives."""
+        return self._link.error is None
+
+    def _use(self, relay: socket.socket) -> None:
+        self._socket = relay
+        self._link = Link(relay)
+        self._link.on_end = lambda _error: self._end()
+
     async def open(self) -> None:
-        """Take the link. Raises `Unreachable`."""
+        """Take the link, and what of our connections is behind it. Raises `Unreachable`."""
+        have = [stream.have() for stream in self._streams.values()]
         try:
-            await self._link.hello(requests.Hello(epoch=time.time_ns() // 1_000_000, channels=()), self._greeted, timeout=HELLO_TIMEOUT)
+            await self._link.hello(requests.Hello(epoch=time.time_ns() // 1_000_000, channels=have), self._greeted, timeout=HELLO_TIMEOUT)
         except (CorralError, RequestFailed) as error:
             raise Unreachable(str(error)) from error
 
+    async def come_back(self, relay: socket.socket) -> None:
+        """The sandbox runs again, with this link. Raises `Unreachable`."""
+        self._leave()
+        self._use(relay)
+        await self.open()
+
     def _greeted(self, greeting: messages.Greeting) -> None:
-        for channel in greeting.channels:
-            self._link.post(requests.Close(channel=channel.channel))
+        held = {channel.channel: channel for channel in greeting.channels}
+        for number, stream in list(self._streams.items()):
+            if (one := held.pop(number, None)) is None:
+                stream.fail("the connection is not there any more")
+            else:
+                stream.go_on(self._link, one)
+        for number in held:
+            self._link.post(requests.Close(channel=number))
 
     async def dial(self, port: int) -> Stream:
         """Raises `PortClosed`, `Unreachable`."""
-        return await self._stream(requests.Dial(channel=0, host="", port=port, window=WINDOW), "ECONNREFUSED")
+        stream = await self._stream(requests.Dial(channel=0, host="", port=port, window=WINDOW), "ECONNREFUSED")
+        if stream.lives:
+            self._streams[stream.number] = stream
+            stream.wait_with(self._wake, lambda: self._streams.pop(stream.number, None))
+        return stream
 
     async def _stream(self, request: requests.Dial | requests.Accept, nobody: str) -> Stream:
         """Of a request, whose channel is chosen here. `nobody`: the code that says that there is nothing to be connected with."""
@@ -126,105 +155,19 @@ class Guest:
         """What waited is sent."""
         self._link.speak()
 
-    def close(self) -> None:
-        """Leave the link and its streams."""
+    def close(self, why: str) -> None:
+        """Leave the link and end its connections: the sandbox does not come back."""
+        self._leave()
+        for stream in list(self._streams.values()):
+            stream.fail(why)
+
+    def _leave(self) -> None:
         self._link.close()
         self._socket.close()
 
     def _end(self) -> None:
         self._link.settle()
         self._on_lost()
-
-
-class Stream:
-    """A connection to a port inside, as a `Duplex`."""
-
-    def __init__(self, link: Link, number: int) -> None:
-        self._pieces: deque[bytes | bytearray] = deque()
-        self._taken = 0
-        self._open = True
-        self._broken: str | None = None
-        self._settled = False
-        self._changed = Notice()
-        self._channel = Channel(link, number, self, receivers={1: Receiver(WINDOW)}, sender=Sender(WINDOW))
-
-    # From the link
-
-    def on_data(self, _stream: int, payload: memoryview, /) -> None:
-        last = self._pieces[-1] if self._pieces else None
-        # A guest that sends single bytes must not cost an object for each.
-        if isinstance(last, bytearray) and len(last) + len(payload) <= _JOINED:
-            last += payload
-        elif payload:
-            self._pieces.append(bytearray(payload) if len(payload) < _SMALL else bytes(payload))
-        self._changed.set()
-
-    def on_event(self, event: Event) -> None:
-        if not isinstance(event, messages.Closed):
-            raise ProtocolError(f"`{type(event).__name__}` about a relayed connection")
-        self._settled = True
-        if event.error is not None:
-            self._fail(event.error.message or event.error.code)
-        self._changed.set()
-
-    def on_end(self, error: CorralError, /) -> None:
-        self._fail(error.message)
-
-    def _fail(self, why: str) -> None:
-        self._broken = self._broken or why
-        self._changed.set()
-
-    # For us
-
-    @property
-    def _ended(self) -> bool:
-        return self._channel.receivers[1].finished
-
-    @property
-    def spent(self) -> bool:
-        return not self._open or self._ended or self._broken is not None or bool(self._pieces)
-
-    async def read(self) -> bytes:
-        while not self._pieces:
-            if self._broken is not None and not self._ended:
-                raise Broken(self._broken)
-            if self._ended:
-                return b""
-            if not self._open:
-                raise Broken("the stream was closed")
-            await self._changed.wait()
-        piece = self._pieces.popleft()
-        self._taken += len(piece)
-        if self._open and self._broken is None:
-            self._channel.keep(1, self._taken)
-        return piece if isinstance(piece, bytes) else bytes(piece)
-
-    async def settled(self) -> None:
-        """Until the guest has done with it: all that was written has been taken inside, or never will be."""
-        while self._open and self._broken is None and not self._settled:
-            await self._changed.wait()
-
-    def offer(self, data: bytes) -> bool:
-        return self._open and self._broken is None and self._channel.offer(data)
-
-    async def write(self, data: bytes) -> None:
-        if not self._open or self._broken is not None:
-            raise Broken(self._broken or "the stream was closed")
-        try:
-            await self._channel.send(data)
-        except CorralError as error:
-            raise Broken(error.message) from error
-
-    def finish(self) -> None:
-        if self._open and self._broken is None:
-            self._channel.finish()
-
-    def close(self) -> None:
-        if self._open:
-            self._open = False
-            self._channel.close()
-            self._pieces.clear()
-            self._fail("the stream was closed")
 
 
 class Listener:

@@ -30,17 +30,20 @@ HUSH_PATIENCE = 2.0
 """Seconds it may take to be silent towards a sandbox."""
 RETRY = (0.1, 30.0)
 """Seconds before it is started again: the first time, and at most."""
+KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 20), (socket.TCP_KEEPCNT, 6))
+"""When the kernel asks a silent client whether it is there: websockets may be silent for days, and whoever has closed a laptop says nothing."""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Found:
-    """A sandbox, and the number of its relay link (still its owner's); None when it would have to be woken."""
+    """A sandbox, and the number of its relay link (still its owner's); None when it would have to be woken. `paused`: then what is connected goes on."""
 
     project: str
     settings: Settings
     relay: int | None
+    paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,11 @@ class Keeper:
         if sandbox in self._known:
             self._send({"op": "settings", "sandbox": sandbox, **_settings(settings)})
 
+    def back(self, sandbox: str) -> None:
+        """It runs again: what was connected before it was paused goes on."""
+        if sandbox in self._known:
+            self._send({"op": "back", "sandbox": sandbox})
+
     def gone(self, sandbox: str) -> None:
         """Its connections end."""
         if sandbox in self._known:
@@ -217,7 +225,8 @@ class Keeper:
         match await self._knowledge.find(sandbox, people=bool(question["people"]), wake=bool(question["wake"])):
             case Found() as found:
                 self._known.add(sandbox)
-                self._send({"a": number, "project": found.project, **_settings(found.settings)}, [] if found.relay is None else [found.relay])
+                answer = {"a": number, "project": found.project, "paused": found.paused, **_settings(found.settings)}
+                self._send(answer, [] if found.relay is None else [found.relay])
             case Refused() as refused:
                 self._send({"a": number, "refuse": vars(refused)})
 
@@ -341,6 +350,10 @@ def _bound(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # What is accepted has it from the listener.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE:
+            listener.setsockopt(socket.IPPROTO_TCP, option, value)
         listener.bind(address)
     except BaseException:
         listener.close()

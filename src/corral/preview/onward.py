@@ -15,6 +15,7 @@ HOP = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"proxy-auth
 """Headers of one connection (RFC 9110, 7.6.1)."""
 FORWARDED = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-prefix", b"x-real-ip"})
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"host"})
+_ADDRESS = re.compile(rb"(https?)://([^/?#]*)(.*)\Z", re.IGNORECASE)
 _DOMAIN = re.compile(rb";[ \t]*domain[ \t]*=[^;]*", re.IGNORECASE)
 
 
@@ -67,7 +68,7 @@ def request(asked: Request, target: Target, origin: Origin, *, own: Collection[b
         if lower in dropped or lower == b"host" or access.is_ours(lower, value, own):
             continue
         if lower != b"cookie":
-            fields.append((name, value))
+            fields.append((name, access.without_link_in(value) if lower == b"referer" else value))
         elif target.by is not By.PATH and (kept := access.without_cookie(value)):
             # Where all sandboxes have one origin, cookies are another one's as likely as not.
             fields.append((name, kept))
@@ -92,8 +93,8 @@ def to_server(asked: Request, target: Target, origin: Origin) -> bytes:
     return head.encode(_line(asked, asked.target), [*fields, *_connection(asked)])
 
 
-def response(answer: Response, target: Target, *, minor: int, persists: bool) -> bytes:
-    """A guest's head for the client."""
+def response(answer: Response, target: Target, asked: Request, *, host: str | None, secure: bool, persists: bool) -> bytes:
+    """A guest's head for the client that has asked. `host`: what the guest was told as Host instead of the client's; `secure`: whether the client speaks TLS."""
     dropped = _dropped(answer) | {b"alt-svc"}
     fields: list[tuple[bytes, bytes]] = []
     for name, value in answer.fields:
@@ -103,8 +104,8 @@ def response(answer: Response, target: Target, *, minor: int, persists: bool) ->
         if lower == b"set-cookie":
             # Set for the whole domain, it would be sent to the other sandboxes.
             fields.append((name, _DOMAIN.sub(b"", value)))
-        elif lower == b"location" and target.base and value.startswith(b"/") and not value.startswith(b"//"):
-            fields.append((name, target.base + value))
+        elif lower == b"location":
+            fields.append((name, _location(value, target.base, asked.host, host, secure=secure)))
         else:
             fields.append((name, value))
     if target.by is By.PATH:
@@ -112,9 +113,30 @@ def response(answer: Response, target: Target, *, minor: int, persists: bool) ->
         fields.append((b"Content-Security-Policy", b"sandbox allow-scripts allow-forms allow-popups allow-modals allow-downloads"))
     if answer.status == 101:
         fields += [(b"Connection", b"Upgrade"), *((b"Upgrade", value) for value in answer.names.get(b"upgrade", ()))]
-    elif answer.status >= 200 and (not persists or minor == 0):
+    elif answer.status >= 200 and (not persists or asked.minor == 0):
         fields.append((b"Connection", b"keep-alive" if persists else b"close"))
     return head.encode(b"HTTP/1.1 %d %s" % (answer.status, answer.reason), fields)
+
+
+def _location(value: bytes, base: bytes, outside: bytes, host: str | None, *, secure: bool) -> bytes:
+    """Where a guest sends a client, as the client gets there: what the guest takes for itself is `outside`, below `base`."""
+    if value.startswith(b"/") and not value.startswith(b"//"):
+        return _below(base, value)
+    found = _ADDRESS.match(value)
+    if found is None or _plain(found[1], found[2]) not in {_plain(found[1], name) for name in (outside, *([] if host is None else [host.encode("latin-1")]))}:
+        return value
+    scheme = b"https" if secure else b"http" if host is not None else found[1]
+    return scheme + b"://" + outside + _below(base, found[3])
+
+
+def _below(base: bytes, path: bytes) -> bytes:
+    """A guest may know what it is below, from X-Forwarded-Prefix."""
+    return path if base and (path == base or path.startswith(base + b"/")) else base + path
+
+
+def _plain(scheme: bytes, authority: bytes) -> bytes:
+    """Without the port that the scheme means."""
+    return authority.lower().removesuffix(b":443" if scheme.lower() == b"https" else b":80")
 
 
 def from_server(answer: Response, *, minor: int, persists: bool) -> bytes:

@@ -87,6 +87,9 @@ class Process:
                 return
             case "settings":
                 self._boxes.change(message["sandbox"], message)
+                self._proxy.look_again(message["sandbox"])
+            case "back":
+                self._boxes.back(message["sandbox"])
             case "drop":
                 self._boxes.drop(message["sandbox"])
             case "hush":
@@ -94,7 +97,7 @@ class Process:
             case "speak":
                 self._boxes.speak(message["sandbox"])
             case "keys":
-                self._proxy.forget_keys()
+                self._proxy.look_again()
             case "stop":
                 self.stopped.set()
             case _:

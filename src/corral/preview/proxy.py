@@ -58,6 +58,7 @@ class Proxy:
         self._boxes = boxes
         self._keys: dict[tuple[str, str], bool] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._clients: set[_Client] = set()
         self._door = ("", 0)
         self.front = False
         self.table = Table(())
@@ -70,8 +71,15 @@ class Proxy:
         self._own, self._tokens = table.own_headers(), table.token_headers()
 
     def forget_keys(self) -> None:
-        """One was revoked: each is asked for again."""
+        """Each is asked for again."""
         self._keys.clear()
+
+    def look_again(self, sandbox: str | None = None) -> None:
+        """Who may see its ports has changed; None: a key was revoked. What is under way, as websockets and tunnels are for long, ends where it would not begin now."""
+        if sandbox is None:
+            self.forget_keys()
+        for client in self._clients:
+            client.look_again(sandbox)
 
     def accept(self, connection: Connection) -> None:
         if len(self._tasks) >= CONNECTIONS:
@@ -83,6 +91,7 @@ class Proxy:
 
     async def _serve(self, connection: Connection) -> None:
         client = _Client(self, connection)
+        self._clients.add(client)
         try:
             await client.serve()
         except Truncated:
@@ -90,6 +99,7 @@ class Proxy:
         except Broken:
             pass
         finally:
+            self._clients.discard(client)
             client.leave()
             connection.close()
 
@@ -108,6 +118,15 @@ class Proxy:
             hint = "create a sandbox with this one among its `ports`, or without `ports`"
             raise Refusal(403, "forbidden", f"the sandbox {box.id} does not show port {target.port}", hint, title="This port is not shown")
         return await self._boxes.wake(box.id, people=_is_people(asked)) if isinstance(box, Asleep) else box, link
+
+    async def still_admitted(self, asked: Request, target: Target, box: Box, let_in: float) -> bool:
+        """Whether who was let in then would be now; a link or cookie that has run out since then has not been taken back."""
+        given = access.credentials(asked, self._tokens, target.by)
+        verdict = access.decide(given, box.settings, target, asked, now=let_in)
+        try:
+            return verdict in (Verdict.ALLOWED, Verdict.TO_COOKIE) or (given.key is not None and await self._key_opens(given.key, box))
+        except Refusal:
+            return True  # there is no server just now, and so nobody who would have taken it back
 
     async def _admit(self, asked: Request, target: Target, box: Box | Asleep) -> access.Signed | None:
         given = access.credentials(asked, self._tokens, target.by)
@@ -180,11 +199,25 @@ class _Client:
         self._far: Far | None = None
         self._origin = Origin(connection.peer, connection.secure)
         """Of the request that is being answered."""
+        self._serving: tuple[Request, Target, Box, float] | None = None
+        """That request and who answers it, and when it was let in."""
+        self._task = asyncio.current_task()
+        self._looking: asyncio.Task[None] | None = None
 
     def leave(self) -> None:
         if self._far is not None:
             self._far.close()
             self._far = None
+
+    def look_again(self, sandbox: str | None) -> None:
+        """Who may see a sandbox's ports, or whatever is behind a key, has changed."""
+        if self._serving is not None and sandbox in (None, self._serving[2].id):
+            self._looking = asyncio.get_running_loop().create_task(self._look_again(self._serving))
+
+    async def _look_again(self, serving: tuple[Request, Target, Box, float]) -> None:
+        if not await self._proxy.still_admitted(*serving) and self._serving is serving and self._task is not None:
+            self._connection.abort()
+            self._task.cancel()
 
     async def serve(self) -> None:
         first = True
@@ -233,6 +266,8 @@ class _Client:
                 location = (b"/" + path.lstrip(b"/")) + (b"" if query is None else b"?" + query)
                 await self._side.write(answers.redirect(location, [(b"Set-Cookie", cookie)], close=close))
                 return not close
+            if box is not None:
+                self._serving = (asked, target, box, time.time())
             if box is not None and target.tunnel:
                 await tunnel.serve(asked, self._side, box, target)
                 return False
@@ -241,6 +276,8 @@ class _Client:
             await self._side.write(answers.encode(answers.of_bad_head(error), asked, close=close))
         except Refusal as refusal:
             await self._side.write(answers.encode(refusal, asked, close=close))
+        finally:
+            self._serving = None
         return not close
 
     async def _pass(self, asked: Request, target: Target, box: Box | None) -> bool:
@@ -274,7 +311,8 @@ class _Client:
             waits.end()
             if box is None:
                 return onward.from_server(answer, minor=asked.minor, persists=persists)
-            return onward.response(answer, target, minor=asked.minor, persists=persists)
+            host, secure = box.settings.host(target.port), self._origin.secure
+            return onward.response(answer, target, asked, host=host, secure=secure, persists=persists)
 
         used: Callable[[], None] = _nothing if box is None else box.used
         waits = _Waiting(box)

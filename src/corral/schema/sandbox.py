@@ -187,6 +187,7 @@ class Sandbox(Answer):
     ports: list[int] | None = Field(None, description="the only ports that previews and tunnels lead to; null: any")
     public_ports: PublicPorts = Field(default_factory=list[int], description="ports whose previews need no key")
     on_request: Literal["resume", "start"] = Field("resume", description="whether a request to a preview starts it when it is stopped")
+    held_until: datetime | None = Field(None, description="the last hold keeps it awake until then")
 
 
 class SandboxPage(Answer):

@@ -21,6 +21,10 @@ from corral.sdk.websocket import Closed, WebSocket
 
 PROTOCOL = "corral-tcp"
 CONNECT_SECONDS = 30.0
+AWAY_SECONDS = 15.0
+"""For so long it is tried again while there is no edge: it may be on its way back."""
+RETRY = (0.05, 1.0)
+"""Seconds between two tries, at first and at most."""
 HEAD = 64 << 10
 PIECE = 256 << 10
 BROKEN = (OSError, TimeoutError, Lost, asyncio.IncompleteReadError, asyncio.LimitOverrunError)
@@ -59,18 +63,24 @@ class Route:
         return Route(f"{self._url}/{path}", self._headers, dial=self._dial)
 
     async def connect(self) -> Connected:
-        """One connection. Raises what the edge refuses it with, `Unavailable` when there is none."""
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                reader, writer = await asyncio.open_connection(*self._at, limit=PIECE, ssl=self._tls, server_hostname=self._name if self._tls else None)
-        except (OSError, TimeoutError) as error:
-            raise broken(error) from None
+        """One connection. Raises what the edge refuses it with, `Unavailable` when there is none, also not a while later."""
+        loop = asyncio.get_running_loop()
+        until, pause = loop.time() + AWAY_SECONDS, RETRY[0]
+        while True:
+            try:
+                return await self._connect()
+            except BROKEN as error:
+                if not _away(error) or loop.time() >= until:
+                    raise broken(error) from None
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, RETRY[1])
+
+    async def _connect(self) -> Connected:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            reader, writer = await asyncio.open_connection(*self._at, limit=PIECE, ssl=self._tls, server_hostname=self._name if self._tls else None)
         try:
             async with asyncio.timeout(CONNECT_SECONDS * 2):
                 return Connected(await self._open(reader, writer), reader, writer)
-        except BROKEN as error:
-            writer.close()
-            raise broken(error) from None
         except BaseException:
             writer.close()
             raise
@@ -223,6 +233,13 @@ class Forward:
                 writer.transport.abort()
             else:
                 writer.close()
+
+
+def _away(error: BaseException) -> bool:
+    """Whether there was no edge that could have said anything."""
+    if isinstance(error, asyncio.IncompleteReadError):
+        return not error.partial
+    return isinstance(error, OSError) and not isinstance(error, TimeoutError | socket.gaierror | ssl.SSLError)
 
 
 def broken(error: BaseException) -> Unavailable:
