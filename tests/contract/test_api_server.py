@@ -71,8 +71,8 @@ def test_listening_ports_are_told(api: Api) -> None:
     box = api.create()
     with api.events("GET", "/v1/events", params={"sandbox": box["id"], "kind": "port.opened", "follow": True}) as events:
         api.ok("POST", f"/v1/sandboxes/{box['id']}/processes", status=201, json={"command": "nc -l -p 8000"})
-        assert data(next(events))["data"]["port"] == 8000
-    assert [one["port"] for one in api.ok("GET", f"/v1/sandboxes/{box['id']}/ports")["ports"]] == [8000]
+        assert data(next(events))["data"] == {"port": 8000, "process": "nc"}
+    assert [(one["port"], one["process"]) for one in api.ok("GET", f"/v1/sandboxes/{box['id']}/ports")["ports"]] == [(8000, "nc")]
     api.delete(box["id"])
 
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from corral import Client, Sandbox
+from corral import Client, Image, Sandbox
 from corral.errors import InvalidArgument, NotFound
 from corral.schema.service import Service, ServiceState
 from harness import web
@@ -268,3 +268,73 @@ def test_whoever_asks_for_those_of_a_paused_sandbox_resumes_it(sandbox: Sandbox)
     sandbox.pause()
     assert sandbox.services.start("web").process == before.process
     assert eventually(sandbox, is_ready(sandbox, "web")).process == before.process
+
+
+def test_they_run_as_they_were_asked_to_and_what_becomes_of_them_is_told(client: Client) -> None:
+    with client.sandboxes.create("base") as box:
+        told = "echo $GREETING $(id -un) $(pwd); exec sleep 1000"
+        box.services.set("root", told, env={"GREETING": "hello there"}, cwd="/var/tmp", user="root", ready={"command": "test -d /var/tmp"})
+        box.services.set("own", ["/bin/sh", "-c", told])
+        box.services.set("short", "exit 3", restart="never")
+        for name, words in (("root", "hello there root /var/tmp\n"), ("own", "user /home/user\n")):
+            service = eventually(box, is_ready(box, name))
+            assert service.process is not None
+            assert box.process(service.process).stdout.readline() == words
+        assert failed(box, "short").exit_code == 3
+        box.services.stop("own")
+        happened = [(event.kind, event.data["service"]) for event in box.events() if event.kind.startswith("service.")]
+        assert sorted(happened) == [("service.exited", "short"), ("service.ready", "own"), ("service.ready", "root"), ("service.stopped", "own")]
+
+
+PROBES = {
+    "port": ("exec nc -l -p 8000", {"port": 8000}),
+    "url": ("mkdir /w; echo hi >/w/index.html; exec httpd -f -p 8001 -h /w", {"url": "http://127.0.0.1:8001/"}),
+    "file": ("touch /up; exec sleep 1000", {"file": "/up"}),
+    "process": ("exec nc -l -p 8002", {"process": "nc"}),
+    "command": ("echo 1 >/up; exec sleep 1000", {"command": "test -s /up"}),
+}
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_one_is_ready_when_its_probe_says_so(sandbox: Sandbox, probe: str) -> None:
+    command, ready = PROBES[probe]
+    sandbox.services.set("web", f"until test -e /go; do sleep 0.05; done; {command}", ready=ready)
+    sandbox.services.set("after", "exec sleep 1000", needs=["web"])
+    pass_time(sandbox)
+    assert (sandbox.services.get("web").state, sandbox.services.get("after").state) == (ServiceState.STARTING, ServiceState.NEEDS)
+    sandbox.files.write("/go", b"")
+    eventually(sandbox, is_ready(sandbox, "after"))
+    assert sandbox.services.get("web").state is ServiceState.READY
+
+
+def test_those_of_an_image_are_begun_in_order_in_what_is_made_from_it(client: Client) -> None:
+    services = {
+        "db": '{"command": "sleep 0.2; echo db >>/began; touch /up; exec sleep 1000", "ready": {"file": "/up"}}',
+        "web": '{"command": "echo web >>/began; exec sleep 1000", "needs": ["db"]}',
+        "off": '{"command": "echo off >>/began; exec sleep 1000", "enabled": false}',
+    }
+    image = Image.named("tiny").run("mkdir -p /etc/corral/services")
+    for name, text in services.items():
+        image = image.run(f"echo '{text}' >/etc/corral/services/{name}.json")
+    with client.sandboxes.create(image.build(client=client).id) as box:
+        # Nobody has asked for its services.
+        eventually(box, lambda: tagged(box, "web") or None)
+        assert box.files.read_text("/began") == "db\nweb\n"
+        assert {one.name: one.state for one in box.services.list()}["off"] is ServiceState.STOPPED
+
+
+def test_those_of_one_that_was_resumed_or_forked_are_looked_after(client: Client, sandbox: Sandbox) -> None:
+    sandbox.services.set("web", "exec sleep 1000")
+    before = eventually(sandbox, is_ready(sandbox, "web"))
+    sandbox.pause()
+    sandbox.resume()
+    # Nobody asks for services here, which would have them looked after.
+    [runs] = tagged(sandbox, "web")
+    assert runs == before.process
+    sandbox.process(runs).kill()
+    eventually(sandbox, lambda: [id for id in tagged(sandbox, "web") if id != runs] or None)
+    [child] = sandbox.fork(1)
+    with child:
+        [theirs] = tagged(child, "web")
+        child.process(theirs).kill()
+        eventually(child, lambda: [id for id in tagged(child, "web") if id != theirs] or None)

@@ -248,6 +248,48 @@ def test_ports_of_the_sandbox_are_forwarded_and_nothing_else(here: Here) -> None
     assert b"forwarding failed" in reverse.stderr
 
 
+INSTALL = """
+mkdir -p ~/.editor && cat >~/.editor/server.py <<'EOF'
+%s
+EOF
+if ! kill -0 $(cat ~/.editor/pid 2>/dev/null) 2>/dev/null; then
+    nohup setsid python3 ~/.editor/server.py editor 43210 >~/.editor/log 2>&1 </dev/null &
+    echo $! >~/.editor/pid
+fi
+until grep -q listening ~/.editor/log 2>/dev/null; do sleep 0.05; done
+echo "listeningOn==43210=="
+"""
+
+
+def test_an_editor_of_another_machine_installs_its_server_and_finds_it_again(here: Here) -> None:
+    """What Visual Studio Code's Remote-SSH does: a script on the input of a shell that starts a server which outlives it, reached through a SOCKS proxy of ssh, again and again."""
+    peers: list[int] = []
+    for _ in range(2):
+        local = free_port()
+        with subprocess.Popen(
+            ["ssh", "-T", "-D", str(local), "-o", "ExitOnForwardFailure=yes", *here.key, here.at(), "sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as session:
+            try:
+                assert session.stdin is not None
+                assert session.stdout is not None
+                session.stdin.write((INSTALL % web.SERVER).encode())
+                session.stdin.flush()
+                assert session.stdout.readline() == b"listeningOn==43210==\n"
+                with web.wire(local) as line:
+                    line.say(b"\x05\x01\x00")
+                    assert line.some(2) == b"\x05\x00"
+                    line.say(b"\x05\x01\x00\x03\x09127.0.0.1" + (43210).to_bytes(2, "big"))
+                    assert line.some(10)[:2] == b"\x05\x00"
+                    assert line.ask("GET", "/", "localhost", "Connection: Upgrade", "Upgrade: websocket").status == 101
+                    line.say(b"hello")
+                    assert line.some(5) == b"hello"
+                peers.append(int(here.ssh("cat .editor/pid").stdout))
+            finally:
+                session.kill()
+                session.communicate()
+    assert peers[0] == peers[1], "the server ended with the session that had started it"
+
+
 def test_who_may_come_in(here: Here, client: Client, server: Server) -> None:
     reader = client.keys.create("reader", role=Role.READER)
     elsewhere = client.projects.create(f"p-{uuid.uuid4().hex[:12]}").name
