@@ -2,6 +2,8 @@
 
 open     lock → disk key → store → keys → listen → node (adopts what lives) → preview process → ready
 close    no new requests → streams end → requests end → watch ends → preview process → node → store → disk key, if nothing lives on → lock
+
+It is long since all parts are put together here, and nothing else is done.
 """
 
 from __future__ import annotations

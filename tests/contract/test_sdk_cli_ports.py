@@ -128,6 +128,7 @@ def test_a_server_out_here_has_a_name_inside_until_ctrl_c_or_the_end_of_the_sand
             box.pause()
             code, said = running.end()
             assert (code, len(said.splitlines())) == (1, 1)
+            box.resume()
         finally:
             listener.shutdown()
             serving.join()
