@@ -505,9 +505,9 @@ def test_a_template_is_built_tagged_and_used(client: E2B) -> None:
     wanted = client.Template().from_template("base").run_cmd("echo made > made.txt").set_envs({"FLAVOR": "sweet"})
     built = client.Template.build(wanted, "e2b-made:one", cpu_count=1, memory_mb=256)
     assert client.Template.exists("e2b-made")
-    assert client.Template.assign_tags("e2b-made:one", "stable").tags == ["stable"]
+    assert client.Template.assign_tags("e2b-made:one", ["stable", "latest"]).tags == ["stable", "latest"]
     assert client.Template.exists("default/e2b-made:stable"), "with the project before it"
-    assert {tag.tag for tag in client.Template.get_tags("default/e2b-made")} == {"one", "stable"}
+    assert {tag.tag for tag in client.Template.get_tags("default/e2b-made")} == {"one", "stable", "default"}
     box = client.Sandbox.create("e2b-made:stable")
     assert box.commands.run("cat made.txt; echo $FLAVOR").stdout == "made\nsweet\n"
     assert (box.get_info().memory_mb, box.get_info().template_id) == (256, built.template_id)

@@ -118,7 +118,7 @@ async def assign(call: Call) -> Response:
     if not wanted.tags:
         raise Refused(400, "At least one tag is required")
     name, (tag, *_) = names_of(wanted.target, [], call.actor.project)
-    given = {_shown_tag(native): native for one in wanted.tags if (native := _tag(one))}
+    given = {one.rpartition(":")[2].strip().lower(): _tag(one) for one in wanted.tags}  # told by the words that were used
     found = _find(call, _own(name)).tags.get(tag)
     if found is None:
         raise Refused(404, f"Template '{wanted.target[:200]}' with tag '{_shown_tag(tag)}' not found")
