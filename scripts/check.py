@@ -65,6 +65,8 @@ OTHERS = {
     "ssh": "openssh-client",
     "sftp": "openssh-client",
     "rsync": "rsync",
+    "certutil": "libnss3-tools",
+    "update-ca-certificates": "ca-certificates",
 }
 """Other people's programs that tests hold ours against, and the packages they are in."""
 
