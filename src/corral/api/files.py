@@ -71,7 +71,7 @@ async def send(request: Request, services: Services, files: Readable, at: schema
     wanted = parse_range(request.headers.get("range"))
     if wanted is not None and wanted.last is not None and wanted.first is None:
         # Of the last bytes the beginning is known only with the size.
-        size = (await files.stat(at, follow=True)).size
+        size = await files.size(at)
         wanted = Range(max(0, size - wanted.last), None)
     offset = 0 if wanted is None or wanted.first is None else wanted.first
     length = None if wanted is None or wanted.last is None else wanted.last - offset + 1

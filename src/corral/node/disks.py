@@ -294,11 +294,7 @@ class PoolDisks:
     def _write_out(self, id: str) -> None:
         self._write_back(id)
         # And out of the pool, which may be a file itself.
-        image = os.open(self._image(id), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(image)
-        finally:
-            os.close(image)
+        syscalls.sync(self._image(id))
 
     def _replace(self, id: str, source: Path) -> None:
         # Whoever still has the old one (see `_unmount`) keeps a file without a name.

@@ -51,6 +51,10 @@ class Files:
         path = self._place(at)
         return entry((await self._ask(requests.Stat(path=path, follow=follow), messages.HasEntry, path)).entry)
 
+    async def size(self, at: At) -> int:
+        """Bytes of the file that is there, also behind symbolic links. Raises `FileNotFound`."""
+        return (await self.stat(at, follow=True)).size
+
     async def exists(self, at: At) -> bool:
         """Whether there is something, behind symbolic links."""
         path = self._place(at)

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ import structlog
 
 from corral.errors import SetupError
 from corral.ids import is_id
+from corral.node import syscalls
 from corral.node.place import OnDisk, Place
 from corral.node.urpc import Sentry
 from corral.places import Places
@@ -128,13 +128,13 @@ class Memories:
         document = place / _DOCUMENT
         document.write_text(json.dumps({"version": VERSION, **asdict(saved)}, indent=2))
         for path in place.rglob("*"):
-            _sync(path)
-        _sync(place)
+            syscalls.sync(path)
+        syscalls.sync(place)
 
     def settle(self, saved: Saved) -> None:
         """Take what `write_out` made safe as what it is. By then the disk that belongs to it is safe as well, since a power cut may leave what is on either side of this."""
         (self._directory / f"{_NEW}{saved.id}").rename(self._directory / saved.id)
-        _sync(self._directory)
+        syscalls.sync(self._directory)
         self._known[saved.id] = saved
 
     def give_up(self, id: str) -> None:
@@ -171,11 +171,3 @@ def _read(place: Path) -> Saved | None:
         raise SetupError(f"the memory {place} is of format {version}, this server knows {VERSION}", hint="start the version of Corral that wrote it")
     needs = document.pop("needs")
     return Saved(**document, needs=Needs(needs["runsc"], needs["agent"], tuple(needs["cpu"])))
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

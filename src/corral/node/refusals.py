@@ -68,15 +68,22 @@ def shown(name: bytes) -> str:
     return text if len(text) <= 200 else f"{text[:120]}…({len(name)} bytes)"
 
 
+def about_file(code: str, path: bytes) -> CorralError | None:
+    """What an errno's name means of a file; None when it is none of those that a caller can do something about."""
+    if (known := _FILE.get(code)) is None:
+        return None
+    kind, what, hint = known
+    return kind(f"`{shown(path)}` {what}", hint=hint, details={"errno": code})
+
+
 def refusal(problem: Problem, path: bytes | None = None) -> CorralError:
     """The error of a request about `path` (or about what the agent says)."""
     about = problem.path if problem.path is not None else path
     details = {"errno": problem.code}
-    if about is not None and (known := _FILE.get(problem.code)):
-        kind, what, hint = known
-        return kind(f"`{shown(about)}` {what}", hint=hint, details=details)
+    if about is not None and (told := about_file(problem.code, about)):
+        return told
     if known := _FILE.get(problem.code):
-        kind, what, hint = known
+        kind, _, hint = known
         return kind(f"the sandbox answers: {problem.message or problem.code}", hint=hint, details=details)
     if problem.code in _ANY:
         kind, hint = _ANY[problem.code]

@@ -182,7 +182,7 @@ class Snapshots:
             # The image goes with it: the pool's log is in the order of the changes.
             os.fsync(file.fileno())
         fresh.rename(document)
-        _sync(self._directory)
+        syscalls.sync(self._directory)
 
     def _delete(self, id: str) -> None:
         image = self.image_of(id)
@@ -228,11 +228,3 @@ def _decode(document: Mapping[str, Any]) -> StoredSnapshot:
         warm=None if warm is None else Warm(**warm),
     )
     return StoredSnapshot(spec, document["sandbox"], document["parent"], document["disk"], document["size"], document["created"])
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -155,6 +155,15 @@ def syncfs(fd: int) -> None:
     _check(_libc.syncfs(fd))
 
 
+def sync(path: StrPath) -> None:
+    """What a file or a directory has is safe, even from a power cut, when this returns."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def freeze(fd: int) -> None:
     """Stop writers of the file system that holds `fd` after writing everything out (FIFREEZE). Always pair with `thaw`."""
     fcntl.ioctl(fd, _FIFREEZE, 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
@@ -11,6 +10,7 @@ from corral.errors import CorralError, Unavailable
 from corral.node.channel import Channel
 from corral.node.link import Link, RequestFailed, again
 from corral.node.notice import Notice
+from corral.node.pieces import Pieces
 from corral.node.refusals import refusal
 from corral.wire import messages, requests
 from corral.wire.channel import Receiver, Sender
@@ -24,8 +24,6 @@ STALL_TIMEOUT = 60.0
 FINISH_TIMEOUT = 600.0
 """Seconds a guest may take to put a complete upload in its place."""
 _PIECE = 1 << 20
-_SMALL = 4096
-_JOINED = 65_536
 
 T = TypeVar("T")
 
@@ -163,16 +161,11 @@ class Download(Transfer):
 
     def __init__(self, link: Link, number: int, path: bytes) -> None:
         super().__init__(link, number, path, receivers={1: Receiver(WINDOW)}, sender=None)
-        self._pieces: deque[bytes | bytearray] = deque()
+        self._pieces = Pieces()
         self._taken = 0
 
     def on_data(self, _stream: int, payload: memoryview, /) -> None:
-        last = self._pieces[-1] if self._pieces else None
-        # A guest that sends single bytes must not cost an object for each.
-        if isinstance(last, bytearray) and len(last) + len(payload) <= _JOINED:
-            last += payload
-        elif payload:
-            self._pieces.append(bytearray(payload) if len(payload) < _SMALL else bytes(payload))
+        self._pieces.put(payload)
         self._changed.set()
 
     def __aiter__(self) -> Download:
@@ -191,12 +184,12 @@ class Download(Transfer):
             except BaseException:
                 self.close()
                 raise
-        piece = self._pieces.popleft()
+        piece = self._pieces.take()
         self._taken += len(piece)
         if self._open:
             self._link.on_activity()
             self.channel.keep(1, self._taken)
-        return piece if isinstance(piece, bytes) else bytes(piece)
+        return piece
 
     async def aclose(self) -> None:
         self._pieces.clear()

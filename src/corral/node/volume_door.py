@@ -11,19 +11,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import TypeVar
 
-from corral.errors import (
-    AccessDenied,
-    Conflict,
-    CorralError,
-    DiskFull,
-    FileExists,
-    FileNotFound,
-    InvalidArgument,
-    IsADirectory,
-    NotADirectory,
-    TooLarge,
-)
+from corral.errors import CorralError, DiskFull, FileNotFound, InvalidArgument, TooLarge
 from corral.node import entries
+from corral.node.refusals import about_file, shown
 from corral.node.start import encoded
 from corral.node.volume_files import Owner, VolumeEntry, VolumeFiles
 from corral.schema import file as schema
@@ -37,6 +27,7 @@ Opened = Callable[[], AbstractAsyncContextManager[VolumeFiles]]
 
 PIECE = 256 << 10
 _MOST_ID = (1 << 32) - 2
+_BY_HAND: dict[type[OSError], str] = {IsADirectoryError: "EISDIR", FileExistsError: "EEXIST", FileNotFoundError: "ENOENT"}
 _KINDS: tuple[tuple[Callable[[int], bool], Kind], ...] = (
     (stat.S_ISREG, Kind.FILE),
     (stat.S_ISDIR, Kind.DIRECTORY),
@@ -78,10 +69,14 @@ class VolumeDoor:
     def __init__(self, opened: Opened) -> None:
         self._opened = opened
 
-    async def stat(self, at: schema.At, *, follow: bool = False) -> schema.Entry:  # noqa: ARG002 - as of a sandbox' files; a link is never followed
+    async def stat(self, at: schema.At) -> schema.Entry:
         """What is there. Raises `FileNotFound`."""
         path = _path(at)
         return _entry(await self._do(path, lambda files: files.info(path)))
+
+    async def size(self, at: schema.At) -> int:
+        """Bytes. Raises `FileNotFound`."""
+        return (await self.stat(at)).size
 
     async def exists(self, at: schema.At) -> bool:
         with suppress(FileNotFound):
@@ -159,28 +154,17 @@ async def _asked(path: str, doing: Awaitable[T]) -> T:
 
 
 def _refusal(path: str, error: OSError) -> CorralError:
-    shown = entries.text(os.fsencode(path))[:200]
-    kinds: dict[int | None, tuple[type[CorralError], str, str | None]] = {
-        errno.EEXIST: (FileExists, "exists already", "pass exclusive=false to replace a file"),
-        errno.ENOTEMPTY: (Conflict, "is a directory that is not empty", "pass recursive=true to remove it with everything in it"),
-        errno.ENOTDIR: (NotADirectory, "is not a directory, or a part of it is not", None),
-        errno.ENOSPC: (DiskFull, "can't be written: the volume is full", "remove files, or make a larger volume"),
-        errno.ENAMETOOLONG: (InvalidArgument, "is too long", "a path has at most 4095 bytes, each name in it 255"),
-        errno.EACCES: (AccessDenied, "may not be used", None),
-        errno.EPERM: (AccessDenied, "may not be used", None),
-    }
-    links = (FileNotFound, "does not exist, or leads through a symbolic link", "links are not followed here: name what they lead to")
-    if isinstance(error, IsADirectoryError):
-        kind, what, hint = IsADirectory, "is a directory", "list it, or name a file in it"
-    elif isinstance(error, FileExistsError):
-        kind, what, hint = kinds[errno.EEXIST]
-    elif error.errno in kinds:
-        kind, what, hint = kinds[error.errno]
-    elif isinstance(error, FileNotFoundError) or error.errno in (errno.ELOOP, errno.EXDEV):
-        kind, what, hint = links
-    else:
+    # Some are raised by hand, and have no number.
+    code = next((name for kind, name in _BY_HAND.items() if isinstance(error, kind)), errno.errorcode.get(error.errno or 0, ""))
+    raw = os.fsencode(path)
+    if code in ("ENOENT", "ELOOP", "EXDEV"):
+        hint = "links are not followed here: name what they lead to"
+        return FileNotFound(f"`{shown(raw)}` does not exist, or leads through a symbolic link", hint=hint)
+    if code == "ENOSPC":
+        return DiskFull(f"`{shown(raw)}` can't be written: the volume is full", hint="remove files, or make a larger volume")
+    if (told := about_file(code, raw)) is None:
         raise error
-    return kind(f"`{shown}` {what}", hint=hint)
+    return told
 
 
 def _path(at: schema.At) -> str:

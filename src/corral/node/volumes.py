@@ -162,7 +162,7 @@ class Volumes:
     def _create(self, id: str, mib: int) -> None:
         self._pool.new_image(self._image(id), mib, volume=True)
         for path in (self._image(id), self._images):
-            _sync(path)
+            syscalls.sync(path)
 
     def _copy(self, id: str, source: str) -> None:
         original, target, mounted = self._image(source), self._image(id), self._mounted_at(source)
@@ -174,10 +174,10 @@ class Volumes:
                 capture.capture(mounted, lambda: self._pool.copy(original, aside))
             else:
                 self._pool.copy(original, aside)
-            _sync(aside)
+            syscalls.sync(aside)
             aside.rename(target)
             # Its name too: what a power cut leaves under the other one is half made.
-            _sync(self._images)
+            syscalls.sync(self._images)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
@@ -270,12 +270,3 @@ def _hide(target: Path) -> None:
             raise
     if target.is_dir():
         target.rmdir()
-
-
-def _sync(path: Path) -> None:
-    """It is there after a power cut."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -43,7 +43,10 @@ class Unreachable(Exception):
 
 
 class Guest:
-    """One sandbox by its relay link. `on_lost` is called when that ends; connections that were dialed then wait for `come_back`, or for `close`. Who has something to say on one of them calls `wake`, which raises `Broken` when the sandbox does not come back."""
+    """One sandbox by its relay link. `on_lost` is called when that ends; connections that were dialed then wait for `come_back`, or for `close`.
+
+    Who has something to say on one of them calls `wake`, which raises `Broken` when the sandbox does not come back.
+    """
 
     def __init__(self, relay: socket.socket, on_lost: Callable[[], None], wake: Callable[[], Awaitable[None]]) -> None:
         self._on_lost = on_lost

@@ -173,6 +173,8 @@ class Keeper:
             if self._link is not None and self._link.open:
                 self._send({"op": "hush", "sandbox": sandbox})
                 await asyncio.wait([hushed], timeout=HUSH_PATIENCE)
+                if not hushed.done():
+                    log.warning("the preview process does not say that it is silent", sandbox=sandbox)
             yield
         finally:
             del self._hushing[sandbox]

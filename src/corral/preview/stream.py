@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable
 
 from corral.errors import CorralError
 from corral.node.channel import Channel
 from corral.node.link import Link
 from corral.node.notice import Notice
+from corral.node.pieces import Pieces
 from corral.preview.duplex import Broken
 from corral.wire import messages, requests
 from corral.wire.channel import Receiver, Sender
@@ -17,8 +17,6 @@ from corral.wire.messages import Event
 
 WINDOW = 512 << 10
 """Bytes of one stream that are under way at most, in each direction."""
-_SMALL = 4096
-_JOINED = 64 << 10
 
 
 class Stream:
@@ -26,7 +24,7 @@ class Stream:
 
     def __init__(self, link: Link, number: int) -> None:
         self.number = number
-        self._pieces: deque[bytes | bytearray] = deque()
+        self._pieces = Pieces()
         self._taken = 0
         self._open = True
         self._asleep = False
@@ -81,12 +79,7 @@ class Stream:
     # From the link
 
     def on_data(self, _stream: int, payload: memoryview, /) -> None:
-        last = self._pieces[-1] if self._pieces else None
-        # A guest that sends single bytes must not cost an object for each.
-        if isinstance(last, bytearray) and len(last) + len(payload) <= _JOINED:
-            last += payload
-        elif payload:
-            self._pieces.append(bytearray(payload) if len(payload) < _SMALL else bytes(payload))
+        self._pieces.put(payload)
         self._changed.set()
 
     def on_event(self, event: Event) -> None:
@@ -123,11 +116,11 @@ class Stream:
             if not self._open:
                 raise Broken("the stream was closed")
             await self._changed.wait()
-        piece = self._pieces.popleft()
+        piece = self._pieces.take()
         self._taken += len(piece)
         if self._speaks:
             self._channel.keep(1, self._taken)
-        return piece if isinstance(piece, bytes) else bytes(piece)
+        return piece
 
     async def settled(self) -> None:
         """Until the guest has done with it: all that was written has been taken inside, or never will be."""
