@@ -17,12 +17,6 @@ Make = Callable[..., Api]
 
 
 @pytest.fixture
-def admin(server: Server) -> Iterator[Api]:
-    with contextlib.closing(Api(server)) as api:
-        yield api
-
-
-@pytest.fixture
 def project(admin: Api) -> Iterator[str]:
     name = f"p-{uuid.uuid4().hex[:8]}"
     admin.ok("POST", "/v1/projects", status=201, json={"name": name})

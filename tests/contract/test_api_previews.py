@@ -19,20 +19,6 @@ from harness.web import wire
 
 
 @pytest.fixture(scope="module")
-def admin(server: Server) -> Iterator[Api]:
-    api = Api(server)
-    yield api
-    api.close()
-
-
-@pytest.fixture(scope="module")
-def site(admin: Api) -> Iterator[Site]:
-    made = serve(admin)
-    yield made
-    admin.delete(made.id)
-
-
-@pytest.fixture(scope="module")
 def other(admin: Api) -> Iterator[Site]:
     made = serve(admin)
     yield made

@@ -18,20 +18,6 @@ from harness.server import Server
 from harness.web import Wire, wire
 
 
-@pytest.fixture(scope="module")
-def admin(server: Server) -> Iterator[Api]:
-    api = Api(server)
-    yield api
-    api.close()
-
-
-@pytest.fixture(scope="module")
-def site(admin: Api) -> Iterator[Site]:
-    made = serve(admin)
-    yield made
-    admin.delete(made.id)
-
-
 def until_end(line: Wire) -> bytes:
     """What comes, until the other side ends or breaks off."""
     with contextlib.suppress(ConnectionResetError):
