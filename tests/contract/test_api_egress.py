@@ -78,7 +78,7 @@ def test_a_policy_is_shown_and_outlasts_stops_and_servers(api: Api, server: Serv
         ({"rules": [{"to": ["a.test"], "inject": {"A": "x\r\nB: y"}}]}, "characters"),
         ({"rules": [{"to": ["*"], "inject": {"A": "{{X}}"}}]}, "named domains"),
         ({"rules": [{"to": ["a.test"], "inject": {"A": "Bearer {{ GITHUB }}"}}]}, "no secret"),
-        ({"rules": [{"to": ["a.test"], "inject": {"A": "{{A-B}}"}}]}, "no secret"),
+        ({"rules": [{"to": ["a.test"], "inject": {"A": "{{A.B}}"}}]}, "no secret"),
         ({"rules": [{"to": ["10.0.0.0/8"], "http": {"methods": ["GET"]}}]}, "domains"),
         ({"rules": [{"to": ["a.test"], "action": "deny", "inject": {"A": "x"}}]}, "can't also"),
         ({"rules": [{"to": ["a.test"]}] * 257}, "too long"),
