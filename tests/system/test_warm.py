@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from corral import Client, Image, Sandbox, Snapshot, Volume
-from corral.errors import InvalidArgument, InvalidState, NotFound, SetupError, Unsupported
+from corral.errors import InvalidArgument, InvalidState, NotFound, QuotaExceeded, SetupError, Unsupported
+from corral.node import record
 from corral.node.memory import Memories
 from corral.places import Places
 from harness.server import Server
@@ -132,6 +133,34 @@ def test_what_a_template_starts_runs_already_in_its_sandboxes(server: Server) ->
         client.templates.delete(template)
         client.images.delete(built.id)
     assert set(memory.glob("sn-*")) == before
+
+
+def test_memories_are_made_one_at_a_time_and_none_for_who_has_no_room(server: Server) -> None:
+    places, word = Places(server.home), f"t-{uuid.uuid4().hex[:12]}"
+    before = set(places.memory.glob("sn-*"))
+    with Client() as admin:
+        admin.projects.create(word, max_sandboxes=1)
+        with Client(key=admin.keys.create(word, project=word).value) as client:
+            Image.named("tiny").run(f"echo {word} > /word").start("touch /tmp/ready; exec sleep 1000", ready={"file": "/tmp/ready"}, warm=True).build(
+                template=word, client=client
+            )
+            with client.sandboxes.create("tiny"):
+                for pids in range(64, 68):
+                    with pytest.raises(QuotaExceeded):
+                        client.sandboxes.create(word, pids=pids)
+            known = set(record.ids(places.boxes))
+            at_once, cold = 0, {70, 71}
+            while cold:
+                for pids in sorted(cold):
+                    with client.sandboxes.create(word, pids=pids) as box:
+                        at_once = max(at_once, len(set(record.ids(places.boxes)) - known - {box.id}))
+                        if "restore" in box.timing:
+                            cold.remove(pids)
+            assert at_once == 1
+            # Those that were refused have none, and nobody makes one for them now.
+            assert len(set(places.memory.glob("sn-*")) - before) == 2
+            client.templates.delete(word)
+        admin.projects.delete(word)
 
 
 def test_a_memory_that_cannot_be_used_is_told_and_the_sandbox_starts_cold(server: Server) -> None:

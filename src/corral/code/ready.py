@@ -48,14 +48,15 @@ class ReadyCode:
 
     def instead(self, project: str, image: ImageSpec, wanted: SandboxCreate) -> ImageSpec | None:
         """The template for a sandbox that is wanted of this image, if there is one. If there is none and could be, it is made when the caller has gone on."""
-        if project == OWN or image.name != start.IMAGE or image.warm is not None or not plain(image, wanted):
+        if project == OWN or self._most == 0 or image.name != start.IMAGE or image.warm is not None or not plain(image, wanted):
             return None
         name = _base(image) + shape(wanted)
         there = {kept.name: kept.id for kept in self._made.kept()}
         if name in there:
             return self._node.image(there[name])
-        if len({*there, *self._made.tried}) < self._most:
-            self._made.begin(name, wanted, start.IMAGE, lambda box: asyncio.gather(*(self._contexts.default(box.id, language) for language in start.WARM)))
+        self._made.begin(
+            name, wanted, start.IMAGE, lambda box: asyncio.gather(*(self._contexts.default(box.id, language) for language in start.WARM)), most=self._most
+        )
         return None
 
     def _current(self) -> str | None:

@@ -6,7 +6,7 @@ They belong to a project of the server's own, so nobody sees, counts or deletes 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 
 class Premade:
-    """Those whose names begin with `prefix`. Each is tried once in the life of a server: what fails, fails for a reason that lasts."""
+    """Those whose names begin with `prefix`, made one at a time: whoever asks for many has the machine to himself for none. What fails is not tried again by this server: its reason lasts."""
 
     def __init__(self, sandboxes: Sandboxes, snapshots: Snapshots, *, prefix: str) -> None:
         self._sandboxes = sandboxes
@@ -54,11 +54,6 @@ class Premade:
         """Nobody begins with it any more; it is removed when nothing stands on it."""
         await self._snapshots.withdraw(kept)
 
-    @property
-    def tried(self) -> Collection[str]:
-        """The names of those that were begun."""
-        return self._tried.keys()
-
     def begin(
         self,
         name: str,
@@ -69,11 +64,11 @@ class Premade:
         image_id: str | None = None,
         most: int | None = None,
     ) -> None:
-        """Make one when the caller has gone on, unless it was tried: of a sandbox of `image` and of the shape of `like`, once `ready` has got it so far. Beyond `most` the oldest go.
+        """Make one when the caller has gone on, unless it was tried or another is being made: of a sandbox of `image` and of the shape of `like`, once `ready` has got it so far. Beyond `most` the oldest go.
 
         `image_id`: one that was found already. Without a network: who gets it may have another policy than who made it.
         """
-        if name not in self._tried:
+        if name not in self._tried and all(task.done() for task in self._tried.values()):
             self._tried[name] = asyncio.get_running_loop().create_task(self._make(name, like, image, ready, image_id, most), name=f"premade {name}")
 
     async def _make(
@@ -90,6 +85,8 @@ class Premade:
                 await asyncio.shield(self._sandboxes.delete(ACTOR, record.id))
             for old in [] if most is None else self.kept()[most:]:
                 await self.withdraw(old)
+                # It may be made again, when somebody asks for it.
+                self._tried.pop(old.name or "", None)
         except Exception as error:
             log.warning("no_premade_memory", name=name, image=image, error=str(error))
         else:

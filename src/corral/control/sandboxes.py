@@ -209,11 +209,12 @@ class Sandboxes:
 
     def _plan(self, actor: Actor, wanted: SandboxCreate, facade: Mapping[str, Any], image_id: str | None) -> Record:
         image = self.node.image(image_id or self._shelf.image(actor.project, wanted.image))
+        # Before anything is made aside for it.
+        self._room(actor.project, wanted)
         image = next((sooner for ask in self.ready if (sooner := ask(actor.project, image, wanted)) is not None), image)
         if image.warm is not None and BUILD not in wanted.tags:
             wanted = fitting(wanted, image.warm)
-        self._gate.capacity().check(cpu=wanted.cpu, memory=wanted.memory, disk=wanted.disk, reserve=wanted.reserve)
-        self.quotas.check(actor.project, Use(1, wanted.cpu, wanted.memory, wanted.disk))
+            self._room(actor.project, wanted)
         id = new_id("sb")
         return Record(
             id=id,
@@ -246,6 +247,11 @@ class Sandboxes:
             reserve=wanted.reserve,
             facade=facade,
         )
+
+    def _room(self, project: str, wanted: SandboxCreate) -> None:
+        """Raises `InvalidArgument` for more than the machine has, `QuotaExceeded` for more than the project may have."""
+        self._gate.capacity().check(cpu=wanted.cpu, memory=wanted.memory, disk=wanted.disk, reserve=wanted.reserve)
+        self.quotas.check(project, Use(1, wanted.cpu, wanted.memory, wanted.disk))
 
     async def _make(self, living: Living, launch: Launch, written: Awaitable[None]) -> Timing:
         """Let the node make it, while its row is written. When either fails the sandbox has failed, with the reason."""
