@@ -23,6 +23,7 @@ from e2b import (
     FileType,
     InvalidArgumentException,
     PtySize,
+    RateLimitException,
     Sandbox,
     SandboxQuery,
     SandboxState,
@@ -242,6 +243,25 @@ def test_a_snapshot_takes_a_name_from_another_and_leaves_what_stands_on_that(box
         assert client.Sandbox.delete_snapshot(name)
 
 
+def test_what_was_made_of_a_snapshot_outlives_it(box: Sandbox, client: E2B) -> None:
+    box.files.write("/home/user/first", "kept")
+    first = box.create_snapshot()
+    child = client.Sandbox.create(first.snapshot_id)
+    second = child.create_snapshot()
+    child.kill()
+    client.Template.build(client.Template().from_template(first.snapshot_id).run_cmd("true"), "e2b-of-a-snapshot")
+    assert client.Sandbox.delete_snapshot(first.snapshot_id)
+    with pytest.raises(e2b.SandboxException, match="not found"):
+        client.Sandbox.create(first.snapshot_id)
+    for made_of_it in (second.snapshot_id, "e2b-of-a-snapshot"):
+        made = client.Sandbox.create(made_of_it)
+        try:
+            assert made.files.read("/home/user/first") == "kept"
+        finally:
+            made.kill()
+    assert client.Sandbox.delete_snapshot(second.snapshot_id)
+
+
 def test_ports_that_are_not_public_are_forbidden_without_the_token(client: E2B, server: Server) -> None:
     box = client.Sandbox.create("base", network={"allow_public_traffic": False})
     box.commands.run("python3 -m http.server 8123", background=True)
@@ -290,6 +310,23 @@ def test_a_port_wakes_a_sandbox_that_is_to_be(client: E2B, server: Server) -> No
     assert found.state is SandboxState.RUNNING
     assert (found.end_at - datetime.now(UTC)).total_seconds() > 200, "for five minutes at least"
     box.kill()
+
+
+def test_one_that_can_not_be_woken_says_why(server: Server) -> None:
+    with closing(Api(server)) as admin:
+        admin.ok("POST", "/v1/projects", status=201, json={"name": "e2b-full", "max_memory": 1000})
+        key = admin.ok("POST", "/v1/keys", status=201, json={"name": "full", "project": "e2b-full"})["value"]
+        client = E2B(api_key="e2b_" + key.removeprefix("ck_"), api_url=server.url, sandbox_url=server.url, request_timeout=GIVE_UP)
+        sleeping = client.Sandbox.create("base", lifecycle={"on_timeout": "pause", "auto_resume": True})
+        sleeping.files.write("kept", "kept")
+        sleeping.pause()
+        other = client.Sandbox.create("base")
+        with pytest.raises(RateLimitException, match="1000 MiB"):
+            sleeping.files.read("kept")
+        other.kill()
+        assert sleeping.files.read("kept") == "kept"
+        sleeping.kill()
+        admin.ok("DELETE", "/v1/projects/e2b-full", status=204)
 
 
 def test_pages_of_a_browser_may_ask(client: E2B, box: Sandbox, server: Server) -> None:
@@ -398,7 +435,7 @@ def test_volumes_and_secrets_are_made_and_used(client: E2B) -> None:
     assert client.Volume.destroy(volume.volume_id)
 
 
-def test_secrets_have_versions_and_metadata(client: E2B) -> None:
+def test_secrets_have_versions_and_metadata(client: E2B, server: Server) -> None:
     secret = client.Secret.create("OpenAI-api-key", "hush", metadata={"owner": "me"})
     assert (secret.name, secret.version, secret.metadata) == ("openai-api-key", 1, {"owner": "me"})
     assert client.Secret.update("openai-api-key", "hush hush").version == 2
@@ -410,6 +447,12 @@ def test_secrets_have_versions_and_metadata(client: E2B) -> None:
     rules = {"api.example.com": [{"transform": {"headers": {"Authorization": f"Bearer {client.Secret.fill('openai-api-key')}"}}}]}
     box = client.Sandbox.create("base", network={"rules": rules})
     box.kill()
+    with closing(Api(server)) as api:
+        # Rules mean names without upper case: those that the project has beside them are not theirs.
+        native = api.ok("POST", "/v1/secrets", status=201, json={"name": "OPENAI-API-KEY", "value": "x"})
+        assert client.Secret.update("OpenAI-API-key", "hush").version == 4
+        assert client.Secret.get_info(native["id"]).version == 1
+        assert client.Secret.destroy(native["id"])
     with pytest.raises(e2b.SecretException, match="ids of secrets"):
         client.Secret.create("sec_1", "x")
     with pytest.raises(e2b.SecretException, match="metadata"):
@@ -514,6 +557,12 @@ def test_a_template_is_built_tagged_and_used(client: E2B) -> None:
     box.kill()
     assert built.build_id
     assert not client.Template.exists("e2b-never-made")
+
+
+@pytest.mark.parametrize("user", ["1234", "nobody:nogroup"])
+def test_a_directory_is_made_for_whoever_works_in_it(client: E2B, user: str) -> None:
+    wanted = client.Template().from_template("base").set_user(user).set_workdir("/srv/app/deep").run_cmd("touch here")
+    client.Template.build(wanted, f"e2b-of-{user.partition(':')[0]}")
 
 
 def test_a_build_that_fails_is_blamed_on_the_line_that_asked_for_it(client: E2B) -> None:

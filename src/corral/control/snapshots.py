@@ -210,9 +210,9 @@ class Snapshots:
         await self._shelf.collect()
         return record
 
-    async def withdraw(self, record: SnapshotRecord) -> None:
-        """Nobody gets it any more. What stands on it keeps it until it has ended."""
-        self._hide(record, None)
+    async def withdraw(self, record: SnapshotRecord, actor: str | None = None) -> None:
+        """Nobody gets it any more. What stands on it, sandboxes or snapshots, goes on, and keeps it until it has ended."""
+        await self._hide(record, actor)
         await self._shelf.collect()
 
     async def delete_checkpoint(self, actor: Actor, sandbox: str, ref: str) -> SnapshotRecord:

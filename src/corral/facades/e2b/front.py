@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from urllib.parse import unquote
 
 from starlette.datastructures import Headers
@@ -18,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from corral.api.services import Services
 from corral.control.record import Record
 from corral.control.roles import Actor
-from corral.errors import Unauthenticated
+from corral.errors import SandboxEnded, Unauthenticated
 from corral.facades.e2b import cors, envd, interpreter
 from corral.facades.e2b.envd.desk import Desk, not_found, port_closed
 from corral.facades.e2b.ports import Ports
@@ -120,14 +121,15 @@ class E2B:
         living = self._services.sandboxes.ledger.registry.get(id)
         if living is None or living.reserved:
             return not_found(id)
-        if (living.pausing or living.record.state is State.PAUSED) and self._ports.wakes(living.record):
-            await self._ports.wake(living)
-        if living.record.state not in _RUNNING:
-            return not_found(id)
-        handler = self.ports.get(port)
-        if handler is None:
-            return port_closed(id, port)
         try:
+            if (living.pausing or living.record.state is State.PAUSED) and self._ports.wakes(living.record):
+                with suppress(SandboxEnded):
+                    await self._ports.wake(living)
+            if living.record.state not in _RUNNING:
+                return not_found(id)
+            handler = self.ports.get(port)
+            if handler is None:
+                return port_closed(id, port)
             return await handler(request, living.record)
         except Exception as error:
             return answer(error, self._services.meter)

@@ -39,6 +39,11 @@ def body(status: int, message: str, **more: Any) -> Response:
     return Response(compact({**more, "message": message, "code": status} if more else {"code": status, "message": message}), status, media_type=JSON)
 
 
+def status_of(error: CorralError) -> int:
+    """410 and 422 are unknown to the clients: an ended sandbox is one that is not there, what is not supported is a wrong request."""
+    return {410: 404, 422: 400}.get(error.status, error.status)
+
+
 def answer(error: Exception, meter: Meter) -> Response:
     """Any exception of an endpoint as E2B would have said it."""
     match error:
@@ -49,9 +54,7 @@ def answer(error: Exception, meter: Meter) -> Response:
         case _:
             known = errors.translate(error)
             meter.error(known.code)
-            # 410 and 422 are unknown to the clients: an ended sandbox is one that is not there, what is not supported is a wrong request.
-            status = {410: 404, 422: 400}.get(known.status, known.status)
-            answer = body(status, sentence(known))
-            if status == 503:
+            answer = body(status_of(known), sentence(known))
+            if known.status == 503:
                 answer.headers["Retry-After"] = "1"
             return answer

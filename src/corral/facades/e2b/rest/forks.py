@@ -11,7 +11,7 @@ from corral.control.record import Record
 from corral.control.roles import Permission
 from corral.errors import CorralError
 from corral.facades.e2b.body import Body
-from corral.facades.e2b.refusal import Refused, sentence
+from corral.facades.e2b.refusal import Refused, sentence, status_of
 from corral.facades.e2b.rest.call import Call, living, shown_access, told
 from corral.facades.e2b.rest.lives import until
 from corral.facades.e2b.rest.shown import state
@@ -37,7 +37,11 @@ async def fork(call: Call) -> Response:
 
 
 async def _shown(call: Call, made: Record | CorralError, timeout: int) -> dict[str, Any]:
-    if isinstance(made, CorralError):
-        return {"error": {"code": made.status, "message": sentence(made)}}
-    made = await call.services.sandboxes.update(call.actor, made.id, until(timeout))
-    return {"sandbox": await shown_access(call, made)}
+    try:
+        if isinstance(made, CorralError):
+            raise made
+        made = await call.services.sandboxes.update(call.actor, made.id, until(timeout))
+        return {"sandbox": await shown_access(call, made)}
+    except CorralError as error:
+        # Also of one that has ended since: the others are there all the same.
+        return {"error": {"code": status_of(error), "message": sentence(error)}}

@@ -32,7 +32,7 @@ _USER_THERE = (
 
 _DIRECTORY = (
     'd={path}; n=$d; while p=$(dirname -- "$n"); [ "$p" != "$n" ] && [ ! -d "$p" ]; do n=$p; done;'
-    ' [ -d "$d" ] || {{ mkdir -p -- "$d" && chown -R -- {user}: "$n"; }}'
+    ' [ -d "$d" ] || {{ mkdir -p -- "$d" && chown -R -- {owner} "$n"; }}'
 )
 """A working directory that is not there is made, and is the user's, with those above it that were not there either."""
 
@@ -157,7 +157,9 @@ def _step(step: Step, user: str, upload: Callable[[str], str]) -> tuple[list[dic
         case "ENV" if args and len(args) % 2 == 0:
             return [{"do": "env", "env": dict(zip(args[::2], args[1::2], strict=True))}], user
         case "WORKDIR" if args:
-            making = {"do": "run", "command": _DIRECTORY.format(path=shlex.quote(args[0]), user=shlex.quote(user)), "shell": ["/bin/sh", "-c"]}
+            # With the group that is the user's own, which chown does not know of a number.
+            owner = user if ":" in user or user.isdecimal() else f"{user}:"
+            making = {"do": "run", "command": _DIRECTORY.format(path=shlex.quote(args[0]), owner=shlex.quote(owner)), "shell": ["/bin/sh", "-c"]}
             made = [] if user == "root" else [{"do": "user", "user": "root"}, making, {"do": "user", "user": user}]
             return [*made, {"do": "workdir", "path": args[0]}], user
         case "USER" if args:

@@ -64,10 +64,10 @@ async def delete(call: Call) -> Response:
 
 
 async def _found(call: Call) -> Secret:
-    """By its id or name."""
+    """By its id or name. Names have no upper case here, as rules know them; secrets of Corral's own that differ in that alone are found by their ids."""
     ref = call.part("secret").strip()
     for secret in await call.services.secrets.all(call.actor.project):
-        if secret.id == ref or secret.name.lower() == ref.lower():
+        if secret.id == ref or secret.name == ref.lower():
             return secret
     raise Refused(404, f"secret {ref[:80]} not found")
 

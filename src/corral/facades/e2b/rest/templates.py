@@ -42,11 +42,11 @@ class Update(Body):
 
 
 async def delete(call: Call) -> Response:
-    """A template or a snapshot; sandboxes made from it go on."""
+    """A template or a snapshot; what was made from it, sandboxes and snapshots of these, goes on."""
     call.actor.require(Permission.USE)
     ref = image(call.part("template"), call.actor.project)
     try:
-        await call.services.snapshots.delete(call.actor, ref, cascade=True)
+        await call.services.snapshots.withdraw(call.services.snapshots.get(call.actor.project, ref), call.actor.key)
     except NotFound:
         try:
             await call.services.templates.delete(call.actor, ref.partition(":")[0])
