@@ -87,6 +87,11 @@ class Box:
     def awake(self) -> bool:
         return self._timer is not None
 
+    @property
+    def owes(self) -> bool:
+        """Whether something was said to it that waits for it to be woken."""
+        return not self.alive and self._guest.owes
+
     async def dial(self, port: int) -> Stream:
         """Raises `Refusal`."""
         return await self._connect(self._guest.dial(port), f"port {port}", port)
@@ -282,16 +287,16 @@ class Boxes:
             other.settings = settings(answer)
             await other.come_back(relay)
             return other
-
-        async def woken() -> None:
-            """For one of its connections."""
-            try:
-                await self.wake(id, people=False)
-            except Refusal as error:
-                if error.code not in ("starting", "paused"):
-                    raise Broken(error.message) from None
-
-        box = Box(id, answer["project"], settings(answer), relay, tell=self._teller(id), wake=woken, asleep=self._fell_asleep, gone=self._forget)
+        box = Box(
+            id,
+            answer["project"],
+            settings(answer),
+            relay,
+            tell=self._teller(id),
+            wake=lambda: self._wake(id),
+            asleep=self._fell_asleep,
+            gone=self._forget,
+        )
         self._boxes[id] = box
         try:
             await box.open()
@@ -300,21 +305,32 @@ class Boxes:
             raise Refusal(502, "unreachable", f"the sandbox {id} can't be reached: {error}", "try again", retry=2) from None
         return box
 
+    async def _wake(self, id: str) -> None:
+        """For its connections. Raises `Broken`; who sees that it is not awake yet asks again."""
+        try:
+            await self.wake(id, people=False)
+        except Refusal as error:
+            if error.code not in ("starting", "paused"):
+                raise Broken(error.message) from None
+
     def _fell_asleep(self, box: Box) -> None:
         """Its link has ended: whether it is paused, or runs again already, is known to the server."""
-
-        async def look() -> None:
-            try:
-                found = await self._ask(box.id, people=False, wake=False)
-            except Refusal as error:
-                box.close(error.message)
-            else:
-                if isinstance(found, Asleep) and not found.paused:
-                    box.close("the sandbox was stopped")
-
-        task = asyncio.create_task(look())
+        task = asyncio.create_task(self._look(box))
         self._looking.add(task)
         task.add_done_callback(self._looking.discard)
+
+    async def _look(self, box: Box) -> None:
+        try:
+            found = await self._ask(box.id, people=False, wake=False)
+            if isinstance(found, Asleep) and not found.paused:
+                box.close("the sandbox was stopped")
+            while box.owes:
+                # Said when nothing could be sent any more, so that nobody was told to wake it.
+                await self._wake(box.id)
+        except Refusal as error:
+            box.close(error.message)
+        except Broken as error:
+            box.close(str(error))
 
     def back(self, id: str) -> None:
         """It runs again."""

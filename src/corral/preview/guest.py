@@ -62,6 +62,11 @@ class Guest:
         return bool(self._streams)
 
     @property
+    def owes(self) -> bool:
+        """Whether something was said on them that waits for a link."""
+        return any(stream.owes for stream in self._streams.values())
+
+    @property
     def reached(self) -> bool:
         """Whether its link lives."""
         return self._link.error is None

@@ -46,6 +46,11 @@ class Stream:
         """Whether it has not ended in the middle."""
         return self._open and self._broken is None
 
+    @property
+    def owes(self) -> bool:
+        """Whether something was said that has not left yet."""
+        return self.lives and self._sender.sent < self._sender.end
+
     def wait_with(self, wake: Callable[[], Awaitable[None]], forget: Callable[[], object]) -> None:
         """From now on the end of the link is not its own. `forget` is called when it has ended."""
         self._wake, self._forget = wake, forget
