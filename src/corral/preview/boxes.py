@@ -220,6 +220,14 @@ class Asleep:
     """Its connections go on when it is woken."""
 
 
+@dataclass(eq=False)
+class _Question:
+    """One about a sandbox, until its answer is made use of. `outdated`: what is answered may be so no more."""
+
+    id: str
+    outdated: bool = False
+
+
 class Boxes:
     """By id. Each is asked for once, however many requests wait for it."""
 
@@ -230,6 +238,7 @@ class Boxes:
         self._hushed: dict[str, asyncio.Event] = {}
         """Those that nothing may be sent to now, and what ends the waiting for that."""
         self._looking: set[asyncio.Task[None]] = set()
+        self._questions: set[_Question] = set()
 
     async def find(self, id: str, *, people: bool) -> Box | Asleep:
         """Raises `Refusal`: not there, ended, not in time. `people`: they are shown a page that waits, instead of waiting themselves."""
@@ -270,18 +279,9 @@ class Boxes:
             done.exception()  # whoever waited was told; all of them may have left
 
     async def _ask(self, id: str, *, people: bool, wake: bool) -> Box | Asleep:
-        answer, fds = await self._desk.ask(ask="box", sandbox=id, people=people, wake=wake)
-        if "refuse" in answer:
-            raise refusal(answer["refuse"])
-        if not fds:
+        answer, relay = await self._told(id, people=people, wake=wake)
+        if relay is None:
             return Asleep(id, answer["project"], settings(answer), paused=answer["paused"])
-        relay = socket.socket(fileno=fds[0])
-        try:
-            if (hushed := self._hushed.get(id)) is not None:
-                await hushed.wait()
-        except BaseException:
-            relay.close()
-            raise
         if (other := self._boxes.get(id)) is not None:
             # The one with people, the other without; or it was paused.
             other.settings = settings(answer)
@@ -303,7 +303,32 @@ class Boxes:
         except Unreachable as error:
             box.close()
             raise Refusal(502, "unreachable", f"the sandbox {id} can't be reached: {error}", "try again", retry=2) from None
+        except BaseException:
+            box.close()
+            raise
         return box
+
+    async def _told(self, id: str, *, people: bool, wake: bool) -> tuple[dict[str, Any], socket.socket | None]:
+        """What the server says of it, with its relay link if it runs, once something may be said to it. What has changed meanwhile is asked again."""
+        while True:
+            question = _Question(id)
+            self._questions.add(question)
+            relay: socket.socket | None = None
+            try:
+                answer, fds = await self._desk.ask(ask="box", sandbox=id, people=people, wake=wake)
+                if "refuse" in answer:
+                    raise refusal(answer["refuse"])
+                if fds:
+                    relay = socket.socket(fileno=fds[0])
+                    while (hushed := self._hushed.get(id)) is not None:
+                        await hushed.wait()
+                if not question.outdated:
+                    lent, relay = relay, None
+                    return answer, lent
+            finally:
+                self._questions.discard(question)
+                if relay is not None:
+                    relay.close()
 
     async def _wake(self, id: str) -> None:
         """For its connections. Raises `Broken`; who sees that it is not awake yet asks again."""
@@ -349,11 +374,16 @@ class Boxes:
 
     def change(self, id: str, message: dict[str, Any]) -> None:
         """Its settings are others now."""
+        self._outdate(id)
         if (box := self._boxes.get(id)) is not None:
             box.settings = settings(message)
 
+    def _outdate(self, id: str | None = None) -> None:
+        for question in self._questions:
+            question.outdated = question.outdated or id in (None, question.id)
+
     async def hush(self, id: str) -> None:
-        """Nothing is sent to it from when this returns until `speak`. A hush that the server does not end, since it has gone, ends with `speak_all`."""
+        """Nothing is sent to it from when this returns until `speak`. A hush that the server does not end, since it has gone, ends with `alone`."""
         self._hushed.setdefault(id, asyncio.Event())
         if (box := self._boxes.get(id)) is not None:
             await box.hush()
@@ -366,7 +396,9 @@ class Boxes:
         if (box := self._boxes.get(id)) is not None:
             box.speak()
 
-    def speak_all(self) -> None:
+    def alone(self) -> None:
+        """The server has gone. The next one knows of no hush, and tells changes only of those that it was told of, or was asked for itself."""
+        self._outdate()
         for id in list(self._hushed):
             self.speak(id)
 

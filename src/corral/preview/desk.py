@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -75,6 +76,11 @@ class Desk:
         try:
             self._link.send({"q": number, **question})
             return await answer
+        except asyncio.CancelledError:
+            if answer.done() and not answer.cancelled() and answer.exception() is None:
+                for fd in answer.result()[1]:
+                    os.close(fd)  # nobody else knows of them
+            raise
         finally:
             self._questions.pop(number, None)
 

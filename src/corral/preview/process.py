@@ -64,7 +64,7 @@ class Process:
         if self._link is not None:
             self._link.close()
             self._desk.detach()
-            self._boxes.speak_all()
+            self._boxes.alone()
         self._link = Link(connection, self._message, self._lost)
         self._link.send(
             {"preview": VERSION, "pid": os.getpid(), "listens": [[secure, *at] for secure, at in self._listening.items()], "boxes": self._boxes.ids()}
@@ -74,7 +74,7 @@ class Process:
     def _lost(self) -> None:
         self._link = None
         self._desk.detach()
-        self._boxes.speak_all()
+        self._boxes.alone()
 
     def _message(self, message: dict[str, Any], fds: list[int]) -> None:
         if "a" in message:

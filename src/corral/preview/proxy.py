@@ -57,6 +57,8 @@ class Proxy:
         self._desk = desk
         self._boxes = boxes
         self._keys: dict[tuple[str, str], bool] = {}
+        self._forgotten = 0
+        """How often they were."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._clients: set[_Client] = set()
         self._door = ("", 0)
@@ -73,6 +75,7 @@ class Proxy:
     def forget_keys(self) -> None:
         """Each is asked for again."""
         self._keys.clear()
+        self._forgotten += 1
 
     def look_again(self, sandbox: str | None = None) -> None:
         """Who may see its ports has changed; None: a key was revoked. What is under way, as websockets and tunnels are for long, ends where it would not begin now."""
@@ -105,32 +108,41 @@ class Proxy:
 
     # What a client needs
 
-    async def admitted(self, asked: Request, target: Target) -> tuple[Box | None, access.Signed | None]:
+    async def admitted(self, asked: Request, target: Target, came: float) -> tuple[Box | None, access.Signed | None]:
         """The sandbox, for those who may see it: only for them one that sleeps is woken. None: it goes to Corral's own door. A link to be made a cookie is returned.
+        `came`: when they came, which is what a link's time is held against.
 
         Raises `Refusal`.
         """
         if target.door is not None or target.sandbox is None:
             return None, None
         box = await self._boxes.find(target.sandbox, people=_is_people(asked))
-        link = await self._admit(asked, target, box)
-        if target.name is None and not box.settings.shows(target.port):
-            hint = "create a sandbox with this one among its `ports`, or without `ports`"
-            raise Refusal(403, "forbidden", f"the sandbox {box.id} does not show port {target.port}", hint, title="This port is not shown")
-        return await self._boxes.wake(box.id, people=_is_people(asked)) if isinstance(box, Asleep) else box, link
+        link = await self._admit(asked, target, box, came)
+        if isinstance(box, Asleep):
+            box = await self._boxes.wake(box.id, people=_is_people(asked))
+            # That takes a while, in which it may have been taken back.
+            link = await self._admit(asked, target, box, came)
+        return box, link
 
-    async def still_admitted(self, asked: Request, target: Target, box: Box, let_in: float) -> bool:
-        """Whether who was let in then would be now; a link or cookie that has run out since then has not been taken back."""
+    async def still_admitted(self, asked: Request, target: Target, box: Box, came: float) -> bool:
+        """Whether who came then and was let in would be now; a link or cookie that has run out since then has not been taken back."""
         given = access.credentials(asked, self._tokens, target.by)
-        verdict = access.decide(given, box.settings, target, asked, now=let_in)
+        verdict = access.decide(given, box.settings, target, asked, now=came)
         try:
             return verdict in (Verdict.ALLOWED, Verdict.TO_COOKIE) or (given.key is not None and await self._key_opens(given.key, box))
         except Refusal:
             return True  # there is no server just now, and so nobody who would have taken it back
 
-    async def _admit(self, asked: Request, target: Target, box: Box | Asleep) -> access.Signed | None:
+    async def _admit(self, asked: Request, target: Target, box: Box | Asleep, came: float) -> access.Signed | None:
+        link = await self._opened(asked, target, box, came)
+        if target.name is None and not box.settings.shows(target.port):
+            hint = "create a sandbox with this one among its `ports`, or without `ports`"
+            raise Refusal(403, "forbidden", f"the sandbox {box.id} does not show port {target.port}", hint, title="This port is not shown")
+        return link
+
+    async def _opened(self, asked: Request, target: Target, box: Box | Asleep, came: float) -> access.Signed | None:
         given = access.credentials(asked, self._tokens, target.by)
-        verdict = access.decide(given, box.settings, target, asked, now=time.time())
+        verdict = access.decide(given, box.settings, target, asked, now=came)
         if verdict is Verdict.CHECK_KEY:
             assert given.key is not None
             if await self._key_opens(given.key, box):
@@ -158,13 +170,16 @@ class Proxy:
 
     async def _key_opens(self, key: str, box: Box | Asleep) -> bool:
         known = (key, box.project)
-        if (opens := self._keys.get(known)) is None:
+        while (opens := self._keys.get(known)) is None:
+            forgotten = self._forgotten
             answer, _ = await self._desk.ask(ask="key", key=key, project=box.project)
-            opens = bool(answer["opens"])
-            if opens:
-                if len(self._keys) >= 10_000:
-                    self._keys.clear()
-                self._keys[known] = True
+            if forgotten != self._forgotten:
+                continue  # it may be the one that was revoked just after the answer
+            if not answer["opens"]:
+                return False
+            if len(self._keys) >= 10_000:
+                self._keys.clear()
+            self._keys[known] = True
         return opens
 
     async def dial(self, target: Target, box: Box | None, *, people: bool) -> Far:
@@ -200,7 +215,7 @@ class _Client:
         self._origin = Origin(connection.peer, connection.secure)
         """Of the request that is being answered."""
         self._serving: tuple[Request, Target, Box, float] | None = None
-        """That request and who answers it, and when it was let in."""
+        """That request and who answers it, and when it came."""
         self._task = asyncio.current_task()
         self._looking: asyncio.Task[None] | None = None
 
@@ -257,8 +272,8 @@ class _Client:
         close = not asked.persistent or asked.chunked or bool(asked.length)
         self._origin = onward.origin(asked, self._connection.peer, secure=self._connection.secure, front=self._proxy.front)
         try:
-            target = self._proxy.table.find(asked)
-            box, link = await self._while_there(self._proxy.admitted(asked, target))
+            target, came = self._proxy.table.find(asked), time.time()
+            box, link = await self._while_there(self._proxy.admitted(asked, target, came))
             if link is not None:
                 path = asked.path
                 query = access.without_link(asked.query)
@@ -267,7 +282,7 @@ class _Client:
                 await self._side.write(answers.redirect(location, [(b"Set-Cookie", cookie)], close=close))
                 return not close
             if box is not None:
-                self._serving = (asked, target, box, time.time())
+                self._serving = (asked, target, box, came)
             if box is not None and target.tunnel:
                 await tunnel.serve(asked, self._side, box, target)
                 return False
