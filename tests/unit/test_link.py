@@ -123,6 +123,24 @@ async def test_nothing_is_sent_behind_the_last_word_until_it_may_speak_again(end
     assert await writing == 2
 
 
+async def test_what_nobody_waits_for_any_more_is_not_asked_later(ends: Ends) -> None:
+    ends.link.hush()
+    left = asyncio.create_task(ends.link.request(Stat(path=b"/left", follow=False), messages.Started))
+    late = asyncio.create_task(ends.link.request(Stat(path=b"/late", follow=False), messages.Started, timeout=0))
+    with pytest.raises(Unavailable, match="did not answer"):
+        await late
+    left.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await left
+    assert not ends.link.busy
+    ends.link.speak()
+    asking = asyncio.create_task(ends.link.request(Ping()))
+    number, request = await ends.peer.request()
+    assert request["op"] == "ping"
+    await ends.peer.answer(number, {"ok": True})
+    await asking
+
+
 async def test_a_refusal_carries_its_reason(ends: Ends) -> None:
     asking = asyncio.create_task(ends.link.request(Ping()))
     number, _ = await ends.peer.request()

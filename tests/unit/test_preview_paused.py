@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.preview_process import Played, played, settled
+from corral.preview import guest
+from harness.preview_process import Agent, Client, Played, played, settled
 
 
 @pytest.fixture
@@ -40,3 +41,59 @@ async def test_who_has_said_nothing_wakes_nobody(preview: Played) -> None:
     assert not preview.asks
     client.say(b"now")
     await preview.asked(wake=True)
+
+
+async def answered(preview: Played, agent: Agent, client: Client) -> bool:
+    """Whether the server inside is asked, and its answer comes."""
+    channel = await agent.connect()
+    await agent.received(channel, 1)
+    await agent.data(channel, 1, 0, b"HTTP/1.1 204 No\r\n\r\n")
+    return await client.status() == 204
+
+
+async def test_who_comes_while_the_sandbox_is_being_paused_has_it_resumed(preview: Played) -> None:
+    first = await preview.client()
+    first.ask()
+    agent = await preview.opened()
+    assert await answered(preview, agent, first)
+    first.leave()
+    await preview.hush(agent)
+    client = await preview.client()
+    client.ask()
+    await settled()
+    agent.die()
+    preview.found(await preview.asked(wake=False), None)
+    preview.speak()
+    preview.found(await preview.asked(wake=True), woken := preview.agent())
+    await woken.greet()
+    assert await answered(preview, woken, client)
+
+
+async def test_who_comes_while_the_sandbox_is_saved_waits_as_long_as_that_takes(preview: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, agent, _ = await preview.websocket()
+    await preview.hush(agent)
+    with monkeypatch.context() as impatient:
+        impatient.setattr(guest, "DIAL_TIMEOUT", 0.0)
+        client = await preview.client()
+        client.ask()
+        await settled()
+    preview.speak()
+    assert await answered(preview, agent, client)
+
+
+async def test_who_has_left_while_the_sandbox_was_saved_is_connected_with_nothing(preview: Played) -> None:
+    _, agent, _ = await preview.websocket()
+    await preview.hush(agent)
+    left = await preview.client()
+    left.ask()
+    await settled()
+    left.leave()
+    await settled()
+    client = await preview.client()
+    client.ask("/after")
+    await settled()
+    preview.speak()
+    number, request = await agent.request()
+    assert request["op"] == "dial"
+    await agent.answer(number, {"ok": True})
+    assert b"/after" in await agent.received(request["channel"], 1)

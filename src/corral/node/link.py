@@ -138,8 +138,9 @@ class Link:
         number = self._take_number() if number is None else number
         reply: asyncio.Future[bytes] = self._loop.create_future()
         self._pending[number] = reply
+        packet = b""
         try:
-            self._post(number, request)
+            packet = self._post(number, request)
             if last:
                 self.hush()
             async with asyncio.timeout(timeout):
@@ -150,6 +151,8 @@ class Link:
             ) from None
         finally:
             self._pending.pop(number, None)
+            if reply.cancelled():
+                self._unsay(packet)
         try:
             if problem := messages.verdict(payload):
                 raise RequestFailed(problem)
@@ -171,15 +174,24 @@ class Link:
             if self._number not in self._pending:
                 return self._number
 
-    def _post(self, number: int, request: Request) -> None:
+    def _post(self, number: int, request: Request) -> bytes:
+        """Returns the packet, which is sent when that can be."""
         payload = encode(request)
         if len(payload) + wire.HEADER_SIZE > self._limit:
             raise TooLarge(
                 f"the request `{_name(request)}` takes {len(payload)} bytes, more than the {self._limit - wire.HEADER_SIZE} that fit",
                 hint="pass large arguments in a file",
             )
-        (self._out if self._later is None else self._later).append(wire.message(Type.REQUEST, number, payload))
+        packet = wire.message(Type.REQUEST, number, payload)
+        (self._out if self._later is None else self._later).append(packet)
         self._flush()
+        return packet
+
+    def _unsay(self, packet: bytes) -> None:
+        """Nobody waits for it any more. Sent together, what undoes a request and the request itself could be done in either order."""
+        for waiting in (self._out, self._later):
+            if waiting is not None and packet in waiting:
+                waiting.remove(packet)
 
     def hush(self) -> None:
         """Send nothing more than what was said already, until `speak`: whatever else is to be sent waits.

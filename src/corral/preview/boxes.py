@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from corral.preview.access import Settings
 from corral.preview.answers import Refusal
 from corral.preview.desk import Desk
 from corral.preview.duplex import Broken
-from corral.preview.guest import Guest, Listener, PortClosed, PortTaken, Stream, Unreachable
+from corral.preview.guest import Guest, Left, Listener, PortClosed, PortTaken, Stream, Unreachable
 
 AWAKE_SECONDS = 2.0
 """Seconds for which a sandbox is kept from being frozen after the last byte to or from a port of it."""
@@ -60,6 +60,9 @@ class Box:
         self.alive = True
         """Whether it can be reached just now."""
         self._closed = False
+        self._speaks = asyncio.Event()
+        """Whether something may be sent to it; where it can't be reached as well, since nobody has to wait for that."""
+        self._speaks.set()
 
     async def open(self) -> None:
         self.used()
@@ -94,22 +97,21 @@ class Box:
 
     async def dial(self, port: int) -> Stream:
         """Raises `Refusal`."""
-        return await self._connect(self._guest.dial(port), f"port {port}", port)
+        return await self._connect(lambda: self._guest.dial(port), f"port {port}", port)
 
     async def accept(self, at: str, connection: int) -> Stream:
         """A connection of which the listener at NAME:PORT has told. Raises `Refusal`."""
         if (listener := self._listeners.get(at)) is None:
             raise Refusal(404, "not_found", f"{at} is not exposed to the sandbox {self.id}", "expose it first")
-        return await self._connect(self._guest.accept(listener, connection), at, None)
+        return await self._connect(lambda: self._guest.accept(listener, connection), at, None)
 
-    async def _connect(self, connecting: Coroutine[object, object, Stream], what: str, port: int | None) -> Stream:
+    async def _connect(self, connecting: Callable[[], Awaitable[Stream]], what: str, port: int | None) -> Stream:
         if self._connections >= CONNECTIONS:
-            connecting.close()
             raise Refusal(429, "too_many_connections", f"{CONNECTIONS} connections to this sandbox are open", "close some, or try again later", retry=5)
-        self.used()
         self._connections += 1
         try:
-            return await connecting
+            await self._turn()
+            return await connecting()
         except BaseException as error:
             self._connections -= 1
             match error:
@@ -119,10 +121,24 @@ class Box:
                     hint = f"start a server on 127.0.0.1:{port} or 0.0.0.0:{port} inside; `corral preview {self.id}` lists the ports that are open"
                     message = f"nothing listens on port {port} of the sandbox {self.id}"
                     raise Refusal(502, "port_closed", message, hint, title=f"Nothing on port {port} yet", retry=2) from None
+                case Left():
+                    raise self._paused() from None
                 case Unreachable():
                     raise Refusal(502, "unreachable", f"the sandbox {self.id} can't be reached: {error}", "try again", retry=2) from None
                 case _:
                     raise
+
+    async def _turn(self) -> None:
+        """Until something may be sent to it: an agent that is not told of a connection can't be late with it. Raises `Refusal`."""
+        self.used()
+        while self.alive and not self._speaks.is_set():
+            await self._speaks.wait()
+        if not self.alive:
+            raise self._paused()
+        self.used()
+
+    def _paused(self) -> Refusal:
+        return Refusal(503, "paused", f"the sandbox {self.id} has just been paused", "try again", title="This sandbox is paused", retry=1)
 
     def hung_up(self) -> None:
         """A connection that `dial` or `accept` made, or what `listen` gave, was closed."""
@@ -134,15 +150,17 @@ class Box:
         taken = Refusal(409, "conflict", f"{at} is exposed to the sandbox {self.id} already", "end that first, or choose another name or port")
         if at in self._listeners:
             raise taken
-        self.used()
         self._connections += 1
         try:
+            await self._turn()
             listener = await self._guest.listen(name, port)
         except BaseException as error:
             self._connections -= 1
             match error:
                 case PortTaken():
                     raise taken from None
+                case Left():
+                    raise self._paused() from None
                 case Unreachable():
                     raise Refusal(502, "unreachable", f"{at} can't be exposed to the sandbox {self.id}: {error}", "try again", retry=2) from None
                 case _:
@@ -159,10 +177,12 @@ class Box:
 
     async def hush(self) -> None:
         """Send it nothing; all that was sent has been read when this returns."""
+        self._speaks.clear()
         await self._guest.hush()
 
     def speak(self) -> None:
         self._guest.speak()
+        self._speaks.set()
 
     # Awake
 
@@ -190,6 +210,7 @@ class Box:
 
     def _lost(self) -> None:
         self.alive = False
+        self._speaks.set()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

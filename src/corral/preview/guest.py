@@ -42,6 +42,10 @@ class Unreachable(Exception):
     """The guest can't connect to its own port: its agent is overloaded, or gone."""
 
 
+class Left(Unreachable):
+    """Its link has ended: perhaps it was paused."""
+
+
 class Guest:
     """One sandbox by its relay link. `on_lost` is called when that ends; connections that were dialed then wait for `come_back`, or for `close`.
 
@@ -101,7 +105,7 @@ class Guest:
             self._link.post(requests.Close(channel=number))
 
     async def dial(self, port: int) -> Stream:
-        """Raises `PortClosed`, `Unreachable`."""
+        """Raises `PortClosed`, `Unreachable`, `Left`."""
         stream = await self._stream(requests.Dial(channel=0, host="", port=port, window=WINDOW), "ECONNREFUSED")
         if stream.lives:
             self._streams[stream.number] = stream
@@ -111,9 +115,10 @@ class Guest:
     async def _stream(self, request: requests.Dial | requests.Accept, nobody: str) -> Stream:
         """Of a request, whose channel is chosen here. `nobody`: the code that says that there is nothing to be connected with."""
         self._channel = self._channel % MAX_CHANNEL + 1
-        stream = Stream(self._link, self._channel)
+        link = self._link
+        stream = Stream(link, self._channel)
         try:
-            await self._link.request(msgspec.structs.replace(request, channel=self._channel), messages.Done, timeout=DIAL_TIMEOUT)
+            await link.request(msgspec.structs.replace(request, channel=self._channel), messages.Done, timeout=DIAL_TIMEOUT)
         except RequestFailed as error:
             stream.close()
             if error.problem.code == nobody:
@@ -121,18 +126,19 @@ class Guest:
             raise Unreachable(error.problem.message or error.problem.code) from error
         except CorralError as error:
             stream.close()
-            raise Unreachable(error.message) from error
+            raise (Unreachable if link.error is None else Left)(error.message) from error
         except BaseException:
             stream.close()
             raise
         return stream
 
     async def listen(self, name: str, port: int) -> Listener:
-        """Have a name and port inside served from outside. Raises `PortTaken`, `Unreachable`."""
+        """Have a name and port inside served from outside. Raises `PortTaken`, `Unreachable`, `Left`."""
         self._channel = self._channel % MAX_CHANNEL + 1
-        listener = Listener(self._link, self._channel)
+        link = self._link
+        listener = Listener(link, self._channel)
         try:
-            answer = await self._link.request(requests.Listen(channel=self._channel, name=name, port=port), messages.Listening, timeout=DIAL_TIMEOUT)
+            answer = await link.request(requests.Listen(channel=self._channel, name=name, port=port), messages.Listening, timeout=DIAL_TIMEOUT)
         except RequestFailed as error:
             listener.close()
             if error.problem.code == "EADDRINUSE":
@@ -140,7 +146,7 @@ class Guest:
             raise Unreachable(error.problem.message or error.problem.code) from error
         except CorralError as error:
             listener.close()
-            raise Unreachable(error.message) from error
+            raise (Unreachable if link.error is None else Left)(error.message) from error
         except BaseException:
             listener.close()
             raise
@@ -148,7 +154,7 @@ class Guest:
         return listener
 
     async def accept(self, listener: Listener, connection: int) -> Stream:
-        """One of which `listener` has told. Raises `PortClosed` when it waits no more, `Unreachable`."""
+        """One of which `listener` has told. Raises `PortClosed` when it waits no more, `Unreachable`, `Left`."""
         request = requests.Accept(channel=0, listener=listener.number, connection=connection, window=WINDOW)
         return await self._stream(request, "ECONNABORTED")
 

@@ -273,20 +273,13 @@ class _Client:
         self._origin = onward.origin(asked, self._connection.peer, secure=self._connection.secure, front=self._proxy.front)
         try:
             target, came = self._proxy.table.find(asked), time.time()
-            box, link = await self._while_there(self._proxy.admitted(asked, target, came))
-            if link is not None:
-                path = asked.path
-                query = access.without_link(asked.query)
-                cookie = access.cookie(link, secure=self._origin.secure, now=time.time())
-                location = (b"/" + path.lstrip(b"/")) + (b"" if query is None else b"?" + query)
-                await self._side.write(answers.redirect(location, [(b"Set-Cookie", cookie)], close=close))
-                return not close
-            if box is not None:
-                self._serving = (asked, target, box, came)
-            if box is not None and target.tunnel:
-                await tunnel.serve(asked, self._side, box, target)
-                return False
-            return await self._pass(asked, target, box)
+            try:
+                return await self._serve(asked, target, came, close=close)
+            except Refusal as refusal:
+                if refusal.code != "paused":
+                    raise
+            # Just before it could be connected with: it is woken for that, once.
+            return await self._serve(asked, target, came, close=close)
         except BadHead as error:
             await self._side.write(answers.encode(answers.of_bad_head(error), asked, close=close))
         except Refusal as refusal:
@@ -294,6 +287,23 @@ class _Client:
         finally:
             self._serving = None
         return not close
+
+    async def _serve(self, asked: Request, target: Target, came: float, *, close: bool) -> bool:
+        """As `_answer`. Raises `Refusal`, of the code "paused" only before anything was sent on."""
+        box, link = await self._while_there(self._proxy.admitted(asked, target, came))
+        if link is not None:
+            path = asked.path
+            query = access.without_link(asked.query)
+            cookie = access.cookie(link, secure=self._origin.secure, now=time.time())
+            location = (b"/" + path.lstrip(b"/")) + (b"" if query is None else b"?" + query)
+            await self._side.write(answers.redirect(location, [(b"Set-Cookie", cookie)], close=close))
+            return not close
+        if box is not None:
+            self._serving = (asked, target, box, came)
+        if box is not None and target.tunnel:
+            await tunnel.serve(asked, self._side, box, target)
+            return False
+        return await self._pass(asked, target, box)
 
     async def _pass(self, asked: Request, target: Target, box: Box | None) -> bool:
         if self._far is not None and not self._far.serves(target):
