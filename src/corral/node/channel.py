@@ -51,8 +51,9 @@ class Channel:
         new = receiver.accept(frame.offset, frame.payload, fin=frame.fin)
         if new or receiver.finished != ended:
             self._owner.on_data(frame.stream, new)
-        elif ended:
-            self.keep(frame.stream, receiver.expected)
+        else:
+            # What was acknowledged comes again, so that was not heard: it is said again. The owner may have nothing more to say.
+            self.keep(frame.stream, receiver.expected if ended else receiver.acked)
 
     def on_ack(self, frame: Frame) -> None:
         if self.sender is None or frame.stream:
