@@ -284,6 +284,8 @@ class Keeper:
         if greeting["preview"] != VERSION:
             raise Unavailable(f"the running preview process speaks version {greeting['preview']}, this server {VERSION}", hint="it is started again")
         self.pid, self._known = int(greeting["pid"]), set(greeting["boxes"])
+        for sandbox in self._hushing:
+            self._send({"op": "hush", "sandbox": sandbox})  # before it is lent a link
         self._configure(self._edge, greeting["listens"])
 
     def _configure(self, edge: Edge, listens: list[list[Any]]) -> None:
