@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from corral.preview import guest
+from corral.preview import desk, guest
 from harness.preview_process import Agent, Client, Played, played, settled
 
 
@@ -29,6 +29,31 @@ async def test_what_was_said_while_nothing_might_be_sent_wakes_the_sandbox(previ
     preview.found(await preview.asked(wake=True), woken)
     await woken.greet({"channel": channel, "kind": "dial", "received": {"0": 0}, "ended": None})
     assert (await woken.received(channel, 1)).endswith(b"said meanwhile")
+
+
+async def test_connections_wait_for_the_next_server_where_none_knows_that_the_sandbox_is_paused(preview: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, agent, _ = await preview.websocket()
+    with monkeypatch.context() as impatient:
+        impatient.setattr(desk, "AWAY_PATIENCE", 0.0)
+        preview.link.close()
+        await settled()
+        agent.die()
+        await settled()
+    preview.attach()
+    preview.found(await preview.asked(wake=False), None)
+    client.say(b"now")
+    await preview.asked(wake=True)
+
+
+async def test_nothing_is_kept_of_a_paused_sandbox_when_the_last_who_waits_has_left(preview: Played) -> None:
+    client, agent, _ = await preview.websocket()
+    agent.die()
+    preview.found(await preview.asked(wake=False), None)
+    await settled()
+    client.leave()
+    await settled()
+    preview.attach()
+    assert (await preview.hear(lambda message: "preview" in message))["boxes"] == []
 
 
 async def test_who_has_said_nothing_wakes_nobody(preview: Played) -> None:

@@ -113,7 +113,7 @@ class Box:
             await self._turn()
             return await connecting()
         except BaseException as error:
-            self._connections -= 1
+            self.hung_up()
             match error:
                 case PortClosed() if port is None:
                     raise Refusal(404, "not_found", f"the connection to {what} does not wait any more", "take the next one") from None
@@ -143,6 +143,8 @@ class Box:
     def hung_up(self) -> None:
         """A connection that `dial` or `accept` made, or what `listen` gave, was closed."""
         self._connections -= 1
+        if not (self.alive or self._connections or self._entering.locked()):
+            self.close()  # nobody waits for it any more
 
     async def listen(self, name: str, port: int) -> Listener:
         """Have NAME:PORT inside served from outside, as long as what this gives is open. Raises `Refusal`."""
@@ -155,7 +157,7 @@ class Box:
             await self._turn()
             listener = await self._guest.listen(name, port)
         except BaseException as error:
-            self._connections -= 1
+            self.hung_up()
             match error:
                 case PortTaken():
                     raise taken from None
@@ -373,10 +375,10 @@ class Boxes:
             while box.owes:
                 # Said when nothing could be sent any more, so that nobody was told to wake it.
                 await self._wake(box.id)
-        except Refusal as error:
-            box.close(error.message)
-        except Broken as error:
-            box.close(str(error))
+        except (Refusal, Broken) as error:
+            # Where no server is there nobody knows; the next one is asked.
+            if self._desk.here:
+                box.close(error.message if isinstance(error, Refusal) else str(error))
 
     def back(self, id: str) -> None:
         """It runs again."""
