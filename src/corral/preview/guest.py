@@ -25,7 +25,8 @@ from corral.wire.messages import Event
 
 DIAL_TIMEOUT = 15.0
 HELLO_TIMEOUT = 15.0
-HUSH_TIMEOUT = 1.0
+HUSH_TIMEOUT = 10.0
+"""Seconds a guest may take to read what was sent to it; whoever saves it waits longer for its agent to be quiet."""
 _TOLD = 1024
 """Connections of which a listener tells that nobody has read of yet."""
 

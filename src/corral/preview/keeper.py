@@ -26,8 +26,8 @@ from corral.preview.process import VERSION
 
 PATIENCE = 20.0
 """Seconds a fresh process may take to greet; it takes half a one, more on a busy machine."""
-HUSH_PATIENCE = 2.0
-"""Seconds it may take to be silent towards a sandbox."""
+HUSH_PATIENCE = 12.0
+"""Seconds it may take to be silent towards a sandbox: a little more than it gives a slow guest."""
 RETRY = (0.1, 30.0)
 """Seconds before it is started again: the first time, and at most."""
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 20), (socket.TCP_KEEPCNT, 6))

@@ -31,7 +31,7 @@ from corral.preview.doors import Table, from_message
 from corral.preview.duplex import Connection
 from corral.preview.proxy import Proxy
 
-VERSION = 5
+VERSION = 6
 DESCRIPTORS = 1 << 20
 HANDSHAKE_SECONDS = 20.0
 
