@@ -7,7 +7,7 @@ import socket
 from corral.errors import SandboxEnded
 from corral.node.link import Link
 from corral.preview.stream import WINDOW, Stream
-from corral.wire import frame, messages
+from corral.wire import messages
 from corral.wire.frame import Type
 from harness.peer import Peer
 from harness.preview_process import settled
