@@ -15,10 +15,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sysconfig.get_path("scripts"))
@@ -47,8 +50,9 @@ class Report:
         return ok
 
 
-def run(*argv: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> bool:
-    return subprocess.run([str(word) for word in argv], cwd=cwd, env={**os.environ, **(env or {})}, check=False).returncode == 0
+def run(*argv: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None, out: IO[str] | None = None) -> bool:
+    done = subprocess.run([str(word) for word in argv], cwd=cwd, env={**os.environ, **(env or {})}, check=False, stdout=out, stderr=out)
+    return done.returncode == 0
 
 
 def setup() -> bool:
@@ -83,26 +87,79 @@ def other_programs(report: Report) -> None:
             report.untested.append(f"against {package}: {error}")
 
 
-def pytest(arguments: Sequence[str], *, runsc: Path | None = None) -> bool:
-    env = {"CORRAL_TEST_CACHE": str(CACHE)}
-    if runsc is not None:
-        env["CORRAL_TEST_RUNSC"] = str(runsc)
-    return run(sys.executable, "-m", "pytest", *arguments, env=env)
+def pytest(arguments: Sequence[str], *, runsc: Path, out: IO[str] | None = None) -> bool:
+    return run(sys.executable, "-m", "pytest", *arguments, env={"CORRAL_TEST_CACHE": str(CACHE), "CORRAL_TEST_RUNSC": str(runsc)}, out=out)
 
 
-def suites(report: Report, which: Sequence[str], *, runsc: Path) -> bool:
-    """All of these tests (pytest's arguments); the few that failed get a second chance, which is told."""
-    if pytest(["--cache-clear", *which], runsc=runsc):
+@dataclass
+class Suite:
+    """Tests (pytest's arguments) on one runsc. What it prints is kept in `log`."""
+
+    which: Sequence[str]
+    runsc: Path
+    log: Path
+    seconds: float = 0.0
+    failures: list[str] | None = None
+    """None: it did not end as it should."""
+
+    @property
+    def name(self) -> str:
+        return f"{' '.join(self.which)} on {self.runsc}"
+
+    def run(self) -> None:
+        cache, began = ROOT / ".pytest_cache" / self.log.stem, time.monotonic()
+        with self.log.open("w") as out:
+            ok = pytest(["--cache-clear", "-o", f"cache_dir={cache}", *self.which], runsc=self.runsc, out=out)
+        failed = cache / "v/cache/lastfailed"
+        self.failures = [] if ok else list(json.loads(failed.read_text())) if failed.exists() else None
+        self.seconds = time.monotonic() - began
+
+    def again(self, report: Report) -> bool:
+        """Whether all of it passed, the few that failed at the second time; which is told."""
+        if self.failures is None or len(self.failures) > FEW:
+            return False
+        if self.failures:
+            print(f"\n── once more: {', '.join(self.failures)}", flush=True)
+            if not pytest(self.failures, runsc=self.runsc):
+                return False
+            report.unsteady += [f"{name} (on {self.runsc})" for name in self.failures]
         return True
-    failures = ROOT / ".pytest_cache/v/cache/lastfailed"
-    names = list(json.loads(failures.read_text())) if failures.exists() else []
-    if not 0 < len(names) <= FEW:
-        return False
-    print(f"\n── once more: {', '.join(names)}", flush=True)
-    if not pytest(names, runsc=runsc):
-        return False
-    report.unsteady += [f"{name} (on {runsc})" for name in names]
-    return True
+
+
+def follow(suite: Suite, running: futures.Future[None]) -> None:
+    """Show what it prints until it has ended."""
+    print(f"\n── {suite.name}", flush=True)
+    with suite.log.open() as printed:
+        while True:
+            over = bool(futures.wait([running], timeout=0.5).done)
+            print(printed.read(), end="", flush=True)
+            if over:
+                return running.result()
+
+
+def suites(report: Report, found: Path) -> None:
+    """All of them, in an order in which both halves take as long, and no two that need the one small internet of this machine run at once."""
+    with futures.ThreadPoolExecutor(2) as beside, tempfile.TemporaryDirectory() as logs:
+        begun: list[tuple[Suite, futures.Future[None]]] = []
+
+        def begin(runsc: Path, *which: str) -> None:
+            suite = Suite(which, runsc, Path(logs, f"suite-{len(begun)}"))
+            suite.log.touch()
+            begun.append((suite, beside.submit(suite.run)))
+
+        begin(found, "tests/unit", "tests/contract", "tests/facades")
+        begin(found, "tests/security")
+        begin(found, "tests/system")
+        report.engines.append(version(found))
+        if (recent := recent_runsc(report)) is not None and recent != found:
+            begin(recent, "-m", "not no_engine", "tests/system")
+            begin(recent, "-m", "not no_engine", "tests/security")
+            report.engines.append(version(recent))
+        for suite, running in begun:
+            follow(suite, running)
+        for suite, _ in begun:
+            if not report.step(f"{suite.name}, {suite.seconds:.0f} s", lambda suite=suite: suite.again(report)) and suite.failures:
+                report.failed += suite.failures
 
 
 def agent() -> bool:
@@ -156,12 +213,7 @@ def everything() -> int:
         return close(report)
     other_programs(report)
     found = machine_runsc()
-    report.step(f"tests on {found}", lambda: suites(report, [], runsc=found))
-    report.engines.append(version(found))
-    recent = recent_runsc(report)
-    if recent is not None and recent != found:
-        report.step(f"system and security tests on {recent}", lambda: suites(report, ["-m", "not no_engine", "tests/system", "tests/security"], runsc=recent))
-        report.engines.append(version(recent))
+    suites(report, found)
     return close(report)
 
 

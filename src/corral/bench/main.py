@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from corral import Client
-from corral.bench import bulk, cold, crowd, egress, hostile, image, latency, memory, preview, state
+from corral.bench import bulk, cold, crowd, egress, hostile, image, latency, memory, preview, state, thaw
 from corral.bench.figure import Figure
 from corral.cli import show
 from corral.cli.options import WrongUse
@@ -36,6 +36,7 @@ FIGURES = {
     "image": Plan(lambda client, n, name, _: image.image(client, n, name), 100, usual=False, image="debian"),
     "egress": Plan(lambda client, n, image, _: egress.egress(client, n, image), 100, usual=False),
     "preview": Plan(lambda client, n, image, _: preview.preview(client, n, image), 4000, usual=False),
+    "thaw": Plan(lambda client, n, image, _: thaw.thaw(client, n, image), 50, usual=False, image="base"),
     "density": Plan(lambda client, n, image, _: crowd.density(client, n, image), 500, usual=False),
 }
 

@@ -94,7 +94,7 @@ def preview(client: Client, n: int, _image: str) -> Figure:
     """Milliseconds of a request on a kept connection, 16 at a time. Besides: requests a second, MB/s down and up, memory of idle websockets."""
     places = Places(default_home())
     with client.sandboxes.create(IMAGE, cpu=2, memory=1024) as sandbox:
-        _started(sandbox)
+        started(sandbox)
         url = urlsplit(sandbox.preview(PORT).url)
         if url.scheme != "http":
             raise SetupError("this measures previews without TLS", hint="start the server without --tls")
@@ -125,7 +125,8 @@ def preview(client: Client, n: int, _image: str) -> Figure:
     return Figure("preview", "ms", ours.samples, ours.failures, floor, more)
 
 
-def _started(sandbox: Sandbox) -> None:
+def started(sandbox: Sandbox) -> None:
+    """Start the web server, at `PORT` of the sandbox. It answers `ok`."""
     process = sandbox.exec("python3", "-c", _SERVER)
     if process.stdout.readline() != "ready\n":
         raise SetupError("the web server to measure with did not start", hint=f"it needs python3 in the image {IMAGE}")

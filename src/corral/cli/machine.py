@@ -76,7 +76,9 @@ def test(context: typer.Context) -> object:
 def bench(
     figure: Annotated[
         str | None,
-        typer.Argument(help="tti, exec, echo, files, cold, snapshot, pause, fork, burst, hostile, egress, preview or density [default: the first five]."),
+        typer.Argument(
+            help="tti, exec, echo, files, cold, snapshot, pause, fork, burst, hostile, image, egress, preview, thaw or density [default: the first five]."
+        ),
     ] = None,
     *,
     n: Annotated[int | None, typer.Option("-n", "--n", help="How many times.")] = None,

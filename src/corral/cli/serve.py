@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Home = Annotated[Path | None, typer.Option(help="Where Corral keeps its state [default: $CORRAL_HOME, else /var/lib/corral for root].")]
 
 LEAVE_SECONDS = 120.0
-"""How long a server may take to end hundreds of sandboxes."""
+"""How long a server that leaves may take from the end of one sandbox to the end of the next, or to its own."""
 START_SECONDS = 180.0
 """How long a server may take until it is ready: it adopts what lives and makes its first pool members."""
 
@@ -96,6 +96,7 @@ def down(
 
     from corral import pidfile
     from corral.errors import Unavailable
+    from corral.node import record
     from corral.settings import Settings
 
     settings = Settings.load({"home": home}, environ=os.environ)
@@ -110,11 +111,16 @@ def down(
         try:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, signal.SIGTERM if keep else signal.SIGQUIT)
-            if not select.select([descriptor], [], [], LEAVE_SECONDS)[0]:
-                raise Unavailable(
-                    f"the server (pid {running.pid}) has not ended within {LEAVE_SECONDS:g} s",
-                    hint=f"`kill -9 {running.pid}` leaves its sandboxes to the next one",
-                )
+            left = -1
+            while not select.select([descriptor], [], [], LEAVE_SECONDS)[0]:
+                # Hundreds of sandboxes take minutes: as long as there are fewer each time, they end.
+                before, left = left, len(record.ids(settings.places.boxes))
+                if keep or left == 0 or left == before:
+                    raise Unavailable(
+                        f"the server (pid {running.pid}) has not ended, and no sandbox of it, within {LEAVE_SECONDS:g} s",
+                        hint=f"`kill -9 {running.pid}` leaves its sandboxes to the next one",
+                    )
+                print(f"corral: {left} sandboxes are left", file=sys.stderr)
         finally:
             os.close(descriptor)
     elif not keep and settings.places.holder_socket.exists():

@@ -109,6 +109,11 @@ def _ended(directory: Path, id: str) -> Path:
     return directory / f"{id}.ended"
 
 
+def ids(directory: Path) -> list[str]:
+    """Those that have one: they run, or are about to be no more."""
+    return sorted(path.stem for path in directory.glob("sb-*.json"))
+
+
 def read_all(directory: Path) -> Iterator[Record]:
     """Every record. Raises `ValueError` for one that can't be understood, which a later version may have written."""
     for path in sorted(directory.glob("*.json")):
