@@ -92,6 +92,8 @@ class RunscEngine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._on_death: OnEnd | None = None
         self._leaving = False
+        self._ends_all = False
+        """All slots go with the network then."""
         self._holder_anew = False
         self._parts: Parts | None = None
 
@@ -166,7 +168,7 @@ class RunscEngine:
 
     async def shutdown(self) -> None:
         """End everything of this installation but its disks: boxes, pool, holder, groups, run-time files."""
-        self._leaving = True
+        self._leaving = self._ends_all = True
         await self._settle()
         await asyncio.gather(*(self.kill(box) for box in list(self._boxes)))
         await self._sweep(self._open.members)
@@ -506,14 +508,9 @@ class RunscEngine:
         await self._clear_away(self._open.members, box.member.id, box.id)
         box.member.release()
         await self._holder.forget(box.member.sentry.pids)
-        try:
-            if box.member.slot is not None:
-                await self.network.release(box.member.slot)
-        except (CorralError, OSError) as error:
-            # The sandbox has ended all the same; its slot is swept by the next server.
-            log.error("a network slot was not given back", sandbox=box.id, error=str(error))
-        finally:
-            del self._boxes[box.id]
+        if box.member.slot is not None and not self._ends_all:
+            self.network.let_go(box.member.slot, box.id)
+        del self._boxes[box.id]
 
     async def _clear_away(self, members: Members, member: str, box: str | None) -> None:
         """Everything a dead member leaves, and a box' root and record. Order matters: the overlay lies on the disk and in the member's root."""

@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 
 from corral.errors import SetupError
-from corral.ids import is_id
+from corral.ids import is_id, new_id
 from corral.node import syscalls
 from corral.node.place import OnDisk, Place
 from corral.node.urpc import Sentry
@@ -80,7 +80,7 @@ class Still:
 
 
 class Memories:
-    """All blocking but cheap, except `write_out`, `settle` and `drop`, which are for threads."""
+    """All blocking but cheap, except `write_out`, `settle`, `put_aside` and `drop`, which are for threads."""
 
     def __init__(self, places: Places) -> None:
         self._directory = places.memory
@@ -142,15 +142,24 @@ class Memories:
         shutil.rmtree(self._directory / f"{_NEW}{id}", ignore_errors=True)
 
     def forget(self, id: str) -> None:
-        """It is no more; `drop` removes the rest of it."""
+        """It is no more; `put_aside` or `drop` see to the rest of it."""
         self._known.pop(id, None)
         (self._directory / id / _DOCUMENT).unlink(missing_ok=True)
 
+    def put_aside(self, id: str) -> Path | None:
+        """It is no more. What it takes on the disk is where nobody looks for it, for the caller to remove, which takes a second for each gigabyte; None: there was none."""
+        self.forget(id)
+        aside = self._directory / f"{_NEW}{new_id('vo')}"
+        try:
+            (self._directory / id).rename(aside)
+        except FileNotFoundError:
+            return None
+        return aside
+
     def drop(self, id: str) -> None:
         """Remove it. Nothing happens if there is none."""
-        self.forget(id)
-        if (self._directory / id).exists():
-            shutil.rmtree(self._directory / id)
+        if (aside := self.put_aside(id)) is not None:
+            shutil.rmtree(aside)
 
 
 def cpu_features() -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import structlog
 
-from corral.errors import InternalError, SetupError, Unavailable, Unsupported
+from corral.errors import CorralError, InternalError, SetupError, Unavailable, Unsupported
 from corral.net import elements, nfnetlink, policy, rtnetlink
 from corral.net.ceilings import Ceilings
 from corral.net.elements import OF_PACKETS, OF_POLICY, OF_SANDBOX, SLOT, Switchboard
@@ -121,6 +121,8 @@ class Network:
         self._generation: int = 1
         self._reserved: int = 1
         self._host = HostAddresses(self._host_changed)
+        self._going: set[asyncio.Task[None]] = set()
+        """Slots that are being given back."""
         self._turn = threading.Lock()
         """Slots are made in worker threads, one at a time."""
 
@@ -139,6 +141,7 @@ class Network:
 
     async def close(self) -> None:
         """Leave. Open slots go on by themselves, until the next server adopts them."""
+        await self._gone()
         self._host.close()
         await self.egress.close()
         if self._switch is not None:
@@ -189,6 +192,25 @@ class Network:
         if self._switch is not None:
             with self._turn:
                 self._switch.slots.give_back(slot)
+
+    def let_go(self, slot: Slot, sandbox: str) -> None:
+        """`release` it when the caller has gone on: each change of the tables waits for the kernel, some 40 ms in all, and nobody sends anything there any more."""
+
+        async def release() -> None:
+            try:
+                await self.release(slot)
+            except (CorralError, OSError) as error:
+                # It is swept by the next server.
+                log.error("a network slot was not given back", sandbox=sandbox, error=str(error))
+
+        task = asyncio.get_running_loop().create_task(release())
+        self._going.add(task)
+        task.add_done_callback(self._going.discard)
+
+    async def _gone(self) -> None:
+        """What was let go until now has been given back."""
+        if self._going:
+            await asyncio.wait(self._going)
 
     async def admit(self, slot: Slot | None, sandbox: str, wanted: EgressPolicy, secrets: Mapping[str, str]) -> int:
         """Open a slot for a sandbox, or change what it may reach: connections that are no longer allowed are cut. Returns the generation, to be written down (0: closed without a slot).
@@ -276,6 +298,7 @@ class Network:
 
     async def told(self) -> None:
         """Until the flows of all that is over by now have been told. Without the egress process they are when it is there again: nobody waits for that."""
+        await self._gone()
         if self.egress.client.connected:
             with contextlib.suppress(Unavailable):
                 await self.egress.client.settled()

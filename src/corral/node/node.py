@@ -166,6 +166,7 @@ class Node:
         for book in self._books.values():
             book.close()
         await self._engine.close()
+        await self._pauses.close()
         await self._disks.close()
 
     async def shutdown(self) -> None:
@@ -177,6 +178,7 @@ class Node:
             book.close()
         self._books.clear()
         await self._engine.shutdown()
+        await self._pauses.close()
         await asyncio.to_thread(self._differences.sweep)
         await self.volumes.shutdown()
         await asyncio.to_thread(rootfs.unmount_layers, self._places)

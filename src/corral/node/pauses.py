@@ -10,6 +10,7 @@ disk is copied before (shared blocks: a millisecond): a resume that fails puts t
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -49,6 +50,7 @@ class Pauses:
         self._engine = engine
         self._disks = disks
         self._volumes = volumes
+        self._removing: set[asyncio.Task[None]] = set()
 
     def __contains__(self, id: str) -> bool:
         return id in self.memories
@@ -168,14 +170,23 @@ class Pauses:
         return {**timing, "copy": copied - began, "ready": ended - restored, "total": ended - began}
 
     async def drop(self, id: str) -> None:
-        """Its memory is of no more use. Nothing happens if it has none."""
+        """Its memory is of no more use. Nothing happens if it has none. What it takes on the disk goes when the caller has gone on."""
         self.memories.forget(id)
-        await asyncio.to_thread(self._drop, id)
+        if (aside := await asyncio.to_thread(self._put_aside, id)) is not None:
+            removing = asyncio.get_running_loop().create_task(asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True))
+            self._removing.add(removing)
+            removing.add_done_callback(self._removing.discard)
 
-    def _drop(self, id: str) -> None:
+    def _put_aside(self, id: str) -> Path | None:
         # In this order: a copy alone means nothing.
-        self.memories.drop(id)
+        aside = self.memories.put_aside(id)
         self._copy(id).unlink(missing_ok=True)
+        return aside
+
+    async def close(self) -> None:
+        """What is being removed has gone."""
+        if self._removing:
+            await asyncio.wait(self._removing)
 
     async def _undo(self, id: str) -> None:
         await self._engine.kill(id)
