@@ -9,6 +9,7 @@ import functools
 import inspect
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -39,6 +40,8 @@ hypothesis.settings.load_profile("corral")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Everything but unit tests needs root: run the whole again with sudo."""
+    # Tests press Ctrl-C. A shell without job control has it ignored by what it puts into the background, and by all that is started there.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     only_unit = all("tests/unit" in argument for argument in config.args)
     if os.geteuid() == 0 or only_unit or config.option.collectonly:
         return
