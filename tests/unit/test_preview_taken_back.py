@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from corral.net.edge_link import Link
+from corral.preview.desk import Desk
 from harness.preview_process import Played, played, settled
 
 KEY = "Corral-Key: ck_" + "0" * 40
@@ -77,3 +81,21 @@ async def test_a_key_revoked_while_the_sandbox_is_woken_opens_nothing(preview: P
     await agent.greet()
     preview.tell({"a": (await preview.asked("key"))["q"], "opens": False})
     assert await client.status() == 403
+
+
+async def test_a_descriptor_that_comes_when_nobody_waits_any_more_is_closed() -> None:
+    near, far = socket.socketpair()
+    desk = Desk()
+    desk.attach(link := Link(near, lambda _message, _fds: None, lambda: None))
+    asking = asyncio.create_task(desk.ask(ask="box"))
+    await settled()
+    lent, kept = socket.socketpair()
+    kept.setblocking(False)
+    assert desk.answered(1, {}, [lent.detach()])
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert kept.recv(1) == b""
+    kept.close()
+    link.close()
+    far.close()
