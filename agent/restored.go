@@ -48,6 +48,7 @@ func restored(_ *link, args *restoredArgs) (any, error) {
 	if !claimed.Load() {
 		return nil, failed(syscall.EPERM, "restored")
 	}
+	links[1].returned(args.Fork)
 	if err := syscall.Sethostname([]byte(args.Hostname)); err != nil {
 		return nil, failed(err, args.Hostname)
 	}
@@ -68,6 +69,17 @@ func restored(_ *link, args *restoredArgs) (any, error) {
 	}
 	answer.Failed = runHooks()
 	return answer, nil
+}
+
+// returned forgets what nobody outside has any more of the link of ports: in a fork all of it, else what was offered to the sandbox, which ends with a pause.
+// Until it is greeted again nobody is there to be told.
+func (l *link) returned(fork bool) {
+	l.open.Store(false)
+	for _, c := range l.openChannels() {
+		if fork || c.kind == "listen" || c.kind == "accept" {
+			l.forget(c)
+		}
+	}
 }
 
 // newIdentity gives a fork what must be no other machine's: its boot id, its machine id and its SSH host keys. What programs keep in their memory is theirs to change:

@@ -304,6 +304,44 @@ def test_a_server_out_here_is_reached_from_inside_by_its_name(server: Server) ->
         serving.join()
 
 
+def test_what_was_connected_from_outside_ends_where_nobody_outside_has_it_any_more(server: Server) -> None:
+    ask = (
+        "import socket\n"
+        "s = socket.create_connection(('db', 5432), timeout=120)\n"
+        "print('connected', flush=True)\n"
+        "try: print(s.recv(1))\n"
+        "except OSError as error: print(type(error).__name__)\n"
+    )
+    serve = (
+        "import pathlib, socket\n"
+        "listener = socket.create_server(('127.0.0.1', 5432))\n"
+        "print('listening', flush=True)\n"
+        "c, _ = listener.accept()\n"
+        "while data := c.recv(100): c.sendall(data)\n"
+        "pathlib.Path('/tmp/ended').touch()\n"
+    )
+    with Sandbox.create("base") as box, socket.create_server(("127.0.0.1", 0)) as listener:
+        here = listener.getsockname()[1]
+        with box.expose(here, as_="db:5432") as offered:
+            asking = box.exec("python3", "-c", ask)
+            assert asking.stdout.readline() == "connected\n"
+            box.pause()
+            offered.wait()
+        box.resume()
+        assert asking.stdout.read() == "ConnectionResetError\n"
+        with box.expose(here, as_="other:5432"):
+            assert [line.split()[1] for line in box.files.read_text("/etc/hosts").splitlines() if line.endswith("# outside")] == ["other"]
+        serving = box.exec("python3", "-c", serve)
+        assert serving.stdout.readline() == "listening\n"
+        with box.tunnel(5432) as tunnel, wire(tunnel.port) as line:
+            assert echoes(line, b"before")
+            [child] = box.fork(1)
+            with child:
+                assert child.run("until [ -e /tmp/ended ]; do sleep 0.1; done; echo ended", timeout=60).stdout == "ended\n"
+            assert echoes(line, b"after")
+            assert not box.files.exists("/tmp/ended")
+
+
 def test_slow_and_silent_clients_hold_nobody_up(server: Server) -> None:
     with Sandbox.create("base") as box:
         process = box.exec("python3", "-c", web.SERVER, box.id, "8000")
