@@ -159,8 +159,22 @@ def test_names_that_are_not_utf8_go_as_base64(api: Api, box: str, place: str) ->
     (listed,) = api.ok("POST", f"{box}/files/list", json={"path": place})["entries"]
     assert listed["path_b64"] == name
     assert api.request("GET", f"{box}/files", params={"path_b64": name}).content == b"odd"
-    api.refused("invalid_argument", "GET", f"{box}/files", params={"path_b64": "%%"})
+    for odd in ("%%", "ä"):
+        api.refused("invalid_argument", "GET", f"{box}/files", params={"path_b64": odd})
     api.refused("invalid_argument", "GET", f"{box}/files", params={"path": "/x", "path_b64": name})
+
+
+def test_a_list_goes_on_behind_a_name_that_is_not_utf8(api: Api, box: str, place: str) -> None:
+    paths = [base64.b64encode(place.encode() + name).decode() for name in (b"/\xfe1", b"/\xfe2", b"/\xff")]
+    for path in paths:
+        api.ok("PUT", f"{box}/files", params={"path_b64": path}, content=b"")
+    seen, cursor = list[str](), dict[str, str]()
+    for _ in paths:
+        page = api.ok("POST", f"{box}/files/list", json={"path": place, "limit": 1, **cursor})
+        seen += [entry["path_b64"] for entry in page["entries"]]
+        cursor = {"after_b64": seen[-1]}
+    assert (seen, page["more"]) == (paths, False)
+    api.refused("invalid_argument", "POST", f"{box}/files/list", json={"path": place, "after": "/x", **cursor})
 
 
 @pytest.mark.parametrize(

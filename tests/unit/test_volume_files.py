@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
@@ -12,13 +13,22 @@ import pytest
 from corral.errors import FileNotFound
 from corral.node.volume_door import VolumeDoor
 from corral.node.volume_files import Owner, VolumeFiles
-from corral.schema.file import At
+from corral.schema.file import At, ListFiles
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> Iterator[VolumeFiles]:
     with VolumeFiles(tmp_path) as files:
         yield files
+
+
+def door_of(root: Path) -> VolumeDoor:
+    @asynccontextmanager
+    async def opened() -> AsyncGenerator[VolumeFiles]:
+        with VolumeFiles(root) as files:
+            yield files
+
+    return VolumeDoor(opened)
 
 
 def descriptors() -> int:
@@ -55,13 +65,7 @@ def test_a_tree_of_any_depth_can_be_removed(files: VolumeFiles, tmp_path: Path) 
 async def test_a_reader_who_leaves_leaves_nothing_open(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 1_000_000)
     before = descriptors()
-
-    @asynccontextmanager
-    async def opened() -> AsyncGenerator[VolumeFiles]:
-        with VolumeFiles(tmp_path) as files:
-            yield files
-
-    door = VolumeDoor(opened)
+    door = door_of(tmp_path)
     entry, reading = await door.read(At(path="file", path_b64=None))
     assert entry.size == 1_000_000
     assert len(await anext(reading)) < 1_000_000
@@ -77,3 +81,25 @@ async def test_a_reader_who_leaves_leaves_nothing_open(tmp_path: Path) -> None:
         await door.read(At(path="nothing", path_b64=None))
     assert descriptors() == before
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 100])
+async def test_page_by_page_each_name_comes_once(tmp_path: Path, limit: int) -> None:
+    root = os.fsencode(tmp_path)
+    names = [b"a", b"d", b"d/a", b"d/a/\xfe", b"d/a/\xff", b"d/b", b"d.x", b"link", b"\xee\xa3\xbf", b"\xef\xbf\xbd", b"\xfe", b"\xff", b"\xff/in"]
+    for name in names:
+        if name == b"link":
+            os.symlink("d", os.path.join(root, name))
+        elif name in (b"d", b"d/a", b"\xff"):
+            os.mkdir(os.path.join(root, name))
+        else:
+            Path(os.fsdecode(os.path.join(root, name))).touch()
+    door, seen, cursor = door_of(tmp_path), list[bytes](), dict[str, str]()
+    while len(seen) <= len(names):
+        page = await door.list(ListFiles.model_validate({"path": "/", "depth": 4, "limit": limit, **cursor}))
+        assert len(page.entries) <= limit
+        seen += [entry.path.encode() if entry.path_b64 is None else base64.b64decode(entry.path_b64) for entry in page.entries]
+        if not page.more:
+            break
+        cursor = page.cursor
+    assert seen == [b"/" + name for name in sorted(names, key=lambda name: name.split(b"/"))]

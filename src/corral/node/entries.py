@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 import posixpath
 from datetime import UTC, datetime
@@ -41,10 +40,10 @@ def _chosen(at: At) -> str | bytes:
         case None, str() as path:
             try:
                 return base64.b64decode(path, validate=True)
-            except binascii.Error as error:
+            except ValueError as error:
                 raise InvalidArgument(f"path_b64 is not base64: {error}") from None
         case _:
-            raise InvalidArgument("give either path or path_b64")
+            raise InvalidArgument("give one of the two: text, or base64 in the field that ends with _b64")
 
 
 def text(raw: bytes) -> str:

@@ -69,7 +69,7 @@ class Files:
     async def list(self, request: schema.ListFiles) -> schema.Entries:
         """The entries of a directory, sorted by name, down to `depth`. Raises `NotADirectory`."""
         path = self._place(request)
-        after = None if request.after is None else place(request.after, self._workdir)
+        after = None if request.behind is None else place(request.behind, self._workdir)
         found: list[messages.Entry] = []
         while True:
             wanted = request.limit - len(found)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import TypeVar
 
-from corral.errors import CorralError, DiskFull, FileNotFound, InvalidArgument, TooLarge
+from corral.errors import CorralError, DiskFull, FileNotFound, InvalidArgument
 from corral.node import entries
 from corral.node.refusals import about_file, shown
 from corral.node.start import encoded
@@ -85,13 +85,10 @@ class VolumeDoor:
         return False
 
     async def list(self, request: schema.ListFiles) -> schema.Entries:
-        """The entries of a directory, by path, down to `depth`. Raises `NotADirectory`; `TooLarge` when there are too many to look at."""
-        path = _path(request)
-        found = [_entry(one) for one in await self._do(path, lambda files: files.list(path, request.depth))]
-        if request.after is not None:
-            after = request.after.split("/")
-            found = [one for one in found if one.path.split("/") > after]
-        return schema.Entries(entries=found[: request.limit], more=len(found) > request.limit)
+        """The entries of a directory, by path, down to `depth`. Raises `NotADirectory`."""
+        path, after = _path(request), None if request.behind is None else _path(request.behind)
+        found, more = await self._do(path, lambda files: files.page(path, request.depth, limit=request.limit, after=after))
+        return schema.Entries(entries=[_entry(one) for one in found], more=more)
 
     async def mkdir(self, request: VolumeMkdir) -> None:
         path, owner = _path(request), _owner(request.user, request.mode)
@@ -145,8 +142,6 @@ class VolumeDoor:
 async def _asked(path: str, doing: Awaitable[T]) -> T:
     try:
         return await doing
-    except OverflowError as error:
-        raise TooLarge(str(error), hint="list its directories one by one") from None
     except CorralError:
         raise
     except OSError as error:

@@ -5,11 +5,12 @@ All of it blocks, and raises what the system said (`OSError`).
 
 from __future__ import annotations
 
+import heapq
 import os
 import posixpath
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -21,7 +22,7 @@ from corral.node import syscalls, trees
 _WRITABLE = 0o777
 """Of directories nobody gave a mode: every user of a sandbox may write a volume's root, too."""
 _LISTED = 100_000
-"""Entries of one answer."""
+"""Entries of one answer, and names that are in memory for it."""
 
 
 @dataclass(frozen=True)
@@ -67,25 +68,42 @@ class VolumeFiles:
 
     def list(self, path: str, depth: int) -> list[VolumeEntry]:
         """What is in a directory, and in those in it down to `depth`, by path. Raises `OverflowError` when it is too much for one answer."""
-        found: list[VolumeEntry] = []
-        for entry in self._walk(_plain(path), depth):
-            found.append(entry)
-            if len(found) > _LISTED:
-                raise OverflowError(f"there are more than {_LISTED} files in {path[:200]!r}")
-        return sorted(found, key=lambda entry: entry.path.split("/"))
+        found, more = self.page(path, depth, limit=_LISTED)
+        if more:
+            raise OverflowError(f"there are more than {_LISTED} files in {path[:200]!r}")
+        return found
 
-    def _walk(self, path: str, depth: int) -> Iterator[VolumeEntry]:
-        with _Opened(self._root, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW) as directory:
-            with os.scandir(directory) as entries:
-                # One more than an answer may have: a sandbox can make millions of names.
-                names = [entry.name for entry in islice(entries, _LISTED + 1)]
-        for name in names:
-            inner = f"{path}/{name}" if path else name
+    def page(self, path: str, depth: int, *, limit: int, after: str | None = None) -> tuple[list[VolumeEntry], bool]:
+        """The first `limit` entries of such a list, or those that come after a path of it, and whether there are more."""
+        place, behind = _parts(path), _parts(after or "")
+        behind = behind[len(place) :] if behind[: len(place)] == place else []
+        # Each level on the way keeps names of its own.
+        many = max(1, min(limit + 1, _LISTED // depth))
+        found = list(islice(self._walk(_plain(path), depth, behind, many), limit + 1))
+        return found[:limit], len(found) > limit
+
+    def _walk(self, path: str, depth: int, behind: Sequence[bytes], many: int) -> Iterator[VolumeEntry]:
+        done = behind[0] if behind else b""
+        for name in self._names(path, done, many):
+            inner = posixpath.join(path, os.fsdecode(name))
             with suppress(FileNotFoundError, NotADirectoryError):  # it has just been removed or replaced
                 entry = self.info(inner)
-                yield entry
+                if name != done:
+                    yield entry
                 if depth > 1 and stat.S_ISDIR(entry.stat.st_mode):
-                    yield from self._walk(inner, depth - 1)
+                    yield from self._walk(inner, depth - 1, behind[1:] if name == done else (), many)
+
+    def _names(self, path: str, done: bytes, many: int) -> Iterator[bytes]:
+        """From the one that is `done` on, at most so `many` at a time in memory: a sandbox can make millions."""
+        if done:
+            yield done
+        while True:
+            with _Opened(self._root, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW) as directory, os.scandir(directory) as entries:
+                names = heapq.nsmallest(many, (name for entry in entries if (name := os.fsencode(entry.name)) > done))
+            yield from names
+            if len(names) < many:
+                return
+            done = names[-1]
 
     def make_directory(self, path: str, owner: Owner, *, parents: bool) -> VolumeEntry:
         """With `parents` one that is there already is fine."""
@@ -230,6 +248,11 @@ class _Parent:
 def _plain(path: str) -> str:
     """Without `.`, `..` and doubled slashes; above the root is the root."""
     return posixpath.normpath("/" + path).strip("/")
+
+
+def _parts(path: str) -> list[bytes]:
+    """Their order is that of lists. Not that of text, in which bytes that are no UTF-8 stand for others."""
+    return [part for part in os.fsencode(_plain(path)).split(b"/") if part]
 
 
 def _entry(plain: str, file: int) -> VolumeEntry:

@@ -43,6 +43,12 @@ class Entries(Answer):
     entries: list[Entry]
     more: bool = False
 
+    @property
+    def cursor(self) -> dict[str, str]:
+        """Fields of the request for the page behind this one, in which there is something."""
+        last = self.entries[-1]
+        return {"after": last.path} if last.path_b64 is None else {"after_b64": last.path_b64}
+
 
 class Paths(Answer):
     paths: list[str]
@@ -66,6 +72,14 @@ class ListFiles(At):
     depth: int = Field(1, ge=1, le=64)
     limit: int = Field(10_000, ge=1, le=10_000)
     after: str | None = Field(None, description="path of the last entry of the page before")
+    after_b64: str | None = Field(None, max_length=5464, description="that entry's `path_b64`, where it has one")
+
+    @property
+    def behind(self) -> At | None:
+        """Of which the entries are that come next."""
+        if self.after is None and self.after_b64 is None:
+            return None
+        return At.model_construct(path=self.after, path_b64=self.after_b64)
 
 
 class Mkdir(At):

@@ -51,13 +51,13 @@ class PlainFiles:
     async def list(self, path: Path = ".", *, depth: int = 1) -> list[Entry]:
         """The entries of a directory, sorted by name; with `depth` those of directories below it too."""
         entries: list[Entry] = []
-        after: str | None = None
+        cursor: dict[str, str] = {}
         while True:
-            page = await self._ask("list", schema.ListFiles, schema.Entries, **at(path), depth=depth, after=after)
+            page = await self._ask("list", schema.ListFiles, schema.Entries, **at(path), depth=depth, **cursor)
             entries += page.entries
             if not page.more or not page.entries:
                 return entries
-            after = page.entries[-1].path
+            cursor = page.cursor
 
     async def stat(self, path: Path) -> Entry:
         """What is there; of a symbolic link the link itself."""
