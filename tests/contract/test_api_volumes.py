@@ -212,7 +212,8 @@ def test_its_files_need_no_sandbox(api: Api, server: Server, volume: str) -> Non
     api.ok("POST", f"{place}/remove", status=204, json={"path": "/made", "recursive": True})
     api.ok("POST", f"{place}/remove", status=204, json={"path": "/made", "missing_ok": True})
     api.refused("file_not_found", "POST", f"{place}/remove", json={"path": "/made"})
-    assert api.ok("POST", f"{place}/exists", json={"path": "/made"}) == {"exists": False}
+    for path in ("/made", "/d/e/file/below"):
+        assert api.ok("POST", f"{place}/exists", json={"path": path}) == {"exists": False}
     assert api.ok("POST", f"{place}/exists", json={"path": "/link"}) == {"exists": True}
     # What does not fit leaves nothing.
     api.refused("disk_full", "PUT", place, params={"path": "/big"}, content=bytes(80 << 20))
@@ -278,6 +279,9 @@ def test_from_python_and_the_command_line(server: Server, tmp_path: Path) -> Non
     (tmp_path / "tree" / "link").symlink_to("sub/leaf")
     corral("volume", "cp", str(tmp_path / "tree"), f"{name}:tree")
     assert "/tree/sub/leaf" in corral("volume", "files", f"{name}:tree", "--depth", "2")
+    for _ in range(2):
+        corral("volume", "cp", str(tmp_path / "tree"), f"{name}:/")
+    assert corral("volume", "cp", f"{name}:/sub/leaf", "-") == "leaf"
     # A link that lies here already leads nothing outside.
     (tmp_path / "back").mkdir()
     (tmp_path / "kept").write_text("kept")

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from corral.errors import FileNotFound
+from corral.errors import FileNotFound, IsADirectory
 from corral.node.volume_door import VolumeDoor
 from corral.node.volume_files import Owner, VolumeFiles
 from corral.schema.file import At, ListFiles
+from corral.schema.volume import VolumeMkdir
 
 
 @pytest.fixture
@@ -81,6 +82,15 @@ async def test_a_reader_who_leaves_leaves_nothing_open(tmp_path: Path) -> None:
         await door.read(At(path="nothing", path_b64=None))
     assert descriptors() == before
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+async def test_the_root_is_there_already_and_below_a_file_is_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    door = door_of(tmp_path)
+    await door.mkdir(VolumeMkdir.model_validate({"path": "/"}))
+    with pytest.raises(IsADirectory):
+        await door.mkdir(VolumeMkdir.model_validate({"path": "/", "parents": False}))
+    assert not await door.exists(At(path="/file/below", path_b64=None))
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 100])

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import TypeVar
 
-from corral.errors import CorralError, DiskFull, FileNotFound, InvalidArgument
+from corral.errors import CorralError, DiskFull, FileNotFound, InvalidArgument, NotADirectory
 from corral.node import entries
 from corral.node.refusals import about_file, shown
 from corral.node.start import encoded
@@ -79,7 +79,7 @@ class VolumeDoor:
         return (await self.stat(at)).size
 
     async def exists(self, at: schema.At) -> bool:
-        with suppress(FileNotFound):
+        with suppress(FileNotFound, NotADirectory):
             await self.stat(at)
             return True
         return False

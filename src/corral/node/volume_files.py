@@ -106,8 +106,10 @@ class VolumeFiles:
             done = names[-1]
 
     def make_directory(self, path: str, owner: Owner, *, parents: bool) -> VolumeEntry:
-        """With `parents` one that is there already is fine."""
+        """With `parents` one that is there already is fine, as the root always is."""
         plain = _plain(path)
+        if parents and not plain:
+            return self.info(plain)
         if parents:
             self._make_parents(plain)
         with self._parent(plain) as (above, name):
