@@ -35,6 +35,7 @@ def test_what_was_answered_is_there_after_a_power_cut(shared: Places) -> None:
                 warm = asleep.snapshot("warm", memory=True)
                 copy = data.clone("copy")
                 asleep.pause()
+                data.files.write("answered", "whole")
                 # Nothing is written while it is looked at.
                 assert server.process is not None
                 server.process.send_signal(signal.SIGSTOP)
@@ -57,7 +58,7 @@ def test_what_was_answered_is_there_after_a_power_cut(shared: Places) -> None:
                 box = Sandbox.get(box.id, client=client)
                 assert box.state == "stopped"
                 box.start()
-                assert box.run("cat /data/file").stdout == "synced\n"
+                assert box.run("cat /data/file /data/answered").stdout == "synced\nwhole"
                 box.rewind(point.id)
                 for image in (kept, box):
                     with Sandbox.create(image if isinstance(image, Snapshot) else image.snapshot(), client=client) as child:

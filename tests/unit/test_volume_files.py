@@ -47,6 +47,25 @@ def test_a_file_whose_place_a_directory_took_meanwhile_is_given_up_whole(files: 
     assert [path.name for path in tmp_path.iterdir()] == ["place"]
 
 
+def test_a_file_is_not_there_before_it_is_whole(files: VolumeFiles, tmp_path: Path) -> None:
+    for content in (b"first", b"second"):
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        new = files.new("file", parents=False, overwrite=True)
+        new.write(content)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        new.keep(Owner(mode=0o640))
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": content}
+    assert (tmp_path / "file").stat().st_mode & 0o7777 == 0o640
+
+
+def test_a_file_that_came_meanwhile_stays_unless_it_may_be_replaced(files: VolumeFiles, tmp_path: Path) -> None:
+    new = files.new("file", parents=False, overwrite=False)
+    (tmp_path / "file").write_bytes(b"another's")
+    with pytest.raises(FileExistsError):
+        new.keep(Owner())
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"another's"]
+
+
 def test_a_tree_of_any_depth_can_be_removed(files: VolumeFiles, tmp_path: Path) -> None:
     (tmp_path / "outside").write_text("stays")
     (tmp_path / "deep").mkdir()

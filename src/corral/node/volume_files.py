@@ -158,7 +158,7 @@ class VolumeFiles:
         if parents:
             self._make_parents(plain)
         with self._parent(plain) as (above, name):
-            return NewFile(os.dup(above), name, _beside(above, name, overwrite=overwrite))
+            return NewFile(os.dup(above), name, _beside(above, name, overwrite=overwrite), overwrite=overwrite)
 
     def _make_parents(self, plain: str) -> None:
         parts = plain.split("/")[:-1]
@@ -177,15 +177,15 @@ class VolumeFiles:
 
 
 class NewFile:
-    """Written beside the place that it takes when it is kept: so that is a whole file at any time. `keep` or `discard` ends it."""
+    """Written without any name, and so nobody's if it is given up or the server ends. It takes its place whole. `keep` or `discard` ends it."""
 
-    def __init__(self, above: int, name: str, owner: Owner) -> None:
+    def __init__(self, above: int, name: str, owner: Owner, *, overwrite: bool) -> None:
         self._above = above
         self._name = name
         self._owner = owner
-        self._half = f".new-{secrets.token_hex(8)}"
+        self._overwrite = overwrite
         try:
-            self._file = os.open(self._half, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=above)
+            self._file = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o644, dir_fd=above)
         except BaseException:
             os.close(above)
             raise
@@ -196,22 +196,37 @@ class NewFile:
             view = view[os.write(self._file, view) :]
 
     def keep(self, owner: Owner) -> None:
-        """Have it there, with owner and mode of the one that was, or those given. When that fails it is discarded."""
+        """Have it there, with owner and mode of the one that was, or those given; after a power cut too. When that fails it is discarded."""
         try:
             self._owner.give(self._file)
             owner.give(self._file)
-            os.rename(self._half, self._name, src_dir_fd=self._above, dst_dir_fd=self._above)
-        except BaseException:
-            self.discard()
-            raise
-        self._close()
-
-    def discard(self) -> None:
-        try:
-            with suppress(FileNotFoundError):
-                os.unlink(self._half, dir_fd=self._above)
+            # Its bytes are safe before its name leads to them.
+            os.fsync(self._file)
+            self._take_place()
+            os.fsync(self._above)
         finally:
             self._close()
+
+    def discard(self) -> None:
+        self._close()
+
+    def _take_place(self) -> None:
+        try:
+            self._link(self._name)
+        except FileExistsError:
+            if not self._overwrite:
+                raise
+            # Only a name takes the place of a name.
+            aside = f".new-{secrets.token_hex(8)}"
+            self._link(aside)
+            try:
+                os.rename(aside, self._name, src_dir_fd=self._above, dst_dir_fd=self._above)
+            except BaseException:
+                os.unlink(aside, dir_fd=self._above)
+                raise
+
+    def _link(self, name: str) -> None:
+        os.link(f"/proc/self/fd/{self._file}", name, dst_dir_fd=self._above)
 
     def _close(self) -> None:
         os.close(self._file)
