@@ -104,6 +104,7 @@ ask
 "$PYTHON" -m corral trust --home "$CORRAL_HOME" --json >"$WORK/told"
 ask; lists; stat -c %u "$THEIRS/.pki/nssdb/cert9.db"
 "$PYTHON" -m corral trust >/dev/null
+SUDO_UID=3999999999 "$PYTHON" -m corral trust >/dev/null
 ask; lists
 "$PYTHON" -m corral trust --remove >/dev/null
 ask; lists

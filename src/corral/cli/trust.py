@@ -70,13 +70,17 @@ def trust(
 
 
 def _databases() -> list[tuple[str, struct_passwd]]:
-    """The lists of the browsers of whoever asks, and of whoever has become root by sudo for it; and whose they are."""
+    """The lists of the browsers of whoever asks, and of whoever has become root by sudo for it, where this machine knows them; and whose they are."""
     import os
     import pwd
 
     people = {os.geteuid(), int(os.environ.get("SUDO_UID", os.geteuid()))}
     found: list[tuple[str, struct_passwd]] = []
-    for owner in map(pwd.getpwuid, sorted(people)):
+    for id in sorted(people):
+        try:
+            owner = pwd.getpwuid(id)
+        except KeyError:
+            continue
         at_home = Path.home() if owner.pw_uid == os.geteuid() else Path(owner.pw_dir)
         lists = [at_home / place for place in DATABASES] + [file.parent for place in PROFILES for file in sorted(at_home.glob(f"{place}/*/cert9.db"))]
         found += [(str(place), owner) for place in lists if place.is_dir()]
