@@ -1,9 +1,9 @@
-"""Blocking work beside the event loop."""
+"""Blocking work beside the event loop, and whatever else its caller can't leave in its midst."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
@@ -13,7 +13,12 @@ T = TypeVar("T")
 
 async def in_thread(do: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
     """`asyncio.to_thread` that does not leave the thread alone: a caller who is cancelled waits for its end, so that what it uses can be closed then."""
-    work = asyncio.ensure_future(asyncio.to_thread(do, *arguments, **named))
+    return await whole(asyncio.to_thread(do, *arguments, **named))
+
+
+async def whole(doing: Awaitable[T]) -> T:
+    """Its result. A caller who is cancelled waits for its end, which it comes to all the same."""
+    work = asyncio.ensure_future(doing)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:

@@ -69,8 +69,7 @@ class Forks:
                     for child in children:
                         self._ledger.registry.drop(child.record.id)
                     raise
-                entering = (self._enter(actor, child, result, claim) for child, result in zip(children, results, strict=True))
-                return await asyncio.gather(*entering)
+                return await self._entered(actor, children, results, claim)
 
     async def again(self, project: str, id: str, wanted: SandboxFork) -> list[Record | CorralError] | None:
         """What an earlier server had made of a request when it ended, by the id of one of its forks; None: nothing of it lives."""
@@ -142,6 +141,22 @@ class Forks:
                 """Nobody waits for them any more."""
                 await asyncio.wait([making])
                 await asyncio.gather(*(self._node.remove(child.record.id) for child in children))
+
+            self._sandboxes.later(undo())
+            raise
+
+    async def _entered(
+        self, actor: Actor, children: Sequence[Living], results: Sequence[Timing | CorralError], claim: Claim | None
+    ) -> list[Record | CorralError]:
+        entering = asyncio.gather(*(self._enter(actor, child, result, claim) for child, result in zip(children, results, strict=True)))
+        try:
+            return await asyncio.shield(entering)
+        except asyncio.CancelledError:
+
+            async def undo() -> None:
+                """Nobody will ever know of them."""
+                made = [one.id for one in await entering if isinstance(one, Record)]
+                await self._sandboxes.delete_many(actor, made)
 
             self._sandboxes.later(undo())
             raise

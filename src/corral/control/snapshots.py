@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from corral.node.interface import Moment
 from corral.schema.observe import Event
 from corral.schema.sandbox import State
 from corral.schema.snapshot import Diff, Merge, MergeRequest
+from corral.threads import whole
 
 AUTOMATIC = 20
 """Automatic checkpoints that a sandbox keeps: the newest."""
@@ -125,6 +126,7 @@ class Snapshots:
         if memory and box.state is State.STOPPED:
             raise InvalidState("a sandbox that is stopped has no memory to keep", hint="start it first, or take the snapshot without memory")
         id, scope = new_id("sn"), box.id if checkpoint else ""
+        old: SnapshotRecord | None = None
         if name is not None and not displace:
             self._shelf.reserve(box.project, scope, name, id)
         try:
@@ -160,22 +162,30 @@ class Snapshots:
             events = [self._event(kind, record, actor)]
             if old is not None:
                 events.append(self._event("snapshot.deleted", old, actor))
-            written = self._rows.create(record, events, claim, instead_of=None if old is None else old.id)
-            self._events.when_stored(written, *events)
-            await written
-            # Its files are safe. Without its row the next server would take them for somebody's who was killed over them.
-            await self._rows.settle()
+            await whole(self._write_down(record, events, claim, old))
             if old is not None:
-                self._shelf.displace(old, record)
                 await self._shelf.collect()
         except BaseException:
+            made = self._shelf.find(box.project, id)
+            if old is not None and made is not None and made.name is not None:
+                raise  # the rows say that the old one is gone: that leaves this one
             if name is not None:
                 self._shelf.release(box.project, scope, name, id)
-            if (made := self._shelf.find(box.project, id)) is not None:
+            if made is not None:
                 await self._shelf.hide(made, None)
                 await self._shelf.collect()
             raise
         return record, {"stopped": stored.stopped or 0.0, "total": time.perf_counter() - began}
+
+    async def _write_down(self, record: SnapshotRecord, events: Sequence[Event], claim: Claim | None, old: SnapshotRecord | None) -> None:
+        """Memory says what the rows say, also when the disk fails behind them."""
+        written = self._rows.create(record, events, claim, instead_of=None if old is None else old.id)
+        self._events.when_stored(written, *events)
+        await written
+        if old is not None:
+            self._shelf.displace(old, record)
+        # Its files are safe. Without its row the next server would take them for somebody's who was killed over them.
+        await self._rows.settle()
 
     def _is_image(self, name: str) -> bool:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from corral.control.roles import Actor
 from corral.errors import Conflict, InvalidArgument, NotFound
 from corral.ids import new_id
 from corral.node.interface import VolumeUse
+from corral.schema.observe import Event
 from corral.schema.volume import Volume, VolumeCreate, VolumeMount
 
 DEFAULT_SIZE = 1024
@@ -50,6 +52,7 @@ class Volumes:
         self._clock = clock
         self._records: dict[str, VolumeRecord] = {}
         self._names: dict[tuple[str, str], str] = {}
+        self._making: set[str] = set()
 
     async def load(self) -> None:
         """What the rows say; before sandboxes are found again."""
@@ -74,6 +77,13 @@ class Volumes:
             raise NotFound(f"there is no volume {ref[:80]!r}", hint="`corral volume create NAME` makes one", details={"volume": ref[:80]})
         return record
 
+    def _made(self, project: str, ref: str) -> VolumeRecord:
+        """As `get`. Raises `Conflict` for one that is being made: there may be nothing of it in the end."""
+        record = self.get(project, ref)
+        if record.id in self._making:
+            raise Conflict(f"the volume {record.name!r} is being made", hint="try again", details={"volume": record.id})
+        return record
+
     def find(self, id: str) -> VolumeRecord | None:
         """Of whatever project: for who proves otherwise that it may be opened."""
         return self._records.get(id)
@@ -87,8 +97,8 @@ class Volumes:
         return sum(record.size for record in self.of(project))
 
     def uses(self, project: str, wanted: Mapping[str, VolumeMount]) -> tuple[VolumeUse, ...]:
-        """What a sandbox asks for, outer paths first. Raises `NotFound`."""
-        return tuple(VolumeUse(self.get(project, mount.volume).id, path, mount.read_only, mount.sub_path) for path, mount in sorted(wanted.items()))
+        """What a sandbox asks for, outer paths first. Raises `NotFound`, `Conflict`."""
+        return tuple(VolumeUse(self._made(project, mount.volume).id, path, mount.read_only, mount.sub_path) for path, mount in sorted(wanted.items()))
 
     def show(self, record: VolumeRecord) -> Volume:
         return Volume(
@@ -117,31 +127,39 @@ class Volumes:
 
     async def create(self, actor: Actor, wanted: VolumeCreate, *, claim: Claim | None = None) -> VolumeRecord:
         """An empty volume, or a copy of another. Raises `Conflict` when the project has one of that name. The caller has looked at the quota."""
-        source = None if wanted.source is None else self.get(actor.project, wanted.source)
+        source = None if wanted.source is None else self._made(actor.project, wanted.source)
         record = VolumeRecord(new_id("vo"), actor.project, wanted.name, self.size(actor.project, wanted), self._clock(), actor.key)
         if (holder := self._names.get((actor.project, wanted.name))) is not None:
             raise Conflict(f"the project has a volume {wanted.name!r} already", hint="choose another name", details={"volume": holder})
         self._put(record)
+        self._making.add(record.id)
         try:
             if source is None:
                 await self._node.create(record.id, record.size)
             else:
                 await self._node.copy(record.id, source.id)
-            event = self._events.next("volume.created", record.project, actor=actor.key, data=self._data(record))
-            written = self._rows.create(record, [event], claim)
-            self._events.when_stored(written, event)
-            await written
-            # What is synced in it must not be taken for nobody's after a power cut.
-            await self._rows.settle()
+            await self._write_down(record, claim)
         except BaseException:
             self._drop(record)
             await self._node.remove(record.id)
             raise
+        finally:
+            self._making.discard(record.id)
         return record
 
+    async def _write_down(self, record: VolumeRecord, claim: Claim | None) -> None:
+        try:
+            await self._stored("created", record, record.created_by, lambda event: self._rows.create(record, [event], claim))
+            # What is synced in it must not be taken for nobody's after a power cut.
+            await self._rows.settle()
+        except BaseException:
+            # It may have been written: that can't be called back, and is done whether or not somebody waits for it.
+            self._stored("deleted", record, None, lambda event: self._rows.remove(record.id, [event]))
+            raise
+
     async def delete(self, actor: Actor, ref: str) -> VolumeRecord:
-        """Delete it with everything in it. Raises `Conflict` while a living sandbox has it, stopped ones too."""
-        record = self.get(actor.project, ref)
+        """Delete it with everything in it. Raises `Conflict` while a living sandbox has it, stopped ones too, and while it is being made."""
+        record = self._made(actor.project, ref)
         if users := list(self._users(record.id)):
             raise Conflict(
                 f"the volume {record.name!r} is in use by {', '.join(users[:5])}{' …' if len(users) > 5 else ''}",
@@ -149,10 +167,7 @@ class Volumes:
                 details={"sandboxes": users},
             )
         self._drop(record)
-        event = self._events.next("volume.deleted", record.project, actor=actor.key, data=self._data(record))
-        written = self._rows.remove(record.id, [event])
-        self._events.when_stored(written, event)
-        await written
+        await self._stored("deleted", record, actor.key, lambda event: self._rows.remove(record.id, [event]))
         await self._node.remove(record.id)
         return record
 
@@ -164,5 +179,9 @@ class Volumes:
         del self._records[record.id]
         del self._names[record.project, record.name]
 
-    def _data(self, record: VolumeRecord) -> dict[str, object]:
-        return {"volume": record.id, "name": record.name, "size": record.size}
+    def _stored(self, what: str, record: VolumeRecord, actor: str | None, change: Callable[[Event], asyncio.Future[None]]) -> asyncio.Future[None]:
+        data = {"volume": record.id, "name": record.name, "size": record.size}
+        event = self._events.next(f"volume.{what}", record.project, actor=actor, data=data)
+        written = change(event)
+        self._events.when_stored(written, event)
+        return written
