@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import socket
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -200,4 +201,40 @@ def test_a_project_goes_with_what_is_its_own_and_not_while_something_is_kept_in_
     assert [one["id"] for one in admin.ok("GET", "/v1/images", headers=inside)["images"] if one["built"]] == []
     usage = admin.ok("GET", "/v1/images/usage", headers=inside)
     assert (usage["images"], usage["layers"], usage["uploads"]) == (0, 0, 0)
+    assert admin.ok("GET", "/v1/events", headers=inside)["events"] == []
+    assert admin.ok("GET", "/v1/sandboxes", params={"state": "terminated"}, headers=inside)["sandboxes"] == []
+    admin.ok("DELETE", f"/v1/projects/{project}", status=204)
+
+
+def test_what_was_asked_of_a_project_is_not_answered_to_a_later_one_of_its_name(admin: Api) -> None:
+    project = f"p-{uuid.uuid4().hex[:8]}"
+    inside, made, followed = {"Corral-Project": project, "Idempotency-Key": "the same"}, set[str](), list[str]()
+    for _ in range(2):
+        admin.ok("POST", "/v1/projects", status=201, json={"name": project})
+        made.add(admin.ok("POST", "/v1/volumes", status=201, json={"name": "v", "size": 64}, headers=inside)["id"])
+        followed.append(" ".join(event["kind"] for event in admin.ok("GET", "/v1/events", headers=inside)["events"]))
+        admin.ok("DELETE", "/v1/volumes/v", headers=inside)
+        admin.ok("DELETE", f"/v1/projects/{project}", status=204)
+    assert len(made) == 2
+    assert followed == ["volume.created"] * 2
+
+
+def test_builds_end_with_their_project(admin: Api) -> None:
+    project = f"p-{uuid.uuid4().hex[:8]}"
+    inside = {"Corral-Project": project}
+    with socket.create_server(("127.0.0.1", 0)) as registry:
+        registry.settimeout(60)
+        admin.ok("POST", "/v1/projects", status=201, json={"name": project})
+        source = {"kind": "registry", "ref": f"127.0.0.1:{registry.getsockname()[1]}/never:1"}
+        wanted = {"definition": {"source": source, "steps": []}, "template": "late"}
+        build = admin.ok("POST", "/v1/images/builds", status=202, json=wanted, headers=inside)["id"]
+        line, _ = registry.accept()
+        with line:
+            line.settimeout(60)
+            admin.ok("DELETE", f"/v1/projects/{project}", status=204)
+            # It asks no more: what comes is the rest of its question, and then the end.
+            while line.recv(65_536):
+                pass
+    admin.ok("POST", "/v1/projects", status=201, json={"name": project})
+    admin.refused("not_found", "GET", f"/v1/images/builds/{build}", headers=inside)
     admin.ok("DELETE", f"/v1/projects/{project}", status=204)

@@ -8,10 +8,14 @@ import pytest
 from sqlalchemy import text
 
 from corral.control.accounts import DEFAULT, Accounts
+from corral.control.events import EventLog
+from corral.control.idempotency import Claim
 from corral.control.roles import GRANTS, Actor, Permission, acting_in
 from corral.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from corral.schema.account import KeyCreate, ProjectCreate, Role
+from corral.schema.sandbox import State
 from corral.store import Store
+from harness.records import record
 
 
 async def opened(store: Store) -> tuple[Accounts, str | None]:
@@ -115,3 +119,18 @@ def test_another_project_is_there_for_admins_only() -> None:
     assert acting_in(Actor("ke", "a", Role.READER), "a").project == "a"
     with pytest.raises(NotFound):
         acting_in(Actor("ke", "a", Role.MEMBER), "b")
+
+
+async def test_a_later_project_of_the_name_begins_with_nothing(store: Store) -> None:
+    accounts, _ = await opened(store)
+    await accounts.add_project(project("p"))
+    log = EventLog(store.events, itertools.count().__next__)
+    await log.open()
+    ended = record(State.TERMINATED, project="p", tags={"a": "b"}, removed=True, ended_at=1.0)
+    await store.sandboxes.create(ended, [log.next("sandbox.created", "p")], Claim("p", "key", "request"))
+    await accounts.remove_project("p")
+    assert await store.events.since("p", after=0, sandbox=None, kinds=None, limit=10) == []
+    assert await store.replays.all() == []
+    assert await store.sandboxes.get("p", ended.id) is None
+    # No number is used twice.
+    assert await store.events.last() == 1

@@ -73,3 +73,13 @@ async def test_what_can_not_be_stored_is_told_to_nobody(store: Store) -> None:
     for kind in "abc":
         log.note(kind, "default")
     assert [event.kind for event in await take(log, 2)] == ["a", "c"]
+
+
+async def test_nobody_follows_what_happened_in_an_earlier_project_of_the_name(store: Store) -> None:
+    log = await opened(store)
+    log.note("other", "another")
+    log.note("old", "default")
+    await store.events.last()
+    log.project_removed("default")
+    log.note("new", "default")
+    assert [event.kind for event in await take(log, 1)] == ["new"]

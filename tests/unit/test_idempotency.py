@@ -116,3 +116,13 @@ def test_the_fingerprint_is_of_method_path_and_body() -> None:
         for method, path, body in (("POST", "/a", b"b"), ("PUT", "/a", b"b"), ("POST", "/b", b"b"), ("POST", "/a", b"c"))
     }
     assert len(claims) == 4
+
+
+async def test_a_later_project_of_the_name_is_given_no_answer_of_the_earlier_one() -> None:
+    known, make = replays(), Maker()
+    make.go.set()
+    await known.once(CLAIM, make)
+    known.project_removed("another")
+    assert (await known.once(CLAIM, make)).body == b"1"
+    known.project_removed("default")
+    assert (await known.once(CLAIM, make)).body == b"2"

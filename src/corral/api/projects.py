@@ -44,7 +44,7 @@ async def get(services: Services, actor: Actor, name: str) -> Project:
 @routes.delete("/v1/projects/{name}", status_code=204)
 @may(Permission.ADMINISTER)
 async def delete(services: Services, actor: Actor, name: str) -> None:  # noqa: ARG001 - an admin's key is needed
-    """Remove a project without living sandboxes, snapshots and volumes; its keys are revoked, its secrets, templates, images and uploads forgotten."""
+    """Remove a project without living sandboxes, snapshots and volumes; its keys are revoked, its builds end, and its secrets, templates, images, uploads and events are forgotten."""
     services.accounts.project(name)
     snapshots = services.snapshots.page(name, sandbox=None, before=None, limit=1 << 20)
     has = {"sandboxes": services.sandboxes.living_in(name), "snapshots": len(snapshots), "volumes": len(services.volumes.of(name))}
@@ -52,6 +52,8 @@ async def delete(services: Services, actor: Actor, name: str) -> None:  # noqa: 
         told = ", ".join(f"{count} {'living ' if what == 'sandboxes' else ''}{what}" for what, count in has.items() if count)
         raise Conflict(f"the project {name} has {told}", hint="delete them first", details=has)
     await services.accounts.remove_project(name)
+    # They would give a later project of the name what they make.
+    await services.builds.project_removed(name)
     services.policies.project_removed(name)
     await services.snapshots.project_removed(name)
     await services.templates.project_removed(name)
@@ -59,3 +61,5 @@ async def delete(services: Services, actor: Actor, name: str) -> None:  # noqa: 
     services.node.library.uploads.prune(name, older_than=None, keep_size=None, now=services.clock())
     await services.webhooks.forget(name)
     await services.event_webhooks.forget(name)
+    services.replays.project_removed(name)
+    services.events.project_removed(name)

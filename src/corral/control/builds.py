@@ -105,6 +105,16 @@ class Builds:
             await asyncio.wait({task})
         return progress
 
+    async def project_removed(self, project: str) -> None:
+        """Those under way end, and none is known to a later project of its name."""
+        theirs = [progress.id for progress in self._builds.values() if progress.project == project]
+        tasks = [self._tasks[id] for id in theirs if id in self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for id in theirs:
+            self._builds.pop(id, None)
+
     async def _build(self, actor: Actor, wanted: BuildCreate, progress: Progress, password: str | None) -> None:
         try:
             image = await self._builder.build(actor, wanted, progress, password=password)

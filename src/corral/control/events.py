@@ -67,6 +67,10 @@ class EventLog:
         self._storing.add(stored)
         stored.add_done_callback(done)
 
+    def project_removed(self, project: str) -> None:
+        """Nothing has happened in a later project of its name. The rows are seen to already."""
+        self._recent = deque((event for event in self._recent if event.project != project), RECENT)
+
     async def since(self, project: str, *, after: int, sandbox: str | None = None, kinds: Collection[str] | None = None, limit: int = PAGE) -> list[Event]:
         """Stored events with a `seq` greater than `after`, oldest first; of these kinds."""
         return await self._rows.since(project, after=after, sandbox=sandbox, kinds=kinds, limit=limit)

@@ -67,6 +67,11 @@ class Replays:
         """What an earlier server knew; the oldest first."""
         self._remember(kept)
 
+    def project_removed(self, project: str) -> None:
+        """A later project of its name has made nothing yet."""
+        for at in [at for at in self._kept if at[0] == project]:
+            del self._kept[at]
+
     async def once(self, claim: Claim, make: Callable[[], Awaitable[Answer]], *, again: Callable[[str], Awaitable[Answer | None]] | None = None) -> Answer:
         """The answer of the first call with this claim. `again` gives it for what an earlier server made (its subject) when the answer itself was lost."""
         at = (claim.project, claim.key)

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from corral.schema.account import Key, Project, Role
 from corral.store.database import Database
-from corral.store.tables import egress_rules, keys, projects, secrets
+from corral.store.tables import egress_rules, events, idempotency, keys, projects, sandbox_tags, sandboxes, secrets
 
 
 class AccountRows:
@@ -30,7 +30,12 @@ class AccountRows:
         """With all that is only its own: a later project of the same name begins with nothing."""
 
         def do(connection: Connection) -> None:
-            for table in (secrets, egress_rules):
+            of_it = sandboxes.c.project == name, sandboxes.c.removed.is_(True)
+            connection.execute(delete(sandbox_tags).where(sandbox_tags.c.sandbox.in_(select(sandboxes.c.id).where(*of_it))))
+            connection.execute(delete(sandboxes).where(*of_it))
+            # The numbers of its events stay used: they are nobody's, until they are too old.
+            connection.execute(update(events).where(events.c.project == name).values(project=""))
+            for table in (secrets, egress_rules, idempotency):
                 connection.execute(delete(table).where(table.c.project == name))
             connection.execute(delete(projects).where(projects.c.name == name))
 
