@@ -148,15 +148,15 @@ class Forks:
     async def _entered(
         self, actor: Actor, children: Sequence[Living], results: Sequence[Timing | CorralError], claim: Claim | None
     ) -> list[Record | CorralError]:
-        entering = asyncio.gather(*(self._enter(actor, child, result, claim) for child, result in zip(children, results, strict=True)))
+        tasks = [asyncio.ensure_future(self._enter(actor, child, result, claim)) for child, result in zip(children, results, strict=True)]
         try:
-            return await asyncio.shield(entering)
-        except asyncio.CancelledError:
+            return await asyncio.shield(asyncio.gather(*tasks))
+        except BaseException:
 
             async def undo() -> None:
                 """Nobody will ever know of them."""
-                made = [one.id for one in await entering if isinstance(one, Record)]
-                await self._sandboxes.delete_many(actor, made)
+                entered = await asyncio.gather(*tasks, return_exceptions=True)
+                await self._sandboxes.delete_many(actor, [one.id for one in entered if isinstance(one, Record)])
 
             self._sandboxes.later(undo())
             raise
