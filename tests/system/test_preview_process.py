@@ -112,6 +112,37 @@ def test_connections_go_on_when_their_sandbox_was_paused(server: Server) -> None
                 through.rest()
 
 
+def test_requests_that_come_while_a_sandbox_is_forked_or_paused_are_answered(server: Server) -> None:
+    with Sandbox.create("base") as box:
+        process = box.exec("python3", "-c", web.SERVER, box.id, "8000")
+        assert process.stdout.readline() == "listening\n"
+        port, host = edge_of(box)
+        token = f"Corral-Token: {box.preview_token()}"
+        done = threading.Event()
+        told: set[tuple[int, str | None]] = set()
+
+        def ask() -> None:
+            while not done.is_set():
+                with wire(port) as line:
+                    answer = line.ask("GET", "/", host, token)
+                    told.add((answer.status, answer.code))
+
+        def fork() -> None:
+            for child in box.fork(1):
+                child.delete()
+
+        for change in (fork, box.pause, box.pause, box.pause):
+            done.clear()
+            asking = threading.Thread(target=ask)
+            asking.start()
+            try:
+                change()
+            finally:
+                done.set()
+                asking.join()
+        assert told == {(200, None)}
+
+
 def test_no_byte_is_lost_or_said_twice_when_a_sandbox_is_paused(server: Server) -> None:
     with Sandbox.create("base") as box:
         process = box.exec("python3", "-c", web.SERVER, box.id, "8000")
