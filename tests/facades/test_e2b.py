@@ -157,6 +157,12 @@ def test_files_are_written_read_listed_and_watched(box: Sandbox) -> None:
     assert [event for event in seen if event[0] in ("a.txt", "b.txt")] == wanted
 
 
+def test_directories_of_any_size_and_names_are_listed(box: Sandbox) -> None:
+    program = "import os; os.mkdir('/tmp/many'); [os.close(os.open(b'/tmp/many/\\xfe%d' % number, os.O_CREAT)) for number in range(10_001)]"
+    box.commands.run(f'python3 -c "{program}"')
+    assert len(box.files.list("/tmp/many")) == 10_001
+
+
 def test_files_are_sent_in_parts_or_not_at_all(box: Sandbox, server: Server) -> None:
     access = {"X-Access-Token": str(box._envd_access_token), "E2b-Sandbox-Id": box.sandbox_id}
     with httpx.Client(base_url=server.url, headers=access, timeout=GIVE_UP) as http:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -65,13 +66,13 @@ async def list_dir(request: Request, inside: Inside) -> Response:
         await _check_directory(inside, path)
         depth = min(max(1, fields.number(message, "depth")), _DEEPEST)
         entries: list[Entry] = []
-        after = None
+        behind: Mapping[str, str] = {}
         while True:
-            page = await inside.files.list(ListFiles.model_validate({"path": path, "depth": depth, "after": after}))
+            page = await inside.files.list(ListFiles.model_validate({"path": path, "depth": depth, **behind}))
             entries += page.entries
             if not page.more:
                 break
-            after = page.entries[-1].path
+            behind = page.cursor
         return {"entries": await described(inside, *entries)}
 
     return await unary(request, call)
