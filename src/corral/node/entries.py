@@ -43,7 +43,7 @@ def _chosen(at: At) -> str | bytes:
             except ValueError as error:
                 raise InvalidArgument(f"path_b64 is not base64: {error}") from None
         case _:
-            raise InvalidArgument("give one of the two: text, or base64 in the field that ends with _b64")
+            raise InvalidArgument("give either path or path_b64")
 
 
 def text(raw: bytes) -> str:

@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from corral.schema.model import Answer, Request
 
@@ -73,6 +73,12 @@ class ListFiles(At):
     limit: int = Field(10_000, ge=1, le=10_000)
     after: str | None = Field(None, description="path of the last entry of the page before")
     after_b64: str | None = Field(None, max_length=5464, description="that entry's `path_b64`, where it has one")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> ListFiles:
+        if self.after is not None and self.after_b64 is not None:
+            raise ValueError("give either after or after_b64")
+        return self
 
     @property
     def behind(self) -> At | None:
