@@ -156,7 +156,7 @@ def test_memories_are_made_one_at_a_time_and_none_for_who_has_no_room(server: Se
                         at_once = max(at_once, len(set(record.ids(places.boxes)) - known - {box.id}))
                         if "restore" in box.timing:
                             cold.remove(pids)
-            assert at_once == 1
+            assert at_once <= 1
             # Those that were refused have none, and nobody makes one for them now.
             assert len(set(places.memory.glob("sn-*")) - before) == 2
             client.templates.delete(word)

@@ -215,13 +215,16 @@ class Node:
             detail = "the server ended while it was being created"
         except CorralError as error:
             detail = error.message
+        if box.id in self._pauses:
+            # Its resume was cut off: that is undone (`Pauses.settle`), and it is paused as it was, with its processes.
+            self._suspend(box.id)
+            await self._engine.kill(box.id)
+            await self.volumes.release(box.id)
+            return None
         why = (Reason.ENGINE_ERROR, f"it could not be adopted: {detail}")
         self._leave(box.id)
         await self._engine.kill(box.id, why=why)
         await self.volumes.release(box.id)
-        if box.id in self._pauses:
-            # Its resume was cut off: that is undone (`Pauses.settle`), and it is paused as it was.
-            return None
         log.warning("a sandbox could not be adopted", sandbox=box.id, detail=detail)
         await self._tell(Ended(box.id, *why, disk_kept=True))
         return None
@@ -327,11 +330,7 @@ class Node:
         """Save its memory and end it: it takes no memory and no process until it is resumed. Raises `Unsupported` when it can't be saved; whatever is raised, it goes on."""
         running = self._get(id)
 
-        def leave() -> None:
-            del self._running[id]
-            self._books[id] = running.suspend()
-
-        timing = await asyncio.shield(self._pauses.pause(running, leave))
+        timing = await asyncio.shield(self._pauses.pause(running, lambda: self._suspend(id)))
         try:
             # What it wrote has to outlive the machine with it.
             await in_thread(spool.settle, self._places.spool / id)
@@ -353,9 +352,8 @@ class Node:
             await self._make_trust(running, spec.egress)
 
         def leave() -> None:
-            if (running := self._running.pop(spec.id, None)) is not None:
-                self._books[spec.id] = running.suspend()
-                running.guest.processes.slept(-slept)
+            if (book := self._suspend(spec.id)) is not None:
+                book.slept(-slept)
 
         return await asyncio.shield(self._pauses.resume(spec, secrets or {}, enter, leave))
 
@@ -424,6 +422,13 @@ class Node:
         if (running := self._running.pop(id, None)) is not None:
             running.guest.processes.lose()
             running.close(thaw=False)
+
+    def _suspend(self, id: str) -> ProcessBook | None:
+        """Its guest is about to be killed, and comes back: what it ran goes on then. None: it does not run."""
+        if (running := self._running.pop(id, None)) is None:
+            return None
+        self._books[id] = running.suspend()
+        return self._books[id]
 
     async def _died(self, ended: Ended) -> None:
         if ended.id in self._pauses and ended.id not in self._running:

@@ -76,7 +76,7 @@ class Pauses:
 
     # Pausing
 
-    async def pause(self, running: Running, leave: Callable[[], None]) -> Timing:
+    async def pause(self, running: Running, leave: Callable[[], object]) -> Timing:
         """Save a sandbox and end its sentry. `leave` is called when it is saved, before it is ended.
 
         Raises `Unsupported`, with what the mend is, when it can't be saved; it goes on then, as with every other error.
