@@ -11,7 +11,6 @@ from corral import Client, Sandbox
 from corral.bench import preview
 from corral.bench.figure import Figure, Floor, percentile, timed
 from corral.errors import SetupError
-from corral.schema.sandbox import State
 
 _WAIT = 10.0
 """Seconds for a sandbox that nobody uses to be frozen."""
@@ -45,7 +44,7 @@ def _twice(sandbox: Sandbox, n: int, measured: Callable[[], float]) -> tuple[lis
 
 def _until_frozen(sandbox: Sandbox) -> None:
     deadline = time.monotonic() + _WAIT
-    while sandbox.refresh().state is not State.FROZEN:
+    while not sandbox.refresh().info.frozen:
         if time.monotonic() > deadline:
             raise SetupError(
                 "a sandbox that nobody uses is not frozen", hint="this runsc may burn nothing when idle; `corral up --freeze always` freezes all the same"
